@@ -1,0 +1,55 @@
+"""minipeft: every parameter-efficient fine-tuning method, readable, checked and runnable, on NumPy.
+
+>>> import minipeft
+>>> sorted(minipeft.METHODS)[:2]
+['adalora', 'adapter_fusion']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Adapted": "run",
+    "Arch": "model.arch",
+    "Bad": "errors",
+    "Batch": "model.arch",
+    "Method": "method",
+    "Model": "model.arch",
+    "Site": "method",
+    "Step": "method",
+    "attach": "run",
+    "batch": "model.arch",
+    "fit": "train",
+    "frozen": "method",
+    "generate": "model.generate",
+    "load": "checkpoints",
+    "load_adapter": "checkpoints.native",
+    "load_peft": "checkpoints.peft_io",
+    "merge": "run",
+    "save_adapter": "checkpoints.native",
+    "save_model": "checkpoints",
+    "save_peft": "checkpoints.peft_io",
+    "use": "engine.backend",
+    "value_and_grad": "engine",
+}
+
+__all__ = ["METHODS", "__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    """Names are loaded when first used, so that importing the package costs next to nothing."""
+    if name == "METHODS":
+        method = importlib.import_module("minipeft.method")
+        method.load_methods()
+        return method.METHODS
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"minipeft.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'minipeft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,211 @@
+"""Reverse-mode differentiation: a Tensor is an array with a place on the tape.
+
+Only what is being differentiated is ever a Tensor. A frozen weight is a plain array, so no gradient for it can be
+asked for, and the activation that only that gradient would need is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import wraps
+from inspect import signature
+from itertools import count
+from typing import Any
+
+from minipeft.engine.backend import xp
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+OPS: dict[str, Callable] = {}  # name -> op, in the order of definition
+
+_order = count()
+
+
+class Node:
+    """One taped result: what it came from, and how its gradient goes back there. Holds no value."""
+
+    __slots__ = ("dtype", "order", "parents", "shape", "vjps")
+
+    def __init__(self, shape: tuple, dtype: Any, parents: tuple, vjps: Any) -> None:
+        self.shape, self.dtype, self.parents, self.vjps = shape, dtype, parents, vjps
+        self.order = next(_order)
+
+
+class Tensor:
+    """An array under differentiation. `value` is the array, `node` its place on the tape."""
+
+    __slots__ = ("node", "value")
+    __array_ufunc__ = None  # lets `array + tensor` reach Tensor.__radd__
+
+    def __init__(self, value: Array, node: Node | None = None) -> None:
+        self.value = value
+        self.node = node or Node(value.shape, value.dtype, (), ())
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.value!r})"
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Tensor has no truth value; compare its .value")
+
+
+class Put:
+    """A gradient that is zero but at `index`: the backward pass adds it there instead of spreading it out first."""
+
+    __slots__ = ("g", "index", "repeats")
+
+    def __init__(self, index: Any, g: Array, repeats: bool) -> None:
+        self.index, self.g, self.repeats = index, g, repeats
+
+
+def op(f: Callable) -> Callable:
+    """Make a differentiable op of a function on arrays.
+
+    `f(*arrays, **constants)` returns `(value, vjps)`. `vjps` is a tuple with one closure `g -> gradient` for each
+    positional argument (None where it has none), or one closure `(g, wanted) -> gradients` where the gradients share
+    work; `wanted` says for which arguments a gradient is needed. The op takes arrays and Tensors alike: without a
+    Tensor among its arguments it returns a plain array and tapes nothing.
+    """
+    OPS[f.__name__] = f
+    knows_wanted = "wanted" in signature(f).parameters
+
+    @wraps(f)
+    def call(*args: Any, **constants: Any) -> Any:
+        wanted = tuple(type(a) is Tensor for a in args)
+        if knows_wanted:
+            constants["wanted"] = wanted
+        if True not in wanted:
+            return f(*args, **constants)[0]
+        value, vjps = f(*(a.value if w else a for a, w in zip(args, wanted, strict=True)), **constants)
+        if callable(vjps):
+            parents = tuple(a.node if w else None for a, w in zip(args, wanted, strict=True))
+        else:  # drop the closures, and with them the activations, that nobody will ask for
+            # (an argument left at its default has a closure too, hence no strict zip)
+            kept = [(a.node, vjp) for a, vjp in zip(args, vjps, strict=False) if type(a) is Tensor and vjp is not None]
+            if not kept:
+                return value
+            parents, vjps = zip(*kept, strict=True)
+        return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
+
+    return call
+
+
+def unbroadcast(g: Array, shape: tuple) -> Array:
+    """Sum g over the axes along which an argument of `shape` was broadcast."""
+    if g.ndim > len(shape):
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    stretched = tuple(i for i, (a, b) in enumerate(zip(g.shape, shape, strict=True)) if a != b)
+    return g.sum(axis=stretched, keepdims=True) if stretched else g
+
+
+def backward(root: Tensor, g: Array) -> dict[Node, Array]:
+    """The gradients of `sum(g * root)` at the leaves of the tape, by node. The tape is used up."""
+    nodes, seen, stack = [], set(), [root.node]
+    while stack:
+        node = stack.pop()
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            nodes.append(node)
+            stack.extend(node.parents)
+    nodes.sort(key=lambda node: node.order)
+    grads: dict[Node, Array] = {root.node: g}
+    owned: set[int] = set()  # nodes whose gradient array is ours to write into
+    while nodes:
+        node = nodes.pop()
+        if not node.parents:
+            continue
+        g = grads.pop(node)
+        if callable(node.vjps):
+            parts = node.vjps(g, tuple(p is not None for p in node.parents))
+        else:
+            parts = (vjp(g) for vjp in node.vjps)
+        for parent, part in zip(node.parents, parts, strict=False):
+            if parent is not None and part is not None:
+                _accumulate(grads, owned, parent, part)
+        node.vjps, node.parents = None, ()  # frees the activations as we go
+    return grads
+
+
+def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Array | Put) -> None:
+    have = grads.get(node)
+    if type(part) is Put:
+        if have is None:
+            have = xp.zeros(node.shape, node.dtype)
+        elif id(node) not in owned:
+            have = have.copy()
+        if part.repeats:
+            xp.add.at(have, part.index, part.g)
+        else:
+            have[part.index] += part.g
+        grads[node] = have
+        owned.add(id(node))
+        return
+    if part.shape != node.shape:
+        part = unbroadcast(part, node.shape)
+    if part.dtype != node.dtype:
+        part = part.astype(node.dtype)
+    if have is None:
+        grads[node] = part
+    elif id(node) in owned:
+        have += part
+    else:
+        grads[node] = have + part
+        owned.add(id(node))
+
+
+def value_and_grad(f: Callable) -> Callable:
+    """`f(theta, ...) -> scalar` made into `theta, ... -> (value, gradients)`.
+
+    `theta` is a flat dict of arrays; only its entries are differentiated. `f` may return `(scalar, anything)`; then the
+    result is `((value, anything), gradients)`. Entries on which f does not depend get a gradient of zeros.
+    Raises TypeError if the result is not a scalar.
+    """
+
+    @wraps(f)
+    def call(theta: dict[str, Array], *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Array]]:
+        leaves = {k: Tensor(v) for k, v in theta.items()}
+        out = f(leaves, *args, **kwargs)
+        root, rest = out if isinstance(out, tuple) else (out, None)
+        if root.shape != ():
+            raise TypeError(f"value_and_grad needs a scalar, the function returned shape {root.shape}")
+        grads: dict[Node, Array] = {}
+        if type(root) is Tensor:
+            grads = backward(root, xp.ones((), root.dtype))
+            root = root.value
+        found = {
+            k: grads[leaf.node] if leaf.node in grads else xp.zeros(leaf.shape, leaf.dtype) for k, leaf in leaves.items()
+        }
+        return (root if rest is None else (root, rest)), found
+
+    return call
+
+
+_stopping = True
+
+
+def stop_gradient(x: Any) -> Any:
+    """x as a constant: its value goes on, its gradient ends here."""
+    return x.value if type(x) is Tensor and _stopping else x
+
+
+@contextlib.contextmanager
+def gradients_flow() -> Iterator[None]:
+    """Within this context `stop_gradient` does nothing, so that a function can be compared with finite differences."""
+    global _stopping
+    before, _stopping = _stopping, False
+    try:
+        yield
+    finally:
+        _stopping = before
+
+
+def value(x: Any) -> Any:
+    """The plain array of x, whether it is a Tensor or an array."""
+    return x.value if type(x) is Tensor else x

@@ -1,0 +1,20 @@
+"""The one error a user's mistake raises, and the near misses that go with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Bad(ValueError):
+    """A mistake in what was given: one line naming the thing, what was expected and what was found."""
+
+
+def near(word: str, options: Iterable[str], n: int = 3) -> str:
+    """' (did you mean a, b?)' for the options closest to `word`, or '' if none is close.
+
+    >>> near("lroa", ["lora", "dora", "prefix_tuning"])
+    ' (did you mean lora, dora?)'
+    """
+    close = difflib.get_close_matches(word, list(options), n=n, cutoff=0.5)
+    return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -1,0 +1,249 @@
+"""The protocol: what a method is, where it attaches, and the registry of all methods.
+
+A method is a frozen dataclass whose fields are its hyper-parameters. It says where it attaches (`targets`), what arrays
+it brings (`init`, `shared`) and what it does with them: `weight` in weight space, `apply` on an activation, or `forward`
+on a linear whose change is no weight. Everything else is optional. Its family is which function it defines, at which site.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.errors import Bad, near
+from minipeft.model.arch import Arch
+
+
+@dataclass(frozen=True)
+class frozen:  # noqa: N801  (reads as a word in `init`)
+    """Marks an array that a method brings but does not train: stored, without gradient or optimiser state."""
+
+    array: Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place a method can attach to: a parameter by its name, or an activation.
+
+    `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
+    "table" or "activation". `W` is the base parameter (read-only), `inputs` and `grad` what was measured on data for methods
+    that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    arch: Arch
+    W: Any = None
+    dtype: Any = np.float64
+    inputs: Any = None
+    grad: Any = None
+
+    @property
+    def layer(self) -> int | None:
+        """The number of the layer the site is in, None outside of layers."""
+        found = re.search(r"layers\.(\d+)", self.name)
+        return int(found[1]) if found else None
+
+
+@dataclass
+class Step:
+    """What a method sees of one optimiser step; its hooks change `grads` or `theta` by assigning new arrays.
+
+    `theta` and `grads` are {site: {name: array}} of this adapter's trained arrays ("" is the shared site), `stored` its stored
+    ones. `state` is a dict of arrays that belongs to the method and goes into training checkpoints. `t` counts from 1.
+    """
+
+    t: int
+    total: int
+    theta: dict[str, dict[str, Any]]
+    grads: dict[str, dict[str, Any]]
+    stored: dict[str, dict[str, Any]]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class Here:
+    """What a method may know where it is called: the site, this pass, and what the transformer shows there.
+
+    Facts of the site (`x` residual stream, `u` sub-layer input, `a` sub-layer output, `q` queries, `combine`) are attributes
+    where the transformer gives them. `state` is a dict that lives as long as the forward pass and is this adapter's own.
+    """
+
+    __slots__ = ("facts", "run", "site", "state")
+
+    def __init__(self, run: Any, site: str, state: dict, facts: dict | None = None) -> None:
+        self.run, self.site, self.state, self.facts = run, site, state, facts or {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.facts[name]
+        except KeyError:
+            raise AttributeError(f"site {self.site} shows no {name!r}; it shows {', '.join(self.facts) or 'nothing'}") from None
+
+    @property
+    def arch(self) -> Arch:
+        return self.run.arch
+
+    @property
+    def train(self) -> bool:
+        """Whether this is a training pass: dropout and sampling are on."""
+        return self.run.train
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The host generator of this pass."""
+        return self.run.rng
+
+    @property
+    def tokens(self) -> Any:
+        """The bookkeeping of the sequence (`Tokens`): mask, first and last real token, `insert`."""
+        return self.run.tokens
+
+    @property
+    def task_ids(self) -> Any:
+        """(b,) task of every row. Raises `Bad` where the batch has none."""
+        ids = self.run.batch.task_ids
+        if ids is None:
+            raise Bad(f"{self.site}: this method routes by task; the batch has no task_ids")
+        return ids
+
+    @property
+    def prefill(self) -> bool:
+        """False in the later steps of cached generation, where virtual tokens are in the cache already."""
+        return self.run.past == 0
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer or stack end this site belongs to: `layers.3` of `layers.3.attn.q.weight`."""
+        found = re.match(r"(.*layers\.\d+)", self.site)
+        return found[1] if found else ""
+
+    def param(self, name: str) -> Any:
+        """The parameter `name` of this layer as adapted: `attn.k.weight` in `layers.3` is `layers.3.attn.k.weight`."""
+        return self.run.param(f"{self.layer}.{name}" if self.layer else name)
+
+    def dropout(self, x: Any, p: float) -> Any:
+        """x with each element zeroed with probability p and the rest divided by 1 − p, in training; x otherwise."""
+        return self.run.dropout(x, p) if self.run.train and p else x
+
+
+class Base:
+    """The linear or table under a method: call it for its output; `W` and `b` are its weight and bias.
+
+    `table` tells whether it looks rows up: then it is called with ids. Several adapters at one site stack up: the base
+    of the second is the first.
+    """
+
+    __slots__ = ("W", "b", "call", "table")
+
+    def __init__(self, W: Any, b: Any, call: Callable[[Any], Any], table: bool) -> None:
+        self.W, self.b, self.call, self.table = W, b, call, table
+
+    def __call__(self, x: Any) -> Any:
+        return self.call(x)
+
+
+METHODS: dict[str, type[Method]] = {}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. A subclass registers itself under its name in snake case, or its `name`."""
+
+    name: ClassVar[str]
+    targets: str = ""
+    # Where it attaches by default: globs over sites, each matching a whole name or its end after a dot; alternatives are
+    # separated by "|", and the first that matches anything counts.
+    needs: ClassVar[tuple[str, ...]] = ()  # "inputs" | "grads": measured on data before init
+    identity: ClassVar[bool] = True  # the adapted model equals the base before training
+    ties: ClassVar[bool] = True  # a change of the token table changes a tied head too
+    caches: ClassVar[bool] = True  # generation may keep keys and values
+    offset: ClassVar[int] = 0  # position of the first text token
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__dict__.get("name") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if cls.name in METHODS and METHODS[cls.name].__module__ != cls.__module__:
+            raise TypeError(f"two methods are named {cls.name!r}: {METHODS[cls.name].__module__} and {cls.__module__}")
+        METHODS[cls.name] = cls
+
+    # --- arrays
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        """The arrays at one site, by name; wrap in `frozen(...)` what is stored and not trained."""
+        return {}
+
+    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
+        """The same, one set for all sites."""
+        return {}
+
+    def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+        """Arrays of all sites at once, for methods whose initial values at one site depend on the others."""
+        return {site.name: self.init(site, rng) for site in sites}
+
+    def base(self, site: Site) -> Any:
+        """What is held in place of the base parameter, None to leave it: QLoRA holds it in four bits."""
+        return None
+
+    # --- what it does: a subclass defines one of
+    #   weight(self, W, **arrays) -> W'             weight space; with bias(self, b, **arrays) -> b' where it changes the bias
+    #   apply(self, h, here, **arrays) -> h'        activations; a pair at attn.kv
+    #   around(self, f, h, here, **arrays) -> h'    a whole layer, f being the layer
+    #   forward(self, x, base, here, **arrays)      a linear (or lookup, x being ids) that is no weight, or a fast path that is
+
+    # --- training
+
+    def penalty(self, arrays: Mapping[str, dict[str, Any]]) -> Any:
+        """A scalar added to the loss, from {site: {name: array}}; None for none."""
+        return None
+
+    def lr(self, name: str) -> float:
+        """Factor on the learning rate of the arrays of this name."""
+        return 1.0
+
+    def before(self, here: Here, forward: Callable[[], Any], **shared: Any) -> None:
+        """Called before every forward pass; `forward()` runs the model as it stands, for methods of two passes."""
+
+    def after_backward(self, step: Step) -> None:
+        """Change gradients before the optimiser sees them."""
+
+    def after_step(self, step: Step) -> None:
+        """Change arrays after the optimiser has moved them: schedules, projections."""
+
+    # --- facts
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        """Symbols of the docstring's table and Size line at this site, beyond the fields and the site's own shape."""
+        return {}
+
+    @property
+    def merges(self) -> bool:
+        """Whether the change is an ordinary weight."""
+        return hasattr(self, "weight")
+
+
+def load_methods() -> None:
+    """Import every file under minipeft/methods, so that each registers itself."""
+    package = importlib.import_module("minipeft.methods")
+    for module in _walk(package):
+        importlib.import_module(module)
+
+
+def _walk(package: Any) -> Iterator[str]:
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not info.ispkg:
+            yield info.name
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of this name. Raises `Bad` with near misses if there is none."""
+    load_methods()
+    if name not in METHODS:
+        raise Bad(f"method {name!r} is unknown{near(name, METHODS)}; `minipeft list` shows all {len(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,1 @@
+"""Small modules inserted between the layers' own."""

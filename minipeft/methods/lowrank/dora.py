@@ -1,0 +1,73 @@
+"""DoRA: Weight-Decomposed Low-Rank Adaptation. Liu et al. 2024, https://arxiv.org/abs/2402.09353
+
+    V  = W + s B A,    s = α/r
+    W' = diag(m / ‖V‖) V                                                      (paper, eq. 5; ‖·‖ row by row)
+
+    A  (r, in)    trained   as LoRA
+    B  (out, r)   trained   0
+    m  (out)      trained   ‖W + s B A‖, hence W' = W before training; (d) on an embedding, one a column
+
+Size     r (in + out) + out numbers per adapted matrix; r (V + d) + d on an embedding.
+Merges   exactly: W' is an ordinary weight. The bias is not scaled.
+Dropout  acts on x in the correction (W' − W) x only, never on the base output.
+Differs  The paper detaches ‖V‖ from the gradient (§4.3), as HF peft, torchtune and mlx-lm do: grad="detached". LyCORIS
+         differentiates it: grad="full". The paper's column norm is a norm over inputs of one output in this layout.
+
+>>> A, B, m = np.zeros((1, 2)), np.zeros((2, 1)), np.array([10., 2.])
+>>> DoRA(r=1).weight(np.array([[3., 4.], [0., 1.]]), A=A, B=B, m=m)
+array([[6., 8.],
+       [0., 2.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops, stop_gradient
+from minipeft.errors import Bad
+from minipeft.method import Base, Here, Site
+from minipeft.methods.lowrank.lora import LoRA
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """LoRA with a trained magnitude for every output."""
+
+    grad: str = "detached"  # reading: "detached" | "full"
+    name: ClassVar[str] = "dora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grad not in ("detached", "full"):
+            raise Bad(f"dora: grad must be 'detached' or 'full', found {self.grad!r}")
+        if self.lora_bias:
+            raise Bad("dora: lora_bias has no meaning beside a magnitude")
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        arrays = super().init(site, rng)
+        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        return arrays | dict(m=ops.norm(W, axis=self._axis(site.kind == "embedding")))
+
+    @staticmethod
+    def _axis(embedding: bool) -> int:
+        return 0 if embedding else 1
+
+    def _scaled(self, V: Any, m: Any) -> Any:
+        embedding = m.shape[0] != V.shape[0]
+        n = ops.norm(V, axis=self._axis(embedding), keepdims=True)
+        n = stop_gradient(n) if self.grad == "detached" else n
+        return V * (m / n if embedding else m[:, None] / n)
+
+    def weight(self, W: Any, *, A: Any, B: Any, m: Any) -> Any:
+        return self._scaled(super().weight(W, A=A, B=B), m)
+
+    def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, m: Any) -> Any:
+        W = self.weight(base.W, A=A, B=B, m=m)
+        if base.table:
+            return ops.take(W, ids=x)
+        if not (here.train and self.dropout):
+            return ops.linear(x, W, base.b)
+        return base(x) + ops.linear(here.dropout(x, self.dropout), W - base.W)

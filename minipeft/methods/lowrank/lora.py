@@ -1,0 +1,82 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models. Hu et al. 2021, https://arxiv.org/abs/2106.09685
+
+    W' = W + s B A,    s = α/r                                                (paper, eq. 3)
+    b' = b + s c                                                              with lora_bias
+    s  = α/√r                                                                 with rslora (https://arxiv.org/abs/2312.03732)
+
+    A  (r, in)    trained   U(-1/√in, 1/√in); N(0, 1) on an embedding
+    B  (out, r)   trained   0, hence W' = W before training
+    c  (out)      trained   0; only with lora_bias, on linears
+
+Size     r (in + out) numbers per adapted matrix, out more with lora_bias.
+Merges   exactly: W' is an ordinary weight.
+Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ; an embedding has none.
+Differs  The paper draws A from a Gaussian (§4.1); the authors' loralib and HF peft draw it Kaiming-uniformly with a = √5,
+         which is the U above. We follow the code. An embedding is a matrix (V, d) like any other here; HF peft stores its
+         factors transposed, A (r, V) zero and B (d, r) normal. A change of a tied embedding does not reach the head.
+
+>>> A, B = np.array([[1., 0., 2.]]), np.array([[1.], [3.]])
+>>> LoRA(r=1, alpha=2).weight(np.zeros((2, 3)), A=A, B=B)
+array([[ 2.,  0.,  4.],
+       [ 6.,  0., 12.]])
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.errors import Bad
+from minipeft.method import Base, Here, Method, Site
+
+
+@dataclass(frozen=True)
+class LoRA(Method):
+    """Low-rank adaptation of linears and embeddings."""
+
+    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
+    r: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+    rslora: bool = False
+    lora_bias: bool = False
+    name: ClassVar[str] = "lora"
+    ties: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        out, in_ = site.shape
+        bound = in_**-0.5
+        embedding = site.kind == "embedding"
+        A = rng.standard_normal((self.r, in_)) if embedding else rng.uniform(-bound, bound, (self.r, in_))
+        arrays = dict(A=A, B=np.zeros((out, self.r)))
+        return arrays | dict(c=np.zeros(out)) if self.lora_bias and not embedding else arrays
+
+    def weight(self, W: Any, *, A: Any, B: Any, c: Any = None) -> Any:
+        return W + self.scale * (B @ A)
+
+    def bias(self, b: Any, *, c: Any = None, **_: Any) -> Any:
+        if c is None:
+            return b
+        return self.scale * c if b is None else b + self.scale * c
+
+    def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, c: Any = None) -> Any:
+        """x W'ᵀ + b' without ever forming B A; x are token ids where the base is an embedding."""
+        if base.table:
+            return base(x) + self.scale * (ops.take(B, ids=x) @ A)
+        y = ops.add_lowrank(base(x), here.dropout(x, self.dropout), A, B, s=self.scale)
+        return y if c is None else y + self.scale * c

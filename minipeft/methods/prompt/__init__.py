@@ -1,0 +1,1 @@
+"""Virtual tokens, keys and values."""

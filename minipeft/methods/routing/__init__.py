@@ -1,0 +1,1 @@
+"""Choosing among several adapters, by task or by token."""

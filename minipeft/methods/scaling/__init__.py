@@ -1,0 +1,1 @@
+"""Scaling and shifting what flows."""

@@ -1,0 +1,1 @@
+"""Some of the existing parameters, whole or in part."""

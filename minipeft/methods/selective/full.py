@@ -1,0 +1,36 @@
+"""Full fine-tuning: the baseline. Every parameter is trained.
+
+    W' = W₁
+
+    W1  like W  trained  W, hence W' = W before training
+
+Size     as many numbers as W.
+Merges   exactly: W' is an ordinary weight.
+Differs  Nothing is frozen, yet the base is not written to: the trained copy stands beside it.
+
+>>> Full().weight(np.zeros((1, 2)), W1=np.array([[3., 4.]]))
+array([[3., 4.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minipeft.method import Method, Site
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """Full fine-tuning of the targeted parameters."""
+
+    targets: str = "*.weight *.bias *.cls"
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        return dict(W1=W.copy())
+
+    def weight(self, W: Any, *, W1: Any) -> Any:
+        return W1

@@ -1,0 +1,1 @@
+"""Changes of weights with another structure: Hadamard products, Fourier series, shared projections."""

@@ -1,0 +1,210 @@
+"""What a checkpoint is to us: an `Arch` of facts, a flat dict of read-only arrays, and the names others call them by."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine.backend import read_only, to_device, to_host, xp
+from minipeft.errors import Bad
+
+
+@dataclass(frozen=True)
+class Arch:
+    """The facts in which checkpoints differ. A field exists because some checkpoint family needs it."""
+
+    family: str  # "gpt2", "llama", …: whose names and file layout
+    d: int  # width of the residual stream
+    layers: int
+    heads: int
+    ff: int  # width of the feed-forward
+    vocab: int = 0
+    kv_heads: int = 0  # grouped-query attention; 0: as many as heads
+    head_dim: int = 0  # 0: d / heads
+    norm: str = "layer"  # "layer" | "rms"
+    eps: float = 1e-5
+    pre_norm: bool = True  # normalise the input of a sub-layer, or (False) the sum after it
+    causal: bool = True
+    act: str = "gelu_tanh"  # "gelu" | "gelu_tanh" | "relu" | "silu" | "tanh"
+    gated: bool = False
+    fused_qkv: bool = False
+    scale: float | None = None  # of the attention scores; None: head_dim**-0.5
+    window: int | None = None  # each query sees this many latest keys
+    positions: str = "learned"  # "learned" | "rope" | "relative" | "none"
+    max_positions: int = 0  # rows of the learned table; 0: no limit
+    first_position: int = 0  # RoBERTa counts from padding id + 1
+    rope_theta: float = 10000.0
+    rope_scaling: tuple[tuple[str, Any], ...] = ()  # items of the checkpoint's scaling entry
+    buckets: int = 32  # of T5's relative positions
+    max_distance: int = 128
+    encoder_layers: int = 0  # > 0: an encoder-decoder; `layers` then counts the decoder's
+    tied: bool = False  # the head is the token table
+    head: str = "lm"  # "lm" | "mlm" | "classify" | "tokens" | "none"
+    head_scale: float = 1.0  # T5 scales the hidden state before a tied head
+    pool: str = "last"  # "last" | "first" | "mean": the token a classifier reads
+    labels: int = 0  # of a classifier
+    patch: int = 0  # ViT: patch and image size in pixels
+    image: int = 0
+    channels: int = 3
+    pad_id: int | None = None
+    eos_id: int | None = None
+    start_id: int | None = None  # first token of a decoder
+
+    @property
+    def kv(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def dh(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.d // self.heads
+
+    @property
+    def stacks(self) -> dict[str, int]:
+        """Prefix of each stack of layers and how many layers it has."""
+        return ({"encoder.": self.encoder_layers} if self.encoder_layers else {}) | {"": self.layers}
+
+
+class Names:
+    """A bijection between our module names and a checkpoint family's, from a table of patterns with {n} for a layer."""
+
+    def __init__(self, table: Mapping[str, str], transposed: tuple[str, ...] = ()) -> None:
+        self.table = dict(table)
+        self._to_ours = [(self._regex(theirs), ours) for ours, theirs in self.table.items()]
+        self._to_theirs = [(self._regex(ours), theirs) for ours, theirs in self.table.items()]
+        self.transposed = tuple(self._regex(t) for t in transposed)  # ours, stored (in, out) in their files
+
+    @staticmethod
+    def _regex(pattern: str) -> re.Pattern:
+        return re.compile(re.escape(pattern).replace(r"\{n\}", r"(?P<n>\d+)"))
+
+    @staticmethod
+    def _swap(rules: list, module: str) -> str | None:
+        for pattern, target in rules:
+            if found := pattern.fullmatch(module):
+                return target.format(**found.groupdict())
+        return None
+
+    def ours(self, module: str) -> str | None:
+        """Our name of their module, None if it is not in the table."""
+        return self._swap(self._to_ours, module)
+
+    def theirs(self, module: str) -> str | None:
+        """Their name of our module, None if it is not in the table."""
+        return self._swap(self._to_theirs, module)
+
+    def is_transposed(self, module: str) -> bool:
+        """Whether their file stores this module's (our name) weight as (in, out)."""
+        return any(p.fullmatch(module) for p in self.transposed)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model: facts, read-only arrays by our names, and the other names of its modules."""
+
+    arch: Arch
+    params: Mapping[str, Any]
+    names: Names = field(default_factory=lambda: Names({}), repr=False)
+
+    def __post_init__(self) -> None:
+        held = {k: v if hasattr(v, "dequantize") else read_only(v) for k, v in self.params.items()}
+        object.__setattr__(self, "params", held)
+
+    def __repr__(self) -> str:
+        return f"Model({self.arch.family}, {self.size:,} parameters, {self.dtype})"
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of its arrays."""
+        return next(v.dtype for v in self.params.values() if not hasattr(v, "dequantize"))
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return sum(int(np.prod(v.shape)) for v in self.params.values())
+
+    def astype(self, dtype: Any) -> Model:
+        """The same model in another floating-point type."""
+        held = {k: v if hasattr(v, "dequantize") else v.astype(dtype) for k, v in self.params.items()}
+        return dataclasses.replace(self, params=held)
+
+    def digest(self) -> str:
+        """SHA-256 of every array's name, dtype, shape and bytes: equal if and only if the base is bit-identical."""
+        h = hashlib.sha256()
+        for name in sorted(self.params):
+            v = self.params[name]
+            parts = v.to_arrays() if hasattr(v, "dequantize") else {"": v}
+            for key in sorted(parts):
+                a = np.ascontiguousarray(to_host(parts[key]))
+                h.update(f"{name}:{key}:{a.dtype}:{a.shape}".encode())
+                h.update(a.data)
+        return h.hexdigest()
+
+    def classifier(self, labels: int, *, pool: str = "mean") -> Model:
+        """This model with a linear classifier of `labels` classes on its pooled output, starting at zero."""
+        score = {"score.weight": xp.zeros((labels, self.arch.d), self.dtype), "score.bias": xp.zeros(labels, self.dtype)}
+        arch = dataclasses.replace(self.arch, head="classify", labels=labels, pool=pool)
+        return dataclasses.replace(self, arch=arch, params={**self.params, **score})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one forward pass, under the names the field uses. b rows, t tokens.
+
+    Give `input_ids` (b, t), or `inputs_embeds` (b, t, d), or `pixel_values` (b, c, H, W). `attention_mask` (b, t) is 1 for
+    real tokens. `labels` are (b, t) for language models and token classification, (b,) for classification, with −100
+    for what is to be ignored. `decoder_input_ids` of an encoder-decoder default to the labels, shifted right.
+    `task_ids` (b,) are for methods that route by task.
+    """
+
+    input_ids: Any = None
+    attention_mask: Any = None
+    labels: Any = None
+    token_type_ids: Any = None
+    position_ids: Any = None
+    inputs_embeds: Any = None
+    pixel_values: Any = None
+    decoder_input_ids: Any = None
+    decoder_inputs_embeds: Any = None
+    decoder_attention_mask: Any = None
+    task_ids: Any = None
+
+    @property
+    def rows(self) -> int:
+        """How many examples."""
+        return next(len(x) for x in (self.inputs_embeds, self.input_ids, self.pixel_values) if x is not None)
+
+    def check(self, arch: Arch, past: int = 0) -> None:
+        """Raise `Bad`, in one line, for what cannot be computed: nothing given, empty, ids out of range, shapes apart."""
+        given = [x for x in (self.inputs_embeds, self.input_ids, self.pixel_values) if x is not None]
+        if not given:
+            raise Bad("batch: expected input_ids, inputs_embeds or pixel_values, found none of them")
+        if 0 in given[0].shape:
+            raise Bad(f"batch: expected at least one row and one token, found shape {tuple(given[0].shape)}")
+        for name in ("input_ids", "decoder_input_ids"):
+            ids = getattr(self, name)
+            if ids is not None:
+                lo, hi = int(ids.min()), int(ids.max())
+                if lo < 0 or hi >= arch.vocab:
+                    raise Bad(f"{name}: expected token ids 0 … {arch.vocab - 1}, found {lo if lo < 0 else hi}")
+        if self.pixel_values is None:
+            shape = tuple(given[0].shape[:2])
+            covered = shape if arch.encoder_layers else (shape[0], past + shape[1])
+            for name, expected in {"attention_mask": covered, "token_type_ids": shape, "position_ids": shape}.items():
+                x = getattr(self, name)
+                if x is not None and tuple(x.shape) != expected:
+                    raise Bad(f"{name}: expected shape {expected} like the tokens, found {tuple(x.shape)}")
+        if self.task_ids is not None and len(self.task_ids) != self.rows:
+            raise Bad(f"task_ids: expected one for each of {self.rows} rows, found {len(self.task_ids)}")
+
+
+def batch(**arrays: Any) -> Batch:
+    """A `Batch` of lists or arrays, moved to the backend's device."""
+    return Batch(**{k: None if v is None else v if hasattr(v, "node") else to_device(v) for k, v in arrays.items()})

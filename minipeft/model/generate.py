@@ -1,0 +1,111 @@
+"""Generation: greedy, or sampling with temperature, top-k and top-p; with or without a cache of keys and values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.tensor import value
+from minipeft.errors import Bad
+from minipeft.model.arch import Batch
+
+
+def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """The next token (b,) from logits (b, V): the most probable if temperature is 0, else one drawn at random.
+
+    top_k > 0 keeps the k most probable; top_p < 1 keeps the fewest most probable whose probabilities sum to at least
+    top_p (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, §3.1).
+    """
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    x = logits.astype(np.float64) / temperature
+    order = np.argsort(-x, axis=-1, kind="stable")
+    x = np.take_along_axis(x, order, axis=-1)
+    p = np.exp(x - x[:, :1])
+    if top_k:
+        p[:, top_k:] = 0
+    p /= p.sum(axis=-1, keepdims=True)
+    p *= (np.cumsum(p, axis=-1) - p) < top_p  # what comes before is not yet enough
+    total = np.cumsum(p, axis=-1)
+    drawn = (total < rng.random((len(x), 1)) * total[:, -1:]).sum(axis=-1)
+    return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+
+
+def generate(
+    adapted: Any,
+    batch: Batch,
+    new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> np.ndarray:
+    """Continue each row of the batch (padded on the left, if at all) by up to `new_tokens` tokens; (b, ≤ new_tokens) on the host.
+
+    For an encoder-decoder the batch is what the encoder reads. A row that has produced the end token goes on with
+    padding; when all have, generation ends. Positions follow the mask, so padding changes nothing. Raises `Bad` for
+    settings out of range, right padding, or a model without a language-model head.
+    """
+    arch = adapted.model.arch
+    if arch.head != "lm":
+        raise Bad(f"generate needs a language-model head; this model's head is {arch.head!r}")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise Bad(f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}")
+    use_cache = use_cache and all(a.method.caches for a in adapted.in_use)
+    rng = np.random.default_rng(seed)
+    rows = batch.rows
+    seq2seq = bool(arch.encoder_layers)
+    if seq2seq:
+        if arch.start_id is None:
+            raise Bad("generate: the checkpoint names no decoder_start_token_id")
+        ids = xp.full((rows, 1), arch.start_id, int)
+        mask = None
+    else:
+        ids, mask = batch.input_ids, batch.attention_mask
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise Bad("generate: expected padding on the left, found rows that end in padding")
+        mask = None if mask is None else mask.astype(bool)
+
+    done = np.zeros(rows, bool)
+    made: list[np.ndarray] = []
+    end, pad = arch.eos_id, arch.pad_id if arch.pad_id is not None else arch.eos_id
+    run, past, fresh = adapted.run(cache={} if use_cache else None), 0, ids
+    positions = None if mask is None else counted(mask)
+    for _ in range(new_tokens):
+        if seq2seq:
+            step = dataclasses.replace(batch, decoder_input_ids=fresh, labels=None)
+        else:
+            step = dataclasses.replace(batch, input_ids=fresh, attention_mask=mask, position_ids=positions, labels=None)
+        out = run.forward(step, past)
+        following = pick(to_host(value(out.logits))[:, -1], rng, temperature, top_k, top_p)
+        if end is not None:
+            following = np.where(done, pad, following)
+            done |= following == end
+        made.append(following)
+        if done.all():
+            break
+        new = to_device(following[:, None])
+        if use_cache:  # what the cache holds is in the bookkeeping of the last pass, virtual tokens included
+            past, fresh = past + out.tokens.t, new
+            mask = None if out.tokens.mask is None else grown(out.tokens.mask)
+            positions = None if out.tokens.positions is None else out.tokens.positions[:, -1:] + 1
+        else:
+            run, fresh = adapted.run(), xp.concatenate([fresh, new], axis=1)
+            mask = None if mask is None else grown(mask)
+            positions = None if mask is None else counted(mask)
+    return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)
+
+
+def counted(mask: Any) -> Any:
+    """Positions (b, t) that count only the tokens the mask (b, t) shows."""
+    return xp.maximum(xp.cumsum(mask, axis=1) - 1, 0)
+
+
+def grown(mask: Any) -> Any:
+    """The mask with one more visible token in every row."""
+    return xp.concatenate([mask, xp.ones((len(mask), 1), bool)], axis=1)

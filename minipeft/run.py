@@ -1,0 +1,618 @@
+"""How methods meet the model: attaching, the two choke points, merging.
+
+`Run` is one use of a model with its adapters: it hands out weights (`param`, `linear`, `lookup`) and passes activations
+through the methods attached to a site (`at`, `around`). The transformer calls these and knows nothing of adapters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.engine.backend import read_only, to_device, to_host, xp
+from minipeft.engine.tensor import value, value_and_grad
+from minipeft.errors import Bad, near
+from minipeft.method import Base, Here, Method, Site, frozen, method_class
+from minipeft.model.arch import Arch, Batch, Model
+from minipeft.model.transformer import Output, activation_sites
+from minipeft.model.transformer import forward as model_forward
+
+SHARED = ""  # the site of arrays that all sites of an adapter share
+
+
+# --- sites and targets ----------------------------------------------------------------------------------------------
+
+
+def kind_of(name: str, shape: tuple[int, ...]) -> str:
+    """What sort of parameter this is, by its name and shape."""
+    if name.endswith(".bias"):
+        return "bias"
+    if ".norm." in f".{name}":
+        return "norm"
+    if name.startswith("embed.") and name != "embed.patch.weight":
+        return "embedding" if len(shape) == 2 and name.endswith(".weight") else "table"
+    return "table" if "relbias" in name else "linear"
+
+
+def sites(model: Model) -> dict[str, Site]:
+    """Every site of a model: its parameters by name, and the activations."""
+    arch = model.arch
+    found = {
+        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype)
+        for name, W in model.params.items()
+    }
+    if arch.tied and "head.weight" not in found:
+        W = model.params["embed.tokens.weight"]
+        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype)
+    for name, shape in activation_sites(arch).items():
+        found[name] = Site(name, shape, "activation", arch, None, model.dtype)
+    return found
+
+
+def _matches_glob(site: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(site, pattern) or fnmatch.fnmatchcase(site, f"*.{pattern}")
+
+
+def matches(model: Model, site: Site, target: str) -> bool:
+    """Whether a target names a site.
+
+    A target is a glob over our names, matching the whole name or its end after a dot (`attn.q.weight`, `layers.0.*`); or a
+    module's name in the checkpoint, whole or its end after a dot (`q_proj`); or `all-linear`: every linear but the output
+    head; or `re:` and a regular expression that must match the whole module name, theirs or ours.
+    """
+    module, _, leaf = site.name.rpartition(".")
+    is_weight = leaf == "weight" and site.kind in ("linear", "embedding", "norm", "table")
+    if target.lower() == "all-linear":
+        return site.kind == "linear" and is_weight and not module.startswith(("head", "score", "pooler", "embed."))
+    names = [n for n in (model.names.theirs(module), module) if n] if is_weight else []
+    if target.startswith("re:"):
+        try:
+            return any(re.fullmatch(target[3:], n) for n in [*names, site.name])
+        except re.error as why:
+            raise Bad(f"target {target!r} is no regular expression: {why}") from None
+    if _matches_glob(site.name, target):
+        return True
+    return any(n == target or n.endswith("." + target) for n in names)
+
+
+def select(
+    model: Model,
+    targets: str | Sequence[str],
+    *,
+    exclude: str | Sequence[str] = (),
+    layers: Iterable[int] | None = None,
+) -> list[Site]:
+    """The sites that `targets` name (see `matches`), in model order; alternatives separated by "|".
+
+    Raises `Bad`, with near misses, if a target matches nothing.
+    """
+    every = sites(model)
+    wanted = None if layers is None else set(layers)
+
+    def split(text: str | Sequence[str]) -> list[str]:
+        if not isinstance(text, str):
+            return list(text)
+        return [text] if text.startswith("re:") else text.split()
+
+    leave = split(exclude)
+
+    def chosen(patterns: list[str]) -> list[Site]:
+        return [
+            s
+            for s in every.values()
+            if any(matches(model, s, p) for p in patterns)
+            and not any(matches(model, s, p) for p in leave)
+            and (wanted is None or s.layer in wanted)
+        ]
+
+    is_regex = isinstance(targets, str) and targets.startswith("re:")
+    options = targets.split("|") if isinstance(targets, str) and not is_regex else [targets]
+    for option in options:
+        if found := chosen(split(option)):
+            return found
+    patterns = [p for option in options for p in split(option)]
+    known = {n.rpartition(".")[2] for s in every.values() if (n := model.names.theirs(s.name.rpartition(".")[0]))}
+    known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
+    hints = "".join(near(p, known) for p in patterns[:1])
+    limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
+    raise Bad(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One method attached to one model: its instance at every site (patterns may change fields) and its arrays.
+
+    `arrays` maps "site:name" to an array; those in `trained` are trained, the others stored.
+    """
+
+    name: str
+    method: Method
+    at: Mapping[str, Method]
+    arrays: Mapping[str, Any]
+    trained: frozenset[str]
+    options: Mapping[str, Any] = field(default_factory=dict)  # how it was attached, for saving
+
+    def grouped(self, arrays: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+        """{site: {name: array}} of `arrays` (default: all of this adapter's)."""
+        out: dict[str, dict[str, Any]] = {}
+        for key, v in (self.arrays if arrays is None else arrays).items():
+            site, _, name = key.rpartition(":")
+            out.setdefault(site, {})[name] = v
+        return out
+
+    @property
+    def size(self) -> int:
+        """How many numbers it trains."""
+        return sum(int(self.arrays[k].size) for k in self.trained)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A base model and the adapters attached to it. Immutable: what changes it returns a new one.
+
+    Its trained arrays are `theta`, a flat dict "adapter/site:name" -> array.
+    """
+
+    model: Model
+    adapters: tuple[Adapter, ...] = ()
+    active: tuple[str, ...] | None = None  # None: all; (): the base alone
+    skip_layers: frozenset[int] = frozenset()  # AdapterDrop: adapters are absent in these layers
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{a.name}={a.method.name} ({a.size:,} trained)" for a in self.adapters)
+        return f"Adapted({self.model!r}: {names})"
+
+    @property
+    def in_use(self) -> tuple[Adapter, ...]:
+        """The adapters that are switched on, in order."""
+        if self.active is None:
+            return self.adapters
+        by_name = {a.name: a for a in self.adapters}
+        return tuple(by_name[n] for n in self.active)
+
+    def using(self, *names: str) -> Adapted:
+        """The same with only these adapters switched on, in this order; without names, the base alone."""
+        have = [a.name for a in self.adapters]
+        for n in names:
+            if n not in have:
+                raise Bad(f"adapter {n!r} is not attached; attached: {', '.join(have) or 'none'}{near(n, have)}")
+        return dataclasses.replace(self, active=tuple(names))
+
+    def adapter(self, name: str = "default") -> Adapter:
+        """The attached adapter of this name. Raises `Bad` if there is none."""
+        self.using(name)
+        return next(a for a in self.adapters if a.name == name)
+
+    @property
+    def theta(self) -> dict[str, Any]:
+        """All trained arrays of the adapters in use."""
+        return {f"{a.name}/{k}": a.arrays[k] for a in self.in_use for k in a.arrays if k in a.trained}
+
+    def replace(self, theta: Mapping[str, Any]) -> Adapted:
+        """The same with these trained arrays in place of those of the same keys. Raises `Bad` for unknown keys or shapes."""
+        known = {f"{a.name}/{k}" for a in self.adapters for k in a.trained}
+        for key, v in theta.items():
+            if key not in known:
+                raise Bad(f"{key!r} is no trained array of this model{near(key, known)}")
+            have = next(a for a in self.adapters if key.startswith(a.name + "/")).arrays[key.split("/", 1)[1]]
+            if tuple(have.shape) != tuple(v.shape):
+                raise Bad(f"{key}: expected shape {tuple(have.shape)}, found {tuple(v.shape)}")
+
+        def renew(a: Adapter) -> Adapter:
+            new = {k: theta.get(f"{a.name}/{k}", v) if k in a.trained else v for k, v in a.arrays.items()}
+            return dataclasses.replace(a, arrays=new)
+
+        return dataclasses.replace(self, adapters=tuple(renew(a) for a in self.adapters))
+
+    def run(self, theta: Mapping[str, Any] | None = None, **options: Any) -> Run:
+        """A `Run` of this model, with `theta` (arrays or Tensors) in place of its trained arrays."""
+        return Run(self, theta, **options)
+
+    def forward(self, batch: Batch, theta: Mapping[str, Any] | None = None, **options: Any) -> Output:
+        """One forward pass; untaped unless theta holds Tensors."""
+        return self.run(theta, **options).forward(batch)
+
+    def logits(self, batch: Batch, theta: Mapping[str, Any] | None = None) -> Any:
+        """The logits as a plain array."""
+        return value(self.forward(batch, theta).logits)
+
+    def loss(
+        self, theta: Mapping[str, Any] | None, batch: Batch, *, train: bool = False, rng: np.random.Generator | None = None
+    ) -> Any:
+        """The task's loss plus the methods' penalties, a scalar. Raises `Bad` for a batch without labels."""
+        run = self.run(theta, train=train, rng=rng)
+        loss = run.forward(batch).loss
+        if loss is None:
+            raise Bad("batch: a loss needs labels and a model with a head")
+        for adapter in self.in_use:
+            penalty = adapter.method.penalty(run.arrays[adapter.name])
+            if penalty is not None:
+                loss = loss + penalty
+        return loss
+
+    def value_and_grad(
+        self, batch: Batch, theta: Mapping[str, Any] | None = None, **options: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """The loss and its gradient with respect to every trained array."""
+        return value_and_grad(lambda t: self.loss(t, batch, **options))(dict(self.theta if theta is None else theta))
+
+
+def attach(
+    model: Model | Adapted,
+    method: Method | str,
+    *,
+    name: str = "default",
+    targets: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    layers: Iterable[int] | None = None,
+    patterns: Mapping[str, Mapping[str, Any]] | None = None,
+    train_whole: Sequence[str] = (),
+    bias: str = "none",
+    data: Sequence[Batch] = (),
+    seed: int = 0,
+) -> Adapted:
+    """Attach a method to a model and draw its initial arrays. The base is never written to.
+
+    `targets`, `exclude` and `layers` say where (see `select`; default: the method's own). `patterns` maps a target to
+    fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
+    parameters trained in full beside it, `bias` "none", "adapted" (of the targeted linears) or "all". `data` are batches
+    for methods that measure inputs or gradients first. `seed` fixes the initial values.
+    Raises `Bad` where something matches nothing, is unknown, or does not fit.
+    """
+    adapted = model if isinstance(model, Adapted) else Adapted(model)
+    model = adapted.model
+    method = method_class(method)() if isinstance(method, str) else method
+    if any(a.name == name for a in adapted.adapters):
+        raise Bad(f"an adapter named {name!r} is attached already; give this one another name")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
+    layers = None if layers is None else tuple(layers)
+    chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
+    at: dict[str, Method] = {}
+    for site in chosen:
+        fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]
+        try:
+            at[site.name] = dataclasses.replace(method, **fits[0]) if fits else method
+        except TypeError as why:
+            raise Bad(f"patterns for {site.name}: {why}") from None
+        if site.kind == "activation" and not hasattr(method, "apply") and not hasattr(method, "around"):
+            raise Bad(f"{method.name} changes weights, but target {site.name} is an activation")
+    held = {s.name: W for s in chosen if (W := at[s.name].base(s)) is not None}
+    if held:
+        model = dataclasses.replace(model, params={**model.params, **held})
+        adapted = dataclasses.replace(adapted, model=model)
+    if method.needs:
+        if not data:
+            raise Bad(f"{method.name} measures {' and '.join(method.needs)} before it starts; give `data`, a list of batches")
+        chosen = measure(adapted, chosen, data, method.needs)
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {}
+    trained: set[str] = set()
+
+    def take(site: str, found: Mapping[str, Any]) -> None:
+        for key, a in found.items():
+            full = f"{site}:{key}"
+            plain = a.array if isinstance(a, frozen) else a
+            plain = np.asarray(to_host(plain))
+            arrays[full] = to_device(plain.astype(model.dtype) if plain.dtype.kind == "f" else plain)
+            if isinstance(a, frozen):
+                arrays[full] = read_only(arrays[full])
+            else:
+                trained.add(full)
+
+    take(SHARED, method.shared(chosen, rng))
+    by_method: dict[Method, list[Site]] = {}
+    for site in chosen:
+        by_method.setdefault(at[site.name], []).append(site)
+    drawn = {k: v for m, where in by_method.items() for k, v in m.init_all(where, rng).items()}
+    for site in chosen:
+        if site.name in drawn:
+            take(site.name, drawn[site.name])
+        else:
+            del at[site.name]  # the method gave this site up (EVA: rank 0)
+    for extra, where in _extras(model, chosen, train_whole, bias):
+        for site in where:
+            if site.name in at:
+                raise Bad(f"{site.name} is targeted by {method.name} and trained whole as well")
+            at[site.name] = extra
+            take(site.name, extra.init(site, rng))
+    options = dict(train_whole=list(train_whole), bias=bias)
+    adapter = Adapter(name, method, at, arrays, frozenset(trained), options)
+    return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter))
+
+
+def _extras(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: str) -> list[tuple[Method, list[Site]]]:
+    """Modules trained whole and biases, as full fine-tuning of just those parameters."""
+    full = method_class("full")()
+    out = []
+    for target in train_whole:
+        every = [s for s in sites(model).values() if s.kind != "activation"]
+
+        def inside(s: Site, target: str = target) -> bool:
+            module = s.name.rpartition(".")[0]
+            names = [n for n in (model.names.theirs(module), module) if n]
+            return any(f".{target}." in f".{n}." for n in names) or _matches_glob(s.name, target)
+
+        found = [s for s in every if inside(s)]
+        if not found:
+            known = {n for s in every for n in (model.names.theirs(s.name.rpartition(".")[0]) or "").split(".")}
+            raise Bad(f"train_whole {target!r} matches no module{near(target, known | {s.name for s in every})}")
+        out.append((full, found))
+    if bias not in ("none", "adapted", "all"):
+        raise Bad(f"bias {bias!r}: expected none, adapted or all{near(bias, ('none', 'adapted', 'all'))}")
+    if bias != "none":
+        whole = {s.name for _, where in out for s in where}
+        targeted = {s.name.removesuffix(".weight") + ".bias" for s in chosen}
+        found = [
+            s
+            for s in sites(model).values()
+            if s.kind == "bias" and s.name not in whole and (bias == "all" or s.name in targeted)
+        ]
+        out.append((full, found))
+    return out
+
+
+def measure(adapted: Adapted, where: list[Site], data: Sequence[Batch], needs: tuple[str, ...]) -> list[Site]:
+    """The sites with what a method asked to see on data: inputs of their linears, mean gradients of their weights."""
+    seen: dict[str, list] = {s.name: [] for s in where}
+    grads: dict[str, Any] = {}
+    for batch in data:
+        if "inputs" in needs:
+            run = adapted.run()
+            run.watch = seen
+            run.forward(batch)
+        if "grads" in needs:
+            full = method_class("full")()
+            probe = attach(Adapted(adapted.model), full, name="probe", targets=[s.name for s in where])
+            _, found = probe.value_and_grad(batch)
+            for key, g in found.items():
+                site = key.removeprefix("probe/").rpartition(":")[0]
+                grads[site] = grads.get(site, 0) + to_host(g) / len(data)
+    return [dataclasses.replace(s, inputs=seen[s.name] or None, grad=grads.get(s.name)) for s in where]
+
+
+# --- one use of a model ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Hook:
+    method: Method
+    arrays: dict[str, Any]
+    here: Here
+
+
+class Run:
+    """One forward pass, or one generation, of a model with adapters. `train` switches dropout and sampling on."""
+
+    def __init__(
+        self,
+        adapted: Adapted,
+        theta: Mapping[str, Any] | None = None,
+        *,
+        train: bool = False,
+        rng: np.random.Generator | None = None,
+        cache: dict | None = None,
+    ) -> None:
+        self.arch: Arch = adapted.model.arch
+        self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
+        self.cache = cache  # None: none kept
+        self.past = 0  # tokens in the cache
+        self.tokens: Any = None
+        self.batch: Batch = Batch()
+        self.watch: dict[str, list] | None = None  # filled with the inputs of linears, for methods that measure them
+        self.arrays: dict[str, dict[str, dict[str, Any]]] = {}
+        self._base = adapted.model.params
+        self._weights: dict[str, Any] = {}
+        self._hooks: dict[str, list[_Hook]] = {}
+        self._befores: list[tuple[Method, Here, dict]] = []
+        self._offsets: list[tuple[Method, frozenset]] = []
+        theta = theta or {}
+        for adapter in adapted.in_use:
+            prefix = f"{adapter.name}/"
+            current = {k: theta.get(prefix + k, v) for k, v in adapter.arrays.items()}
+            groups = adapter.grouped(current)
+            common = groups.get(SHARED, {})
+            state: dict = {}
+            self.arrays[adapter.name] = groups
+            for site, method in adapter.at.items():
+                here = Here(self, site, state)
+                if here.site and adapted.skip_layers and _layer_number(site) in adapted.skip_layers:
+                    continue
+                own = groups.get(site, {})
+                arrays = {**common, **own} if method is adapter.method and common else own
+                self._hooks.setdefault(site, []).append(_Hook(method, arrays, here))
+            if type(adapter.method).before is not Method.before:
+                self._befores.append((adapter.method, Here(self, SHARED, state), common))
+            if adapter.method.offset:
+                self._offsets.append((adapter.method, frozenset(adapter.at)))
+
+    # --- weights
+
+    def has(self, name: str) -> bool:
+        """Whether the model has a parameter of this name."""
+        return name in self._base or (name == "head.weight" and self.arch.tied)
+
+    def base(self, name: str) -> Any:
+        """The base parameter, dequantised if it is held quantised; None if the model has none of this name."""
+        W = self._base.get(name)
+        if W is None and name == "head.weight" and self.arch.tied:
+            return self.base("embed.tokens.weight")
+        return W.dequantize() if hasattr(W, "dequantize") else W
+
+    def _param_hooks(self, name: str) -> list[_Hook]:
+        hooks = self._hooks.get(name, [])
+        if name == "head.weight" and self.arch.tied and name not in self._base:
+            tied = self._hooks.get("embed.tokens.weight", [])
+            hooks = [h for h in tied if h.method.ties and hasattr(h.method, "weight")] + hooks
+        return hooks
+
+    def param(self, name: str) -> Any:
+        """The parameter as the active adapters make it; None if the model has none of this name."""
+        if name not in self._weights:
+            if not self._hooks:
+                return self.base(name)
+            W = self.base(name)
+            if name.endswith(".bias"):
+                for hook in self._param_hooks(name.removesuffix("bias") + "weight"):
+                    if hasattr(hook.method, "bias"):
+                        W = hook.method.bias(W, **hook.arrays)
+            for hook in self._param_hooks(name):
+                if not hasattr(hook.method, "weight"):
+                    raise Bad(f"{hook.method.name} at {name} is no change of a weight")
+                W = hook.method.weight(W, **hook.arrays)
+            self._weights[name] = W
+        return self._weights[name]
+
+    def linear(self, module: str, x: Any) -> Any:
+        """x Wᵀ + b of a module, through the fast paths of the methods attached to it."""
+        name = f"{module}.weight"
+        if self.watch is not None and name in self.watch:
+            self.watch[name].append(to_host(value(x)).reshape(-1, x.shape[-1]))
+        return self.at(f"{module}.out", self._through(module, name, x, ops.linear, table=False))
+
+    def lookup(self, module: str, ids: Any) -> Any:
+        """Rows `ids` of a table."""
+        return self._through(module, f"{module}.weight", ids, lambda x, W, b: ops.take(W, ids=x), table=True)
+
+    def _through(self, module: str, name: str, x: Any, plain: Callable, table: bool) -> Any:
+        hooks = self._param_hooks(name)
+        if not any(hasattr(h.method, "forward") for h in hooks):
+            return plain(x, self.param(name), self.param(f"{module}.bias"))
+        bias = f"{module}.bias"
+
+        def level(k: int) -> Base:  # the linear under the first k methods
+            W, b = self.base(name), self.base(bias)
+            for hook in hooks[:k]:
+                if hasattr(hook.method, "weight"):
+                    W = hook.method.weight(W, **hook.arrays)
+                    b = hook.method.bias(b, **hook.arrays) if hasattr(hook.method, "bias") else b
+            for hook in self._hooks.get(bias, []):
+                b = hook.method.weight(b, **hook.arrays)
+            if k == 0 or not any(hasattr(h.method, "forward") for h in hooks[:k]):
+                return Base(W, b, lambda x: plain(x, W, b), table)
+            return Base(W, b, lambda x: call(k, x), table)
+
+        def call(k: int, x: Any) -> Any:
+            hook = hooks[k - 1]
+            if hasattr(hook.method, "forward"):
+                return hook.method.forward(x, level(k - 1), hook.here, **hook.arrays)
+            if k > 1 and not hasattr(hooks[k - 2].method, "weight"):
+                raise Bad(f"{hook.method.name} cannot follow {hooks[k - 2].method.name} at {name}: that is no weight")
+            under = level(k)
+            return plain(x, under.W, under.b)
+
+        return call(len(hooks), x)
+
+    # --- activations
+
+    def at(self, site: str, h: Any, **facts: Any) -> Any:
+        """h as the methods at this site make it."""
+        hooks = self._hooks.get(site)
+        if not hooks:
+            return h
+        for hook in hooks:
+            h = hook.method.apply(h, Here(self, site, hook.here.state, facts), **hook.arrays)
+        return h
+
+    def around(self, site: str, f: Callable[[Any], Any], h: Any) -> Any:
+        """f(h), or what the methods that wrap this layer make of it."""
+        for hook in self._hooks.get(site, ()):
+            f = _wrap(hook, f)
+        return f(h)
+
+    def offset(self, prefix: str) -> int:
+        """The position of the first text token of a stack: methods with a prefix move it."""
+        return sum(m.offset for m, where in self._offsets if any(_prefix(s) == prefix for s in where))
+
+    def dropout(self, x: Any, p: float) -> Any:
+        """Inverted dropout with the pass's generator."""
+        keep = self.rng.random(x.shape, dtype=np.float32) >= p
+        return x * to_device(keep.astype(x.dtype) / x.dtype.type(1 - p))
+
+    def forward(self, batch: Batch, past: int = 0) -> Output:
+        """One pass over a batch. Raises `Bad` for a batch that cannot be computed."""
+        batch.check(self.arch, past)
+        self.batch, self.past = batch, past
+        for method, here, shared in self._befores:
+            method.before(here, lambda: model_forward(self, batch, past), **shared)
+        return model_forward(self, batch, past)
+
+
+def _wrap(hook: _Hook, f: Callable) -> Callable:
+    return lambda h: hook.method.around(f, h, hook.here, **hook.arrays)
+
+
+def _layer_number(site: str) -> int | None:
+    found = re.search(r"layers\.(\d+)", site)
+    return int(found[1]) if found else None
+
+
+def _prefix(site: str) -> str:
+    return "encoder." if site.startswith("encoder.") else ""
+
+
+# --- merging and digests --------------------------------------------------------------------------------------------
+
+
+def merge(adapted: Adapted) -> Model:
+    """The base with the adapters in use folded into its weights: an ordinary model.
+
+    Raises `Bad` naming the adapter whose change is no weight.
+    """
+    for a in adapted.in_use:
+        for site, method in a.at.items():
+            if not method.merges:
+                raise Bad(f"adapter {a.name!r} ({method.name}) does not merge: at {site} its change is no weight")
+    run = adapted.run()
+    names = set(adapted.model.params)
+    for a in adapted.in_use:
+        for site, method in a.at.items():
+            if hasattr(method, "bias") and site.endswith(".weight"):
+                names.add(site.removesuffix("weight") + "bias")
+    touched = {site for a in adapted.in_use for site in a.at}
+    touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
+    params = {n: W for n in names if (W := run.param(n) if n in touched else adapted.model.params[n]) is not None}
+    arch = adapted.model.arch
+    if arch.tied and {"head.weight", "embed.tokens.weight"} & touched:
+        head, table = run.param("head.weight"), run.param("embed.tokens.weight")
+        if not bool((head == table).all()):  # the change broke the tie
+            params["head.weight"] = head
+            arch = dataclasses.replace(arch, tied=False)
+    params = {n: params[n] for n in [*adapted.model.params, *sorted(names - set(adapted.model.params)), "head.weight"] if n in params}
+    return dataclasses.replace(adapted.model, arch=arch, params=params)
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of arrays."""
+    h = hashlib.sha256()
+    for key in sorted(arrays):
+        a = np.ascontiguousarray(to_host(arrays[key]))
+        h.update(f"{key}:{a.dtype}:{a.shape}".encode())
+        h.update(a.data)
+    return h.hexdigest()
+
+
+__all__ = [
+    "Adapted",
+    "Adapter",
+    "Run",
+    "attach",
+    "digest",
+    "matches",
+    "measure",
+    "merge",
+    "select",
+    "sites",
+    "xp",
+]
