@@ -152,6 +152,11 @@ class Adapter:
         return out
 
     @property
+    def stored(self) -> dict[str, Any]:
+        """The arrays that are not trained."""
+        return {k: v for k, v in self.arrays.items() if k not in self.trained}
+
+    @property
     def size(self) -> int:
         """How many numbers it trains."""
         return sum(int(self.arrays[k].size) for k in self.trained)

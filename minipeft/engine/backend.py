@@ -30,9 +30,9 @@ class _Backend:
             module = importlib.import_module(name)
             if name == "cupy" and module.cuda.runtime.getDeviceCount() == 0:
                 raise RuntimeError("no CUDA device")
-        except Exception as why:
+        except Exception as why:  # whatever the library or its driver raises, at whatever length
             raise Bad(
-                f"backend {name!r} cannot be used here: {why}; it needs an NVIDIA GPU, its driver and "
+                f"backend {name!r} cannot be used here: {' '.join(str(why).split())}; it needs an NVIDIA GPU, its driver and "
                 f"`pip install cupy-cuda13x` (or cupy-cuda12x); the default backend is numpy"
             ) from None
         self.__dict__.clear()
@@ -94,7 +94,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes

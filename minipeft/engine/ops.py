@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import numbers
 from typing import Any
 
 from minipeft.engine import backend
@@ -141,7 +142,7 @@ def sum(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:
 @op
 def mean(x: Array, *, axis: Any = None, keepdims: bool = False) -> Any:
     y = x.mean(axis=axis, keepdims=keepdims)
-    n = x.size // max(y.size, 1)
+    n = x.size // builtins.max(y.size, 1)
     return y, (lambda g: xp.broadcast_to(_restore(g, x.ndim, axis, keepdims) / n, x.shape),)
 
 
@@ -242,11 +243,11 @@ def matmul(x: Array, y: Array) -> Any:
 
     def vjp_y(g: Array) -> Array:
         if y.ndim == 2:
-            return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+            return _rows(x).T @ _rows(g)
         return xp.swapaxes(x, -1, -2) @ g
 
     if y.ndim == 2 and x.ndim > 2:  # one product, not one for each batch row
-        z = (x.reshape(-1, x.shape[-1]) @ y).reshape(*x.shape[:-1], y.shape[-1])
+        z = (_rows(x) @ y).reshape(*x.shape[:-1], y.shape[-1])
     else:
         z = x @ y
     return z, (lambda g: g @ xp.swapaxes(y, -1, -2), vjp_y)
@@ -395,17 +396,17 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 @op
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None."""
-    x2 = x.reshape(-1, x.shape[-1])
+    x2 = _rows(x)
     y = x2 @ W.T
     if b is not None:
         y += b
     shape = x.shape
 
     def vjp_x(g: Array) -> Array:
-        return (g.reshape(-1, g.shape[-1]) @ W).reshape(shape)
+        return (_rows(g) @ W).reshape(shape)
 
     def vjp_W(g: Array) -> Array:
-        return g.reshape(-1, g.shape[-1]).T @ x2
+        return _rows(g).T @ x2
 
     return y.reshape(*shape[:-1], W.shape[0]), (vjp_x, vjp_W, lambda g: g) if b is not None else (vjp_x, vjp_W, None)
 
@@ -413,14 +414,14 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
 @op
 def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
     """y + s (x Aᵀ) Bᵀ for y (..., out), x (..., in), A (r, in), B (out, r), without forming B A."""
-    x2 = x.reshape(-1, x.shape[-1])
+    x2 = _rows(x)
     h = x2 @ A.T
     h *= s
     z = (h @ B.T).reshape(y.shape)
     z += y
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        g2 = g.reshape(-1, g.shape[-1])
+        g2 = _rows(g)
         gx = gA = gB = None
         if wanted[1] or wanted[2]:
             gh = g2 @ B
@@ -531,6 +532,12 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
 
 # --- helpers on arrays ----------------------------------------------------------------------------------------------
 
+
+def _rows(x: Array) -> Array:
+    """x (..., n) as a matrix (·, n); the row count is spelled out because -1 is ambiguous where n is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _sigmoid(x: Array) -> Array:
     y = xp.exp(-abs(x))  # never overflows
     return xp.where(x >= 0, 1, y) / (1 + y)
@@ -595,8 +602,8 @@ def _operators() -> None:
 
 
 def _as_array(x: Any, like: Tensor) -> Any:
-    """Numbers become arrays of the Tensor's dtype, so that they never widen it."""
-    return xp.asarray(x, dtype=like.dtype) if isinstance(x, int | float) else x
+    """Numbers, NumPy's too, become arrays of the Tensor's dtype, so that they never widen it."""
+    return xp.asarray(x, dtype=like.dtype) if isinstance(x, numbers.Real) else x
 
 
 _operators()

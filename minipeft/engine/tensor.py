@@ -155,6 +155,7 @@ def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Arr
         grads[node] = part
     elif id(node) in owned:
         have += part
+        grads[node] = have  # a sum of NumPy scalars is a new object
     else:
         grads[node] = have + part
         owned.add(id(node))
@@ -173,8 +174,9 @@ def value_and_grad(f: Callable) -> Callable:
         leaves = {k: Tensor(v) for k, v in theta.items()}
         out = f(leaves, *args, **kwargs)
         root, rest = out if isinstance(out, tuple) else (out, None)
-        if root.shape != ():
-            raise TypeError(f"value_and_grad needs a scalar, the function returned shape {root.shape}")
+        if getattr(root, "shape", None) != ():
+            found = f"shape {root.shape}" if hasattr(root, "shape") else f"a {type(root).__name__}"
+            raise TypeError(f"value_and_grad needs a scalar array, the function returned {found}")
         grads: dict[Node, Array] = {}
         if type(root) is Tensor:
             grads = backward(root, xp.ones((), root.dtype))

@@ -25,6 +25,7 @@ class Arch:
     heads: int
     ff: int  # width of the feed-forward
     vocab: int = 0
+    types: int = 0  # token types
     kv_heads: int = 0  # grouped-query attention; 0: as many as heads
     head_dim: int = 0  # 0: d / heads
     norm: str = "layer"  # "layer" | "rms"
@@ -34,6 +35,7 @@ class Arch:
     act: str = "gelu_tanh"  # "gelu" | "gelu_tanh" | "relu" | "silu" | "tanh"
     gated: bool = False
     fused_qkv: bool = False
+    biased: tuple[str, ...] = ()  # which linears have a bias, by the end of their name: "q", "up", "score", …
     scale: float | None = None  # of the attention scores; None: head_dim**-0.5
     window: int | None = None  # each query sees this many latest keys
     positions: str = "learned"  # "learned" | "rope" | "relative" | "none"

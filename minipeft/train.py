@@ -1,0 +1,384 @@
+"""Training: optimisers as frozen dataclasses with a pure step, schedules, and `fit`, which can be killed and resumed.
+
+An optimiser's state is a flat dict of arrays for the trained arrays alone; what is frozen has none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine.backend import keep_freed_memory, to_device, to_host, xp
+from minipeft.errors import Bad, near
+from minipeft.method import Method, Step
+from minipeft.model.arch import Batch
+from minipeft.run import Adapted
+
+Arrays = dict[str, Any]
+
+
+# --- optimisers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SGD:
+    """θ ← θ − lr (v + λ θ), v ← μ v + g: stochastic gradient descent with momentum μ and decoupled weight decay λ."""
+
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def init(self, theta: Mapping[str, Any]) -> Arrays:
+        """The state before the first step."""
+        return {f"v/{k}": xp.zeros_like(x) for k, x in theta.items()} if self.momentum else {}
+
+    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+        """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
+        new, state = {}, dict(state)
+        for k, x in theta.items():
+            v = grads[k]
+            if self.momentum:
+                v = state[f"v/{k}"] = self.momentum * state[f"v/{k}"] + v
+            new[k] = x - lr[k] * v - (lr[k] * self.weight_decay) * x
+        return new, state
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101, algorithm 2).
+
+    m ← β₁ m + (1−β₁) g;  v ← β₂ v + (1−β₂) g²;  θ ← θ − lr (m̂ / (√v̂ + ε) + λ θ), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def init(self, theta: Mapping[str, Any]) -> Arrays:
+        """The state before the first step: both moments, zero."""
+        return {f"{moment}/{k}": xp.zeros_like(x) for moment in "mv" for k, x in theta.items()}
+
+    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+        """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
+        new, after = {}, {}
+        fix1, fix2 = 1 - self.beta1**t, math.sqrt(1 - self.beta2**t)
+        for k, x in theta.items():
+            g = grads[k]
+            m = self.beta1 * state[f"m/{k}"]
+            m += (1 - self.beta1) * g
+            v = self.beta2 * state[f"v/{k}"]
+            v += (1 - self.beta2) * (g * g)
+            update = xp.sqrt(v)
+            update /= fix2
+            update += self.eps
+            xp.divide(m, update, out=update)
+            update *= -lr[k] / fix1
+            update += (1 - lr[k] * self.weight_decay) * x
+            new[k], after[f"m/{k}"], after[f"v/{k}"] = update, m, v
+        return new, after
+
+
+@dataclass(frozen=True)
+class Adafactor:
+    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, algorithms 4 and 5), without momentum.
+
+    A matrix keeps the row and column means of its squared gradients instead of all of them; updates are clipped to
+    root mean square `clip` and scaled by the root mean square of the array where `relative` is on.
+    """
+
+    lr: float = 1e-2
+    eps1: float = 1e-30
+    eps2: float = 1e-3
+    decay: float = 0.8  # β₂ at step t is 1 − t^−decay
+    clip: float = 1.0
+    relative: bool = True
+    weight_decay: float = 0.0
+
+    def init(self, theta: Mapping[str, Any]) -> Arrays:
+        """The state before the first step: row and column means for matrices, all second moments for the rest."""
+        state: Arrays = {}
+        for k, x in theta.items():
+            if x.ndim >= 2:
+                state[f"row/{k}"] = xp.zeros(x.shape[:-1], x.dtype)
+                state[f"col/{k}"] = xp.zeros((*x.shape[:-2], x.shape[-1]), x.dtype)
+            else:
+                state[f"v/{k}"] = xp.zeros_like(x)
+        return state
+
+    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+        """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
+        new, after = {}, {}
+        beta = 1 - t**-self.decay
+        for k, x in theta.items():
+            if not x.size:
+                new[k], after = x, after | {s: state[s] for s in state if s.endswith("/" + k)}
+                continue
+            square = grads[k] ** 2 + self.eps1
+            if x.ndim >= 2:
+                row = after[f"row/{k}"] = beta * state[f"row/{k}"] + (1 - beta) * square.mean(axis=-1)
+                col = after[f"col/{k}"] = beta * state[f"col/{k}"] + (1 - beta) * square.mean(axis=-2)
+                v = row[..., :, None] * col[..., None, :] / row.mean(axis=-1)[..., None, None]
+            else:
+                v = after[f"v/{k}"] = beta * state[f"v/{k}"] + (1 - beta) * square
+            update = grads[k] / xp.sqrt(v)
+            update = update / xp.maximum(xp.sqrt((update * update).mean()) / self.clip, 1)
+            if self.relative:
+                update = update * xp.maximum(xp.sqrt((x * x).mean()), self.eps2)
+            new[k] = x - lr[k] * update - (lr[k] * self.weight_decay) * x
+        return new, after
+
+
+OPTIMISERS = {"sgd": SGD, "adamw": AdamW, "adafactor": Adafactor}
+
+
+# --- schedules and clipping -----------------------------------------------------------------------------------------
+
+
+def _constant(x: float) -> float:
+    return 1.0
+
+
+def _linear(x: float) -> float:
+    return 1.0 - x
+
+
+def _cosine(x: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * x))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+
+
+def rate(schedule: str, t: int, total: int, warmup: int = 0) -> float:
+    """Factor on the learning rate at step t (from 1): rising over `warmup` steps, then falling to 0 after `total`.
+
+    >>> [round(rate("linear", t, 6, warmup=2), 2) for t in (1, 2, 3, 6)]
+    [0.5, 1.0, 1.0, 0.25]
+    """
+    if schedule not in SCHEDULES:
+        raise Bad(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}{near(schedule, SCHEDULES)}")
+    if t <= warmup:
+        return t / warmup
+    return SCHEDULES[schedule]((t - 1 - warmup) / max(total - warmup, 1))
+
+
+def global_norm(grads: Mapping[str, Any]) -> float:
+    """√Σ‖g‖² over all arrays."""
+    return math.sqrt(sum(float(to_host((g * g).sum())) for g in grads.values()))
+
+
+def clipped(grads: Arrays, limit: float) -> Arrays:
+    """The gradients scaled down to global norm `limit` if they exceed it (Pascanu et al. 2012, arXiv 1211.5063, §3.2)."""
+    norm = global_norm(grads)
+    return {k: g * (limit / norm) for k, g in grads.items()} if norm > limit else grads
+
+
+# --- fit ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trained:
+    """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call."""
+
+    adapted: Adapted
+    losses: list[float]
+    seconds: float = 0.0
+    tokens: int = 0
+    optimiser_bytes: int = 0
+
+
+@dataclass
+class _State:
+    theta: Arrays
+    moments: Arrays
+    own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
+    losses: list[float] = field(default_factory=list)
+
+
+def accumulated(
+    adapted: Adapted, batches: Sequence[Batch], theta: Mapping[str, Any], *, seed: Sequence[int] = (0, 0)
+) -> tuple[float, Arrays]:
+    """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels."""
+    weights = [_counted(b, adapted) for b in batches]
+    total = sum(weights) or 1
+    loss, grads = 0.0, {}
+    for i, (batch, w) in enumerate(zip(batches, weights)):
+        rng = np.random.default_rng([*seed, i])
+        value, part = adapted.value_and_grad(batch, theta, train=True, rng=rng)
+        share = w / total
+        loss += share * float(to_host(value))
+        for k, g in part.items():
+            if i == 0:
+                grads[k] = g if share == 1 else g * share
+            else:
+                grads[k] = grads[k] + g * share
+    return loss, grads
+
+
+def _counted(batch: Batch, adapted: Adapted) -> int:
+    labels = batch.labels
+    if labels is None:
+        raise Bad("batch: training needs labels, found none")
+    arch = adapted.model.arch
+    if arch.head == "lm" and not arch.encoder_layers:
+        labels = labels[:, 1:]
+    return int((labels != -100).sum())
+
+
+def fit(
+    adapted: Adapted,
+    batches: Callable[[int], Sequence[Batch]] | Sequence[Batch],
+    *,
+    steps: int,
+    optimiser: Any = None,
+    schedule: str = "constant",
+    warmup: int = 0,
+    clip: float | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    every: int = 50,
+    progress: Any = None,
+) -> Trained:
+    """Train the adapters in use for `steps` steps.
+
+    `batches(t)` gives the micro-batches of step t (from 1), whose gradients are accumulated; a list of batches is gone
+    through in turn, one a step. Everything random in step t comes from a generator seeded with (seed, t), so that a run
+    that was killed and started again with the same `checkpoint` file ends with the same bytes. The file is written
+    atomically every `every` steps and at the end. `progress(t, steps, loss, tokens)` is called after every step.
+    Raises `Bad` for a loss that is not finite, or a checkpoint of another training.
+    """
+    keep_freed_memory()
+    optimiser = optimiser or AdamW()
+    give = batches if callable(batches) else lambda t: [batches[(t - 1) % len(batches)]]  # type: ignore[index]
+    theta = dict(adapted.theta)
+    if not theta:
+        raise Bad("nothing to train: no adapter in use has trained arrays")
+    state = _State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
+    factors = {f"{a.name}/{k}": a.method.lr(k.rpartition(":")[2]) for a in adapted.in_use for k in a.trained}
+    identity = _identity(adapted, optimiser, steps, schedule, warmup, clip, seed)
+    done = 0
+    if checkpoint is not None and Path(checkpoint).exists():
+        done = _restore(Path(checkpoint), state, identity)
+    tokens, started = 0, time.perf_counter()
+    for t in range(done + 1, steps + 1):
+        micro = give(t)
+        loss, grads = accumulated(adapted, micro, state.theta, seed=(seed, t))
+        if not math.isfinite(loss):
+            raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+        grads = _hook("after_backward", adapted, state, grads, t, steps)
+        if clip is not None:
+            grads = clipped(grads, clip)
+        base = optimiser.lr * rate(schedule, t, steps, warmup)
+        lr = {k: base * f for k, f in factors.items()}
+        state.theta, state.moments = optimiser.step(state.theta, grads, state.moments, t, lr)
+        _hook("after_step", adapted, state, grads, t, steps)
+        state.losses.append(loss)
+        tokens += sum(int(b.attention_mask.sum()) if b.attention_mask is not None else _size(b) for b in micro)
+        if checkpoint is not None and (t % every == 0 or t == steps):
+            _save(Path(checkpoint), state, identity, t)
+        if progress is not None:
+            progress(t, steps, loss, tokens)
+    seconds = time.perf_counter() - started
+    used = sum(m.nbytes for m in state.moments.values())
+    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
+
+
+def _size(batch: Batch) -> int:
+    x = batch.input_ids if batch.input_ids is not None else batch.pixel_values
+    return int(x.size) if x is not None else batch.rows
+
+
+def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, total: int) -> Arrays:
+    """Let every method see the step; returns the gradients, and writes changed arrays into the state."""
+    for a in adapted.in_use:
+        if getattr(type(a.method), which) is getattr(Method, which):
+            continue
+        prefix = f"{a.name}/"
+
+        def mine(arrays: Arrays, a: Any = a, prefix: str = prefix) -> dict[str, Arrays]:
+            own = {k: arrays[prefix + k] for k in a.arrays if k in a.trained}
+            return {s: v for s, v in a.grouped(own).items() if not s or a.at[s] is a.method or type(a.at[s]) is type(a.method)}
+
+        step = Step(t, total, mine(state.theta), mine(grads), a.grouped(a.stored), state.own[a.name])
+        getattr(a.method, which)(step)
+        grads = grads | {f"{prefix}{s}:{n}": g for s, group in step.grads.items() for n, g in group.items()}
+        for s, group in step.theta.items():
+            for n, x in group.items():
+                state.theta[f"{prefix}{s}:{n}"] = x
+    return grads
+
+
+# --- checkpoints of a training ---------------------------------------------------------------------------------------
+
+
+def _identity(adapted: Adapted, optimiser: Any, *settings: Any) -> dict[str, str]:
+    return {
+        "base": adapted.model.digest(),
+        "adapters": repr([(a.name, a.method, sorted(a.trained)) for a in adapted.in_use]),
+        "optimiser": repr(optimiser),
+        "settings": repr(settings),
+    }
+
+
+def _save(path: Path, state: _State, identity: dict[str, str], t: int) -> None:
+    from minipeft.checkpoints.files import write_tensors
+
+    tensors = {f"theta:{k}": v for k, v in state.theta.items()} | {f"moments:{k}": v for k, v in state.moments.items()}
+    tensors |= {f"own:{name}:{k}": v for name, own in state.own.items() for k, v in own.items()}
+    tensors["losses"] = np.asarray(state.losses, np.float64)
+    host = {k: np.ascontiguousarray(to_host(v)) for k, v in tensors.items()}
+    write_tensors(path, host, identity | {"step": str(t)})
+
+
+def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
+    """Fill the state from a file and return the step it was written after. Raises `Bad` if it belongs to another training."""
+    from minipeft.checkpoints.files import read_header, read_tensors
+
+    found = read_header(path).get("__metadata__", {})
+    for key, expected in identity.items():
+        if found.get(key) != expected:
+            raise Bad(f"{path}: this checkpoint is of another training: its {key} differs; remove the file to start afresh")
+    for name, a in read_tensors(path).items():
+        kind, _, rest = name.partition(":")
+        if kind == "theta":
+            state.theta[rest] = to_device(a)
+        elif kind == "moments":
+            state.moments[rest] = to_device(a)
+        elif kind == "own":
+            adapter, _, key = rest.partition(":")
+            state.own[adapter][key] = to_device(a)
+        else:
+            state.losses = [float(x) for x in a]
+    return int(found["step"])
+
+
+def progress_bar(label: str = "training") -> tuple[Any, Callable]:
+    """A rich progress bar with loss, tokens per second and time left, and the callback for `fit`; use it as a context."""
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise Bad('a progress bar needs rich: pip install "minipeft[cli]"') from None
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    task = bar.add_task(label, total=None, loss=float("nan"), speed=0.0)
+    started = time.perf_counter()
+
+    def update(t: int, total: int, loss: float, tokens: int) -> None:
+        bar.update(task, completed=t, total=total, loss=loss, speed=tokens / max(time.perf_counter() - started, 1e-9))
+
+    return bar, update
+
+
