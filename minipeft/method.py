@@ -166,9 +166,11 @@ class Method:
     caches: ClassVar[bool] = True  # generation may keep keys and values
     offset: ClassVar[int] = 0  # position of the first text token
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.name = cls.__dict__.get("name") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if not register:
+            return
         if cls.name in METHODS and METHODS[cls.name].__module__ != cls.__module__:
             raise TypeError(f"two methods are named {cls.name!r}: {METHODS[cls.name].__module__} and {cls.__module__}")
         METHODS[cls.name] = cls

@@ -459,7 +459,9 @@ def activation_sites(arch: Arch) -> dict[str, tuple[int, ...]]:
     sites: dict[str, tuple[int, ...]] = {}
     d, he, ge = arch.d, arch.heads * arch.dh, arch.kv * arch.dh
     for prefix, layers in arch.stacks.items():
-        sites[f"{prefix}embed.tokens.out"] = sites[f"{prefix}embed.out"] = (d,)
+        if not arch.patch:
+            sites[f"{prefix}embed.tokens.out"] = (d,)
+        sites[f"{prefix}embed.out"] = (d,)
         for n in range(layers):
             layer = f"{prefix}layers.{n}"
             sites[layer] = sites[f"{layer}.in"] = (d,)
@@ -479,8 +481,10 @@ def activation_sites(arch: Arch) -> dict[str, tuple[int, ...]]:
                 sites[f"{layer}.mlp.gate.out"] = (arch.ff,)
             sites[f"{layer}.out"] = (d,)
         sites[f"{prefix}final.norm.out"] = sites[f"{prefix}final.out"] = (d,)
-    sites["head.out"] = (arch.vocab,)
-    sites["score.out"] = (arch.labels,)
+    if arch.head in ("lm", "mlm"):
+        sites["head.out"] = (arch.vocab,)
+    if arch.labels:
+        sites["score.out"] = (arch.labels,)
     return sites
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@
 
     W1  like W  trained  W, hence W' = W before training
 
-Size     as many numbers as W.
+Size     size numbers per parameter: as many as W has.
 Merges   exactly: W' is an ordinary weight.
 Differs  Nothing is frozen, yet the base is not written to: the trained copy stands beside it.
 

@@ -1,0 +1,384 @@
+"""The laws that every method obeys, each a function of an attached method. `check` runs them all on one.
+
+A law raises `Broken` with what was expected and found. Tolerances are K·u·cond: u the unit roundoff of the dtype, cond the
+measured sensitivity of the compared result to relative changes of size u in every number that goes into it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.conformance import docstrings, tiny
+from minipeft.engine import gradcheck, gradients_flow, ops
+from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.tensor import value
+from minipeft.errors import Bad
+from minipeft.method import Here, Method
+from minipeft.model.arch import Batch, Model
+from minipeft.run import Adapted, Adapter, attach, digest, merge, sites
+from minipeft.train import SGD, AdamW, fit
+
+K = 8.0  # the constant of the tolerance rule
+
+
+class Broken(AssertionError):
+    """A law that does not hold: which, where, expected, found."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method attached to a model: as it starts, with its trained arrays moved, and a batch to judge on."""
+
+    model: Model
+    method: Method
+    start: Adapted
+    moved: Adapted
+    batch: Batch
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.start.adapters[0]
+
+
+def case(method: Method, family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Case | None:
+    """The method on a tiny model of the family; None if it does not fit there (its targets match nothing)."""
+    model = tiny.model(family, dtype, seed)
+    batch = tiny.example(model, seed=seed + 1)
+    try:
+        start = attach(model, method, data=[batch] if method.needs else (), seed=seed)
+    except Bad as why:
+        if "match nothing" in str(why):
+            return None
+        raise
+    return Case(start.model, method, start, moved(start, seed), batch)
+
+
+def moved(adapted: Adapted, seed: int = 0, by: float = 0.1) -> Adapted:
+    """The same with every trained array moved away from where it starts, so that nothing cancels."""
+    rng = np.random.default_rng([seed, 7])
+    theta = adapted.theta
+    return adapted.replace({k: x + to_device((by * rng.standard_normal(x.shape)).astype(x.dtype)) for k, x in theta.items()})
+
+
+def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[str, Any]) -> float:
+    """How much max|f| moves for a relative change of 1 in every number: measured at small random relative changes."""
+    rng = np.random.default_rng(11)
+    half = float(np.finfo(next(iter(theta.values())).dtype if theta else model.dtype).eps) ** 0.5
+
+    def nudge(x: Any) -> Any:
+        if hasattr(x, "dequantize"):
+            return x
+        return x * to_device((1 + half * rng.choice([-1.0, 1.0], x.shape)).astype(x.dtype))
+
+    at = to_host(value(f(model, dict(theta))))
+    worst = float(abs(at).max())
+    for _ in range(3):
+        other = dataclasses.replace(model, params={k: nudge(v) for k, v in model.params.items()})
+        there = to_host(value(f(other, {k: nudge(v) for k, v in theta.items()})))
+        worst = max(worst, float(abs(there - at).max()) / half)
+    return worst
+
+
+def close(got: Any, want: Any, cond: float, what: str, k: float = K) -> float:
+    """Raise `Broken` unless |got − want| ≤ k·u·cond everywhere; returns the largest ratio |got − want|/(u·cond)."""
+    got, want = to_host(value(got)), to_host(value(want))
+    if got.shape != want.shape:
+        raise Broken(f"{what}: expected shape {want.shape}, found {got.shape}")
+    if not got.size:
+        return 0.0
+    u = float(np.finfo(want.dtype).eps) / 2
+    error = float(abs(got - want).max())
+    ratio = error / (u * max(cond, 1e-30))
+    if not ratio <= k:
+        raise Broken(f"{what}: apart by {error:.3g}, allowed {k * u * cond:.3g} (err/(u·cond) = {ratio:.3g}, K = {k:g})")
+    return ratio
+
+
+# --- the laws -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Probe(Method, register=False):
+    """Looks at an activation and leaves it alone."""
+
+    seen: Any = None
+    name: ClassVar[str] = "probe"
+
+    def apply(self, h: Any, here: Here) -> Any:
+        self.seen.setdefault(here.site, []).append(h)
+        return h
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def identity(case: Case) -> None:
+    """Before training the adapted model is the base, at every site and in the logits, where the method says so."""
+    if not case.method.identity:
+        return
+    model, start = case.model, case.start
+    base = Adapted(model)
+    run, plain = start.run(), base.run()
+    for site in case.adapter.at:
+        if site.endswith((".weight", ".bias", ".cls")) and hasattr(case.adapter.at[site], "weight"):
+            W = to_host(plain.param(site))
+            close(run.param(site), W, float(abs(W).max()) * max(W.shape), f"identity at {site}", k=K)
+    seen: list[dict] = [{}, {}]
+    where = [s for s in case.adapter.at if not s.endswith((".weight", ".bias")) and hasattr(case.adapter.at[s], "apply")]
+    if where:
+        probes = [attach(model, _Probe(seen=s), name=f"probe{i}", targets=where).adapters[0] for i, s in enumerate(seen)]
+        both = dataclasses.replace(start, adapters=(probes[0], *start.adapters, probes[1]))
+        both.forward(case.batch)
+        for site in where:
+            for before, after in zip(seen[0][site], seen[1][site], strict=True):
+                pairs = zip(before, after) if isinstance(before, tuple) else [(before, after)]
+                for h, h2 in pairs:
+                    h = to_host(value(h))
+                    close(h2, h, float(abs(h).max()) * h.shape[-1], f"identity at {site}")
+    want = base.logits(case.batch)
+    if want is not None:
+        cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, model, {})
+        close(start.logits(case.batch), want, cond, "identity in the logits")
+
+
+def frozen(case: Case) -> None:
+    """Training with momentum and weight decay leaves every base array and stored array bit-identical, and gives
+    gradients and moments to trained arrays alone; writing to a base array raises."""
+    start, batch = case.start, case.batch
+    base, stored = case.model.digest(), digest(case.adapter.stored)
+    theta = start.theta
+    expected = {f"{case.adapter.name}/{k}" for k in case.adapter.trained}
+    for optimiser in (SGD(lr=0.01, momentum=0.9, weight_decay=0.1), AdamW(lr=0.01, weight_decay=0.1)):
+        _, grads = start.value_and_grad(batch)
+        if set(grads) != expected:
+            raise Broken(f"frozen: gradients for {sorted(set(grads) ^ expected)[:3]} beyond the trained arrays")
+        state = optimiser.init(theta)
+        for key in state:
+            if key.split("/", 1)[1] not in theta:
+                raise Broken(f"frozen: the optimiser keeps {key} for no trained array")
+        after = fit(start, [batch], steps=3, optimiser=optimiser).adapted
+        if case.model.digest() != base or after.model.digest() != base:
+            raise Broken(f"frozen: a base array changed under {optimiser!r}")
+        if digest(after.adapters[0].stored) != stored or digest(case.adapter.stored) != stored:
+            raise Broken(f"frozen: a stored array changed under {optimiser!r}")
+        now = {k: v for k, v in after.theta.items() if k in theta and v.size}
+        if now and all(bool((now[k] == theta[k]).all()) for k in now):
+            raise Broken("frozen: nothing was trained at all")
+    W = next(v for v in case.model.params.values() if not hasattr(v, "dequantize"))
+    try:
+        W[...] = 0
+    except ValueError:
+        return
+    if xp._name == "numpy":
+        raise Broken("frozen: a base array could be written to")
+
+
+def gradient(case: Case) -> None:
+    """Every gradient equals central differences along a random direction, with detached parts let through."""
+    if case.start.model.dtype != np.float64:
+        return
+    with gradients_flow():
+        try:
+            theta = case.moved.theta
+            gradcheck(lambda t: case.moved.loss(t, case.batch), theta, step=1e-5)
+        except AssertionError as why:
+            raise Broken(f"gradient: {why}") from None
+
+
+def forward_is_weight(case: Case) -> None:
+    """A method's fast path on a linear or table equals the path through its adapted weight, outside of training."""
+    rng = np.random.default_rng(5)
+    run = case.moved.run()
+    for site, method in case.adapter.at.items():
+        if not (hasattr(method, "forward") and hasattr(method, "weight")):
+            continue
+        module = site.removesuffix(".weight")
+        W, b = run.param(site), run.param(f"{module}.bias")
+        if site.startswith("embed.") and site != "embed.patch.weight":
+            ids = to_device(rng.integers(0, W.shape[0], (3, 4)))
+            got, want = run.lookup(module, ids), W[ids]
+            cond = float(abs(to_host(want)).max()) * 4 + _inner(case, site)
+        else:
+            x = to_device(rng.standard_normal((3, 4, W.shape[1])).astype(W.dtype))
+            got, want = run.linear(module, x), ops.linear(x, W, b)
+            cond = float((abs(to_host(x)) @ abs(to_host(W)).T).max()) + _inner(case, site)
+        close(got, want, cond, f"forward against weight at {site}")
+
+
+def _inner(case: Case, site: str) -> float:
+    """Size of the numbers that meet at a site: arrays' largest entries multiplied, times the width summed over."""
+    arrays = case.moved.adapters[0].grouped().get(site, {})
+    sizes = [float(abs(to_host(a)).max()) for a in arrays.values() if a.size and a.dtype.kind == "f"]
+    return float(np.prod([max(s, 1.0) for s in sizes])) * max((max(a.shape) for a in arrays.values() if a.size), default=1)
+
+
+def merged(case: Case) -> None:
+    """The merged model is an ordinary model that computes what the adapted one does; what does not merge says so."""
+    if not all(m.merges for m in case.adapter.at.values()):
+        try:
+            merge(case.moved)
+        except Bad as why:
+            if "does not merge" in str(why):
+                return
+        raise Broken("merge: a method whose change is no weight was merged")
+    plain = merge(case.moved)
+    want = case.moved.logits(case.batch)
+    cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, plain, {})
+    close(Adapted(plain).logits(case.batch), want, cond, "merged logits", k=4 * K)
+    if plain.dtype != case.model.dtype:
+        raise Broken(f"merge: the base is {case.model.dtype}, the merged model {plain.dtype}")
+
+
+def keeps_dtype(case: Case) -> None:
+    """In float32 everything stays float32: logits, loss, gradients, merged weights, arrays after a step."""
+    model = case.model if case.model.dtype == np.float32 else case.model.astype(np.float32)
+    adapters = tuple(
+        dataclasses.replace(a, arrays={k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in a.arrays.items()})
+        for a in case.moved.adapters
+    )
+    single = dataclasses.replace(case.moved, model=model, adapters=adapters)
+    batch = case.batch
+    if batch.pixel_values is not None:
+        batch = dataclasses.replace(batch, pixel_values=batch.pixel_values.astype(np.float32))
+    found = {"logits": single.logits(batch)}
+    found["loss"], grads = single.value_and_grad(batch, train=True, rng=np.random.default_rng(0))
+    found |= {f"gradient of {k}": g for k, g in grads.items()}
+    if all(m.merges for m in case.adapter.at.values()):
+        found |= {f"merged {k}": v for k, v in merge(single).params.items() if not hasattr(v, "dequantize")}
+    after = fit(single, [batch], steps=1).adapted.adapters[0].arrays
+    found |= {f"{k} after a step": v for k, v in after.items() if v.dtype.kind == "f"}
+    for what, x in found.items():
+        if x.dtype != np.float32:
+            raise Broken(f"dtype: {what} became {x.dtype} in a float32 model")
+
+
+def learns(case: Case) -> None:
+    """Some steps of training lower the loss."""
+    before = float(case.start.loss(None, case.batch))
+    trained = fit(case.start, [case.batch], steps=12, optimiser=AdamW(lr=0.02))
+    after = float(trained.adapted.loss(None, case.batch))
+    if not after < before:
+        raise Broken(f"learns: loss {before:.6g} before, {after:.6g} after 12 steps of AdamW")
+
+
+def round_trip(case: Case) -> None:
+    """What was saved is loaded bit for bit, and computes the same bits."""
+    from minipeft.checkpoints.native import load_adapter, save_adapter
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(case.moved, Path(folder) / "adapter")
+        again = load_adapter(Adapted(case.model), Path(folder) / "adapter")
+    a, b = case.moved.adapters[0], again.adapters[0]
+    if digest(a.arrays) != digest(b.arrays) or a.trained != b.trained or dict(a.at) != dict(b.at):
+        raise Broken("round trip: the loaded adapter differs from the saved one")
+    if not np.array_equal(to_host(case.moved.logits(case.batch)), to_host(again.logits(case.batch))):
+        raise Broken("round trip: the loaded adapter computes something else")
+
+
+def table(case: Case) -> None:
+    """The table of the docstring lists exactly the arrays there are: names, shapes, trained or stored; Merges is true."""
+    page = docstrings.read(type(case.method))
+    rows = {r.name: r for r in page.rows}
+    every = sites(case.model)
+    seen: set[str] = set()
+    for key, a in case.adapter.arrays.items():
+        where, _, name = key.rpartition(":")
+        site = every[where or next(iter(case.adapter.at))]
+        row = rows.get(_family_name(name, rows))
+        if row is None:
+            raise Broken(f"table: array {name} at {where or 'the shared site'} is not in the docstring of {case.method.name}")
+        seen.add(row.name)
+        if row.trained != (key in case.adapter.trained):
+            raise Broken(f"table: {name} is said to be {'trained' if row.trained else 'stored'} and is not")
+        if row.shape and row.shape[0].startswith("*"):
+            expected: tuple = tuple(site.shape)
+        else:
+            expected = tuple(docstrings.evaluate(s, docstrings.symbols(case.adapter.at.get(where, case.method), site)) for s in row.shape)
+        if tuple(a.shape) != expected:
+            raise Broken(f"table: {name} at {where} is said to be {expected}, found {tuple(a.shape)}")
+    unseen = {r.name for r in page.rows if not r.optional} - seen
+    if unseen:
+        raise Broken(f"table: {', '.join(sorted(unseen))} of the docstring of {case.method.name} are nowhere")
+    if page.sections["Merges"].startswith("no") == case.method.merges:
+        raise Broken(f"table: Merges says {page.sections['Merges'][:20]!r}, the class {'has' if case.method.merges else 'has no'} weight")
+
+
+def _family_name(name: str, rows: Mapping[str, Any]) -> str:
+    """The row an array belongs to: its own, or, for numbered copies (A0, A1, …), the row named without the number."""
+    if name in rows:
+        return name
+    bare = name.rstrip("0123456789")
+    return bare if bare in rows else name.split(".")[-1]
+
+
+def size(case: Case) -> None:
+    """The Size line of the docstring gives the number of trained numbers."""
+    expression, in_all = docstrings.read(type(case.method)).size
+    every = sites(case.model)
+    at = case.adapter.at
+    counts: dict[str, int] = dict.fromkeys(at, 0)
+    shared = 0
+    for key in case.adapter.trained:
+        where = key.rpartition(":")[0]
+        if where:
+            counts[where] += int(case.adapter.arrays[key].size)
+        else:
+            shared += int(case.adapter.arrays[key].size)
+    if in_all:
+        site = every[next(iter(at))]
+        expected = docstrings.evaluate(expression, docstrings.symbols(case.method, site))
+        if expected != case.adapter.size:
+            raise Broken(f"size: {expression} = {expected} in all, found {case.adapter.size}")
+        return
+    for where, found in counts.items():
+        if every[where].kind == "embedding" and "embedding" in docstrings.read(type(case.method)).sections["Size"]:
+            continue  # the line gives another expression for tables
+        expected = docstrings.evaluate(expression, docstrings.symbols(at[where], every[where]))
+        if expected != found:
+            raise Broken(f"size: {expression} = {expected} at {where}, found {found}")
+
+
+LAWS: dict[str, Callable[[Case], None]] = {
+    "identity": identity,
+    "frozen": frozen,
+    "gradient": gradient,
+    "forward": forward_is_weight,
+    "merge": merged,
+    "dtype": keeps_dtype,
+    "learns": learns,
+    "round_trip": round_trip,
+    "table": table,
+    "size": size,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One law on one method and family: "pass", "fail" with a reason, or "n/a" where the method does not fit."""
+
+    law: str
+    family: str
+    outcome: str
+    reason: str = ""
+
+
+def check(method: Method, families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64) -> Iterator[Verdict]:
+    """Every law on a method, family by family."""
+    for family in families or tiny.ARCHS:
+        there = case(method, family, dtype)
+        for law, f in LAWS.items():
+            if there is None:
+                yield Verdict(law, family, "n/a")
+                continue
+            try:
+                f(there)
+                yield Verdict(law, family, "pass")
+            except Broken as why:
+                yield Verdict(law, family, "fail", str(why))
