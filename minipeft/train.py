@@ -5,6 +5,7 @@ An optimiser's state is a flat dict of arrays for the trained arrays alone; what
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -335,14 +336,14 @@ def _save(path: Path, state: _State, identity: dict[str, str], t: int) -> None:
     tensors |= {f"own:{name}:{k}": v for name, own in state.own.items() for k, v in own.items()}
     tensors["losses"] = np.asarray(state.losses, np.float64)
     host = {k: np.ascontiguousarray(to_host(v)) for k, v in tensors.items()}
-    write_tensors(path, host, identity | {"step": str(t)})
+    write_tensors(path, host, {"training": json.dumps(identity | {"step": t}, sort_keys=True)})
 
 
 def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
     """Fill the state from a file and return the step it was written after. Raises `Bad` if it belongs to another training."""
     from minipeft.checkpoints.files import read_header, read_tensors
 
-    found = read_header(path).get("__metadata__", {})
+    found = json.loads(read_header(path).get("__metadata__", {}).get("training", "{}"))
     for key, expected in identity.items():
         if found.get(key) != expected:
             raise Bad(f"{path}: this checkpoint is of another training: its {key} differs; remove the file to start afresh")
@@ -357,7 +358,7 @@ def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
             state.own[adapter][key] = to_device(a)
         else:
             state.losses = [float(x) for x in a]
-    return int(found["step"])
+    return found["step"]
 
 
 def progress_bar(label: str = "training") -> tuple[Any, Callable]:

@@ -1,0 +1,243 @@
+"""Reading files that nobody vouches for, and writing files that are whole or not there.
+
+Only safetensors are read: a pickle can run any code it likes. A header is checked against the file's size before memory is
+taken. Everything is written to a temporary file beside its target and renamed, so that a full disk or a killed process
+leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from minipeft.errors import Bad, near
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # widened to float32 after reading: NumPy has no such type
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_HEADER = 100 << 20  # the format's own limit
+
+
+def existing(path: str | Path, what: str = "file") -> Path:
+    """The path, if it is there. Raises `Bad` with near misses among its neighbours."""
+    path = Path(path)
+    if not path.exists():
+        folder = path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        hint = near(path.name, [p.name for p in folder.iterdir()]) if folder == path.parent and folder.is_dir() else ""
+        raise Bad(f"{path}: no such {what}{hint}")
+    return path
+
+
+def read_json(path: str | Path) -> Any:
+    """The contents of a JSON file. Raises `Bad` if it is absent or is no JSON."""
+    path = existing(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as why:
+        raise Bad(f"{path}: expected JSON, {why}") from None
+    except OSError as why:
+        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The header of a safetensors file: {name: {dtype, shape, data_offsets}}, and "__metadata__" if it has any.
+
+    Raises `Bad` for a pickle, a truncated file, and a header that lies: about its length, a dtype, a shape, or offsets that
+    leave the file, overlap or leave gaps.
+    """
+    path = existing(path)
+    if path.suffix in PICKLES:
+        raise Bad(f"{path}: a pickle can run any code when it is read, so it is refused; save the checkpoint as safetensors")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            start = f.read(8)
+            if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+                raise Bad(f"{path}: this is a pickle, which can run any code when it is read; expected safetensors")
+            if len(start) < 8:
+                raise Bad(f"{path}: expected a safetensors file, found {size} bytes: it is truncated")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size - 8, MAX_HEADER):
+                raise Bad(f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors")
+            raw = f.read(length)
+    except OSError as why:
+        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
+    try:
+        header = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise Bad(f"{path}: the header is no JSON: not a safetensors file, or damaged") from None
+    if not isinstance(header, dict):
+        raise Bad(f"{path}: the header is no JSON object")
+    spans = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not isinstance(entry, dict) or not all(isinstance(v, str) for v in entry.values()):
+                raise Bad(f"{path}: the header's metadata must map words to words")
+            continue
+        spans.append(_checked(path, name, entry))
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            raise Bad(f"{path}: {name} begins at byte {begin}, expected {at}: tensors overlap or leave a gap")
+        at = end
+    if at != size - 8 - length:
+        raise Bad(f"{path}: the tensors take {at} bytes, the file holds {size - 8 - length}: truncated or padded")
+    return header
+
+
+def _checked(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
+    def whole(xs: Any, n: int | None = None) -> bool:
+        return isinstance(xs, list) and all(type(x) is int and x >= 0 for x in xs) and (n is None or len(xs) == n)
+
+    if not isinstance(entry, dict) or not whole(entry.get("shape")) or not whole(entry.get("data_offsets"), 2):
+        raise Bad(f"{path}: the header's entry for {name} is malformed; expected dtype, shape and data_offsets")
+    if entry.get("dtype") not in DTYPES:
+        raise Bad(f"{path}: {name} has dtype {entry.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
+    begin, end = entry["data_offsets"]
+    expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
+    if end - begin != expected:
+        raise Bad(f"{path}: {name} of shape {entry['shape']} and dtype {entry['dtype']} takes {expected} bytes, the header gives it {end - begin}")
+    return begin, end, name
+
+
+def read_tensors(path: str | Path, dtype: Any = None, keys: Any = None) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, by name; `keys` limits them. bfloat16 becomes float32; `dtype` converts floats.
+
+    Raises `Bad` as `read_header` does, and for keys that are not there.
+    """
+    path = Path(path)
+    header = read_header(path)
+    names = [n for n in header if n != "__metadata__"]
+    if keys is not None:
+        for k in keys:
+            if k not in header:
+                raise Bad(f"{path}: no tensor {k!r}{near(k, names)}")
+        names = list(keys)
+    chosen = set(names)
+    out = {}
+    for name, entry in safetensors.deserialize(path.read_bytes()):
+        if name not in chosen:
+            continue
+        a = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<")).reshape(entry["shape"])
+        if entry["dtype"] == "BF16":
+            a = (a.astype(np.uint32) << 16).view(np.float32)
+        out[name] = a.astype(dtype, copy=False) if dtype is not None and a.dtype.kind == "f" else a
+    return out
+
+
+def read_folder(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """config.json and all tensors of a checkpoint folder: model.safetensors, or the shards its index names.
+
+    Raises `Bad` for what is missing, for pickles, for shards outside of the folder or that disagree with the index, and for
+    NaN or infinite weights.
+    """
+    folder = existing(folder, "folder")
+    if not folder.is_dir():
+        raise Bad(f"{folder}: expected a checkpoint folder, found a file")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise Bad(f"{folder / 'config.json'}: expected an object, found {type(config).__name__}")
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        tensors = read_tensors(single, dtype)
+    elif index.exists():
+        tensors = _read_shards(folder, index, dtype)
+    else:
+        found = sorted(p.name for p in folder.iterdir())
+        if pickles := [n for n in found if n.endswith(PICKLES)]:
+            raise Bad(f"{folder}: found only {pickles[0]}, a pickle, which can run any code when it is read; save the model as safetensors")
+        raise Bad(f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}")
+    for name, a in tensors.items():
+        if a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
+            raise Bad(f"{folder}: {name} has {int((~finite).sum())} of {a.size} weights that are NaN or infinite")
+    return config, tensors
+
+
+def _read_shards(folder: Path, index: Path, dtype: Any) -> dict[str, np.ndarray]:
+    about = read_json(index)
+    where = about.get("weight_map") if isinstance(about, dict) else None
+    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+        raise Bad(f"{index}: expected a weight_map from tensor names to files")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(where.values())):
+        if Path(shard).name != shard:
+            raise Bad(f"{index}: names the file {shard!r}, which is outside of the folder")
+        held = read_tensors(folder / shard, dtype)
+        expected = {k for k, v in where.items() if v == shard}
+        if lost := sorted(expected ^ set(held)):
+            raise Bad(f"{folder / shard}: disagrees with the index about {len(lost)} tensors, the first {lost[0]}")
+        tensors |= held
+    return tensors
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises `Bad` if the disk is full or the place cannot be written to."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as why:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise Bad(f"{path}: cannot be written: {why.strerror or why}; what was there is unchanged") from None
+    except BaseException:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON, keys sorted."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays as safetensors: the same arrays give the same bytes. Raises `Bad` for a dtype the format has not.
+
+    `metadata` has one entry at most, since the library does not fix the order of several.
+    """
+    if metadata is not None and len(metadata) > 1:
+        raise ValueError("one metadata entry at most; put several into one as JSON")
+    held = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    for name, a in held.items():
+        if a.dtype not in {np.dtype(t) for t in DTYPES.values()}:
+            raise Bad(f"{path}: {name} has dtype {a.dtype}, which safetensors cannot hold")
+        held[name] = a.reshape(np.shape(tensors[name]))  # ascontiguousarray makes scalars vectors
+    write_bytes(path, safetensors.numpy.save(held, dict(metadata) if metadata else None))
