@@ -126,7 +126,7 @@ class Adafactor:
             if x.ndim >= 2:
                 row = after[f"row/{k}"] = beta * state[f"row/{k}"] + (1 - beta) * square.mean(axis=-1)
                 col = after[f"col/{k}"] = beta * state[f"col/{k}"] + (1 - beta) * square.mean(axis=-2)
-                v = row[..., :, None] * col[..., None, :] / row.mean(axis=-1)[..., None, None]
+                v = (row / row.mean(axis=-1, keepdims=True))[..., :, None] * col[..., None, :]
             else:
                 v = after[f"v/{k}"] = beta * state[f"v/{k}"] + (1 - beta) * square
             update = grads[k] / xp.sqrt(v)

@@ -50,7 +50,7 @@ class Case:
 def case(method: Method, family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Case | None:
     """The method on a tiny model of the family; None if it does not fit there (its targets match nothing)."""
     model = tiny.model(family, dtype, seed)
-    batch = tiny.example(model, seed=seed + 1)
+    batch = tiny.example(model, seed=seed + 1, tasks=getattr(method, "n_tasks", 1))
     try:
         start = attach(model, method, data=[batch] if method.needs else (), seed=seed)
     except Bad as why:

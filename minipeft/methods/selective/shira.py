@@ -12,7 +12,7 @@ Differs  The paper has masks by magnitude, gradient, structure and more; HF peft
          seed HF peft's mask is constant all the same, since torch's generator then has a fixed seed: so is ours. Equal
          shapes have equal masks. Only the chosen elements have optimiser state, so no momentum reaches the others.
 
->>> SHiRA(s=2.).weight(np.zeros((2, 2)), v=np.array([1., 3.]), rows=np.array([0, 1]), cols=np.array([1, 0]))
+>>> SHiRA(scale=2.).weight(np.zeros((2, 2)), v=np.array([1., 3.]), rows=np.array([0, 1]), cols=np.array([1, 0]))
 array([[0., 2.],
        [6., 0.]])
 """
@@ -39,7 +39,7 @@ class SHiRA(Method):
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
     r: int = 32
-    s: float = 1.0
+    scale: float = 1.0  # s
     seed: int | None = None
     name: ClassVar[str] = "shira"
 
@@ -56,7 +56,7 @@ class SHiRA(Method):
         return dict(v=np.zeros(k), rows=frozen(rows), cols=frozen(cols))
 
     def weight(self, W: Any, *, v: Any, rows: Any, cols: Any) -> Any:
-        return W + self.s * ops.put(v, index=(rows, cols), shape=W.shape)
+        return W + self.scale * ops.put(v, index=(rows, cols), shape=W.shape)
 
 
 @lru_cache(maxsize=4)

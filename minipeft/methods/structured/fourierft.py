@@ -3,17 +3,17 @@
     W' = W + α Re IDFT(F),    F[rows_i, cols_i] = c_i, else 0                  (paper, eq. 2–4)
     W'[j, k] = W[j, k] + α/(out in) Σ_i c_i cos 2π(rows_i j/out + cols_i k/in)
 
-    c     (f)  trained   N(0, 1); 0 with start="zero"
-    rows  (f)  stored    where in the spectrum: `f` distinct places drawn from `seed`
-    cols  (f)  stored
+    c     (n)  trained   N(0, 1); 0 with start="zero"
+    rows  (n)  stored    where in the spectrum: n distinct places drawn from `seed`
+    cols  (n)  stored
 
-Size     f numbers per adapted matrix.
+Size     n numbers per adapted matrix, n = n_frequency and α = scaling being the fields.
 Merges   exactly: W' is an ordinary weight.
 Differs  Matrices of equal shape share their places, in the paper and in HF peft: one seed serves all. W' is not W before
          training, since c starts normal; with start="zero" it is. HF peft computes the transform in float32 and casts;
          we compute it in the dtype of c.
 
->>> FourierFT(f=1, alpha=4.).weight(np.zeros((2, 2)), c=np.array([1.]), rows=np.array([1]), cols=np.array([0]))
+>>> FourierFT(n_frequency=1, scaling=4.).weight(np.zeros((2, 2)), c=np.array([1.]), rows=np.array([1]), cols=np.array([0]))
 array([[ 1.,  1.],
        [-1., -1.]])
 """
@@ -37,15 +37,15 @@ class FourierFT(Method):
     """A change that is sparse in the Fourier domain."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    f: int = 1000  # trained coefficients, the paper's n
-    alpha: float = 150.0
+    n_frequency: int = 1000
+    scaling: float = 150.0
     seed: int = 777
     start: str = "normal"  # "normal" | "zero"
     name: ClassVar[str] = "fourierft"
 
     def __post_init__(self) -> None:
-        if self.f < 1:
-            raise Bad(f"{self.name}: f must be at least 1, found {self.f}")
+        if self.n_frequency < 1:
+            raise Bad(f"{self.name}: n_frequency must be at least 1, found {self.n_frequency}")
         if self.start not in ("normal", "zero"):
             raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}{near(self.start, ('normal', 'zero'))}")
 
@@ -54,16 +54,19 @@ class FourierFT(Method):
         """Only with c = 0."""
         return self.start == "zero"
 
+    def sizes(self, site: Site) -> dict[str, int]:
+        return dict(n=self.n_frequency)
+
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = site.shape
-        if self.f > out * in_:
-            raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} places, found f = {self.f}")
-        rows, cols = np.divmod(_places(self.seed, out * in_)[: self.f], in_)
-        c = rng.standard_normal(self.f) * (self.start == "normal")
+        if self.n_frequency > out * in_:
+            raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} places, found n_frequency = {self.n_frequency}")
+        rows, cols = np.divmod(_places(self.seed, out * in_)[: self.n_frequency], in_)
+        c = rng.standard_normal(self.n_frequency) * (self.start == "normal")
         return dict(c=c, rows=frozen(rows), cols=frozen(cols))
 
     def weight(self, W: Any, *, c: Any, rows: Any, cols: Any) -> Any:
-        return W + self.alpha * ops.ifft2(ops.put(c, index=(rows, cols), shape=W.shape))
+        return W + self.scaling * ops.ifft2(ops.put(c, index=(rows, cols), shape=W.shape))
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,129 @@
+"""OFT: Controlling Text-to-Image Diffusion by Orthogonal Finetuning. Qiu et al. 2023, https://arxiv.org/abs/2306.07280
+
+    W' = W Rᵀ,    R = diag(R_1, …, R_K),    hence x W'ᵀ = (x R) Wᵀ            on a linear (2506.19847, eq. 2)
+    E' = E R                                                                  on an embedding
+    R_i = (I − Q_i)(I + Q_i)⁻¹                                                cayley="exact" (paper, §3.3)
+    R_i = I + 2 Q_i + 2 Q_i² + … + 2 Q_i^{k−1} + Q_i^k, k = max(terms − 1, 3) cayley="neumann" (2506.19847, §3.4)
+
+Q_i is skew-symmetric β × β: row i of Q fills its upper triangle, row by row, and the lower is its negative. With coft, Q_i
+is first drawn into the ball ‖Q_i‖ ≤ eps/√K (eps alone with block_share) and its gradient is taken there (paper, §3.4).
+
+    Q      (K, p)  trained   0, hence W' = W before training; only with a linear
+    Q_emb  (K, p)  trained   0; only with an embedding
+
+p = β(β − 1)/2; K is the number of blocks, in/β, or 1 with block_share, where one block serves all. β is `block`, or in/r
+where block is 0 and `r` counts the blocks.
+
+Size     K p numbers per adapted matrix.
+Merges   exactly: W' is an ordinary weight.
+Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the second rotates inputs, as HF peft and this
+         file do, and has the series, the default. The two are not the same rotation: the series approximates
+         (I + Q)(I − Q)⁻¹, the inverse of the exact one. As in HF peft it ends with coefficient 1, 3 terms equal 4, 2 terms
+         are I + 2Q and 1 is I; a block or r that does not divide is replaced by the nearest divisor, the smaller at a tie.
+         HF peft projects for coft in every forward pass and writes the parameter; we read it projected and write it after
+         each step. A rotation of a tied embedding does not reach the head. HF peft merges two adapters of one linear in
+         another order than it runs them; we do both as (W R1ᵀ) R2ᵀ.
+
+>>> OFT(block=2, cayley="exact").weight(np.array([[2., 1.]]), Q=np.array([[1.]]))
+array([[-1.,  2.]])
+>>> OFT(block=2, terms=2).weight(np.array([[2., 1.]]), Q=np.array([[1.]]))
+array([[ 4., -3.]])
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops, stop_gradient
+from minipeft.engine.backend import xp
+from minipeft.errors import Bad, near
+from minipeft.method import Base, Here, Method, Site, Step
+
+
+@dataclass(frozen=True)
+class OFT(Method):
+    """A block-diagonal rotation of the inputs."""
+
+    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
+    block: int = 32  # β; 0: say r instead
+    r: int = 0  # number of blocks; 0: say block instead
+    cayley: str = "neumann"  # reading: "neumann" | "exact"
+    terms: int = 5  # of the series
+    block_share: bool = False
+    coft: bool = False
+    eps: float = 6e-5
+    name: ClassVar[str] = "oft"
+    ties: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if (self.block > 0) == (self.r > 0) or min(self.block, self.r) < 0:
+            raise Bad(f"{self.name}: one of block and r must be positive, the other 0; found block={self.block}, r={self.r}")
+        if self.cayley not in (allowed := ("neumann", "exact")):
+            raise Bad(f"{self.name}: cayley must be 'neumann' or 'exact', found {self.cayley!r}{near(self.cayley, allowed)}")
+        if self.terms < 1:
+            raise Bad(f"{self.name}: terms must be at least 1, found {self.terms}")
+        if self.coft and not self.eps > 0:
+            raise Bad(f"{self.name}: eps must be positive, found {self.eps}")
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        d, wish = site.shape[1], self.block or self.r
+        found = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: (abs(n - wish), n))
+        beta = found if self.block else d // found
+        return dict(beta=beta, K=1 if self.block_share else d // beta, p=beta * (beta - 1) // 2)
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        size = self.sizes(site)
+        if size["beta"] == 1:
+            raise Bad(f"{self.name}: blocks of {site.name} must be larger than 1, found width {site.shape[1]} in blocks of 1")
+        return {"Q_emb" if site.kind == "embedding" else "Q": np.zeros((size["K"], size["p"]))}
+
+    def _project(self, Q: Any) -> Any:
+        """Q with each row's skew matrix, of norm √2 ‖row‖, drawn into the ball."""
+        radius = float(np.float32(1 / np.sqrt(np.float32(Q.shape[0]))) * np.float32(self.eps))  # rounded as HF peft does
+        norm = math.sqrt(2) * ops.norm(Q, axis=1, keepdims=True)
+        radius = xp.asarray(radius, dtype=Q.dtype)
+        return Q * (radius / ops.maximum(norm, radius))
+
+    def rotation(self, Q: Any) -> Any:
+        """R_1 … R_K (K, β, β) of Q (K, p)."""
+        if self.coft:  # the value is the projection's, the gradient goes straight to Q
+            Q = stop_gradient(self._project(Q)) + (Q - stop_gradient(Q))
+        K, beta = Q.shape[0], (1 + math.isqrt(1 + 8 * Q.shape[1])) // 2
+        i, j = xp.triu_indices(beta, 1)
+        Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta))
+        Q = Q - ops.swapaxes(Q)
+        I = xp.eye(beta, dtype=Q.dtype)  # noqa: E741
+        if self.cayley == "exact":
+            return ops.solve(I + Q, I - Q)  # the factors commute
+        if self.terms <= 2:
+            return I + (2 * (self.terms - 1)) * Q
+        R = 2 * I + Q
+        for _ in range(max(self.terms - 1, 3) - 2):
+            R = 2 * I + Q @ R
+        return I + Q @ R
+
+    def weight(self, W: Any, *, Q: Any = None, Q_emb: Any = None) -> Any:
+        return rotate(W, ops.swapaxes(self.rotation(Q))) if Q_emb is None else rotate(W, self.rotation(Q_emb))
+
+    def forward(self, x: Any, base: Base, here: Here, *, Q: Any = None, Q_emb: Any = None) -> Any:
+        """(x R) Wᵀ + b: rotates what goes in, or what a lookup gives."""
+        return base(rotate(x, self.rotation(Q))) if Q_emb is None else rotate(base(x), self.rotation(Q_emb))
+
+    def after_step(self, step: Step) -> None:
+        if self.coft:
+            for arrays in step.theta.values():
+                for name in arrays.keys() & {"Q", "Q_emb"}:
+                    arrays[name] = self._project(arrays[name])
+
+
+def rotate(x: Any, R: Any) -> Any:
+    """x diag(R_1, …, R_K) for x (..., K β) and R (K, β, β); a single R serves all blocks."""
+    K, beta = R.shape[0], R.shape[1]
+    if K == 1:
+        return ops.reshape(ops.reshape(x, shape=(-1, beta)) @ R[0], shape=x.shape)
+    y = ops.swapaxes(ops.reshape(x, shape=(-1, K, beta)), a=0, b=1) @ R  # (K, n, β)
+    return ops.reshape(ops.swapaxes(y, a=0, b=1), shape=x.shape)

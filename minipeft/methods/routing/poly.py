@@ -1,0 +1,102 @@
+"""Poly: Combining Modular Skills in Multitask Learning. Ponti et al. 2022, https://arxiv.org/abs/2202.13914
+
+    y = x Wᵀ + b + (x A_t) B_t / r                                            t the task of x's row (paper, eq. 7)
+    A_t = [Σ_k w_1k A_1k; …; Σ_k w_Qk A_Qk],    B_t = [Σ_k w_1k B_1k, …, Σ_k w_Qk B_Qk]
+    w_qk = p_qk / Σ_k p_qk,    p = σ(Z_t)
+
+With n_splits = Q > 1, each part of the input and of the output has its own mixture of skills: multi-head routing, MHR
+(Caccia et al. 2022, https://arxiv.org/abs/2211.03831, §3.1). In training p = σ(Z_t + ln u − ln(1 − u)), u uniform: a relaxed
+Bernoulli sample of temperature 1.
+
+    A  (n_splits, n_skills, c, r)     trained   U(±1/√c), c = in/n_splits
+    B  (n_splits, n_skills, r, e)     trained   0, e = out/n_splits; hence the identity before training
+    Z  (n_tasks, n_splits n_skills)   trained   U(±0.001), row t the logits of task t
+
+Size     r n_skills (in + out) + n_tasks n_splits n_skills numbers per adapted matrix.
+Merges   no: every row of a batch has its own weights. For one task, `change` gives W' − W.
+Differs  The paper has one matrix Z for the whole model or one for each layer (§3.2); HF peft, followed here, has one for
+         each adapted matrix. A and B are mixed before they are multiplied, so skills meet in cross terms.
+
+>>> poly = Poly(r=1, n_tasks=2, n_skills=2)
+>>> A, B, Z = np.array([[[[2.]], [[4.]]]]), np.array([[[[1.]], [[3.]]]]), np.zeros((2, 2))
+>>> poly.change(0, A=A, B=B, Z=Z).round(6)  # both skills count half: (1 + 2)(0.5 + 1.5)
+array([[6.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.engine.backend import to_device, xp
+from minipeft.errors import Bad
+from minipeft.method import Base, Here, Method, Site
+
+
+@dataclass(frozen=True)
+class Poly(Method):
+    """Each task mixes low-rank skills in its own proportion."""
+
+    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
+    r: int = 8
+    n_tasks: int = 1
+    n_skills: int = 4
+    n_splits: int = 1
+    name: ClassVar[str] = "poly"
+
+    def __post_init__(self) -> None:
+        for field in ("r", "n_tasks", "n_skills", "n_splits"):
+            if getattr(self, field) < 1:
+                raise Bad(f"{self.name}: {field} must be at least 1, found {getattr(self, field)}")
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        return dict(c=site.shape[1] // self.n_splits, e=site.shape[0] // self.n_splits)
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        if site.kind != "linear":
+            raise Bad(f"{self.name}: expected a linear, found {site.name}, which is a {site.kind}")
+        if any(n % self.n_splits for n in site.shape):
+            raise Bad(f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}")
+        Q, K, (c, e) = self.n_splits, self.n_skills, self.sizes(site).values()
+        return dict(
+            A=rng.uniform(-(c**-0.5), c**-0.5, (Q, K, c, self.r)),
+            B=np.zeros((Q, K, self.r, e)),
+            Z=rng.uniform(-1e-3, 1e-3, (self.n_tasks, Q * K)),
+        )
+
+    def _mix(self, p: Any, A: Any, B: Any) -> tuple[Any, Any]:
+        """A_t (n, in, r) and B_t (n, r, out) from the shares p (n, Q, K) of the skills."""
+        n, Q, K = p.shape
+        c, r, e = A.shape[2], A.shape[3], B.shape[3]
+        w = (p / (ops.sum(p, axis=-1, keepdims=True) + 1e-12))[:, :, None]  # (n, Q, 1, K)
+        A = ops.reshape(w @ ops.reshape(A, shape=(Q, K, c * r)), shape=(n, Q * c, r))
+        B = ops.reshape(w @ ops.reshape(B, shape=(Q, K, r * e)), shape=(n, Q, r, e))
+        return A, ops.reshape(ops.swapaxes(B, a=1, b=2), shape=(n, r, Q * e))
+
+    def _logits(self, Z: Any, ids: Any) -> Any:
+        return ops.reshape(ops.take(Z, ids=ids), shape=(len(ids), self.n_splits, self.n_skills))
+
+    def change(self, task: int, *, A: Any, B: Any, Z: Any) -> Any:
+        """W' − W (out, in) of one task, as it is in evaluation."""
+        A, B = self._mix(ops.sigmoid(self._logits(Z, xp.asarray([task]))), A, B)
+        return ops.swapaxes(A @ B)[0] / self.r
+
+    def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, Z: Any) -> Any:
+        """Every row through the weights of its task. Raises `Bad` for missing or unknown tasks."""
+        ids = here.task_ids
+        if tuple(ids.shape) != x.shape[:1]:
+            raise Bad(f"{self.name}: task_ids must be one for each of {x.shape[0]} rows, found shape {tuple(ids.shape)}")
+        if int(ids.min()) < 0 or int(ids.max()) >= self.n_tasks:
+            raise Bad(f"{self.name}: task_ids must lie in 0 … {self.n_tasks - 1}, found {int(ids.min())} … {int(ids.max())}")
+        z = self._logits(Z, ids)
+        if here.train:
+            tiny = np.finfo(z.dtype).eps
+            u = np.clip(here.rng.random(z.shape), tiny, 1 - tiny)
+            z = z + to_device(np.log(u) - np.log1p(-u), z.dtype)
+        A, B = self._mix(ops.sigmoid(z), A, B)
+        y = base(x)
+        h = ops.reshape(x, shape=(x.shape[0], -1, x.shape[-1]))  # a classifier's input is (b, in)
+        return y + ops.reshape(h @ A @ B / self.r, shape=y.shape)
