@@ -18,3 +18,7 @@ def near(word: str, options: Iterable[str], n: int = 3) -> str:
     """
     close = difflib.get_close_matches(word, list(options), n=n, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+class Unfit(Bad):
+    """A method asked of a model it does not fit: its targets match nothing there, or it needs another kind of model."""

@@ -1,139 +1,200 @@
-"""NF4: weights held in four bits. Dettmers et al. 2023, QLoRA, https://arxiv.org/abs/2305.14314
+"""NF4: a weight held in four bits. QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, §3
 
-    c  = max|w| over a block of 64 values, in row-major order                 (paper, eq. 1, block-wise)
-    w ≈ c · q[code],  code = the nearest of 16 values q                       (paper, eq. 4)
-    c ≈ q₈[code₈] · a + μ, with double quantisation: μ the mean of all c, a = max|c − μ| over 256 of them (paper, §3)
+    c_b = max |W_i| over block b                 blocks of 64 consecutive values, rows first; c in float32
+    q_i = argmin_k |W_i / c_b − t_k|             a value on a midpoint takes the lower code
+    Ŵ_i = t[q_i] c_b                             hence |Ŵ_i − W_i| ≤ 0.152 c_b, half the widest gap
 
-Two codes share a byte, the first in the high half. Equal to bitsandbytes 0.50.2, code for code.
+    t: quantiles of N(0, 1), evenly spaced in probability (`normal_float`), divided by the largest
+
+Double quantisation (`double=True`) holds the constants c in eight bits, in turn in blocks of 256:
+
+    μ = mean c,   a_B = max |c_b − μ|,   q_b = argmin_k |(c_b − μ) / a_B − d_k|,   ĉ_b = d[q_b] a_B + μ
+
+    d: the signed dynamic map (`dynamic_map`)
+
+Size     4 + 32/64 = 4.5 bits a number; doubly quantised 4 + 8/64 + 32/(64·256) ≈ 4.127.
+Packing  Two codes a byte, the first in the high half; an odd end is filled with the code of 0.
+Differs  Codes, constants and values equal bitsandbytes 0.50.2 (on a weight of odd shape it divides the last, incomplete
+         block where it multiplies by 1/c elsewhere; we always multiply, so a value within one rounding of a midpoint
+         may differ there; and it holds 1e-38, not 0, for such a block of zeros). The eight-bit codes are the nearest
+         ones here; the CPU code of bitsandbytes strays from the nearest in about 1 of 600, by up to three codes.
+
+>>> q = quantize(np.array([[8.0, -8.0, 0.0], [4.0, 1.0, -2.0]], np.float32))
+>>> q.absmax                                        # the largest
+array([8.], dtype=float32)
+>>> [hex(byte) for byte in q.codes]                 # ±1 are codes f and 0, 0 is 7; 0.5 is nearest to t[12] = 0.4407
+['0xf0', '0x7c', '0x94']
+>>> q.dequantize().round(3)
+array([[ 8.   , -8.   ,  0.   ],
+       [ 3.526,  1.287, -2.276]], dtype=float32)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.backend import to_host, xp
 from minipeft.errors import Bad
 
-# Quantiles of the normal distribution, in float32 as bitsandbytes holds them (see `derived`).
-CODEBOOK = np.array(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-        -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ],
-    np.float32,
-)  # fmt: skip
+NF4_CODEBOOK = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
+    + [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
+    + [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
+    + [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
+    dtype=np.float32,
+)  # (16,) the values every NF4 checkpoint is made with: `normal_float()` to 2e-7, having been derived in float32 once
+
+CONSTANTS = 256  # constants in one block of the second quantisation
 
 
-def derived() -> np.ndarray:
-    """The codebook from its definition: 8 positive and 7 negative quantiles of N(0, 1) and zero, scaled to [−1, 1], float64."""
-    from scipy.special import ndtri
+def normal_float() -> np.ndarray:
+    """(16,) float64: the codebook derived, −1 … 1 ascending, with 7 negative values, 0 and 8 positive ones.
 
-    edge = 1 - (1 / 30 + 1 / 32) / 2
-    positive, negative = ndtri(np.linspace(edge, 0.5, 9)[:-1]), -ndtri(np.linspace(edge, 0.5, 8)[:-1])
-    q = np.sort(np.concatenate([positive, negative, [0.0]]))
-    return q / q.max()
+    Both tails start at probability δ = 1 − ½(1/30 + 1/32), the mean of the ends that 15 and 16 even steps would have.
+    Source: the paper, §3 and its appendix on NF4.
+    """
+    from scipy.special import ndtri  # Φ⁻¹
+
+    delta = 1 - (1 / 30 + 1 / 32) / 2
+    above, below = ndtri(np.linspace(delta, 0.5, 9)[:-1]), ndtri(np.linspace(delta, 0.5, 8)[:-1])
+    return np.sort(np.concatenate([above, [0.0], -below])) / above[0]
 
 
 @cache
 def dynamic_map() -> np.ndarray:
-    """The 256 values of the signed 8-bit map for the block constants: seven decades, finer towards 1, float32 (256,)."""
-    values = [0.0, 1.0]
-    for i in range(7):
-        edges = np.linspace(0.1, 1, 2**i + 1, dtype=np.float64)
-        middle = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)
-        values += [*middle, *-middle]
-    return np.sort(np.array(values)).astype(np.float32)
+    """(256,) float32: the signed dynamic eight-bit map of Dettmers 2016, https://arxiv.org/abs/1511.04561, ascending.
 
-
-def _nearest(x: Any, book: np.ndarray) -> Any:
-    """Index of the nearest value of a sorted book; a value exactly between two goes to the lower."""
-    return xp.searchsorted(to_device((book[1:] + book[:-1]) / 2), x, side="left").astype(xp.uint8)
+    Decade 10^(i−6), i = 0 … 6, has 2^i evenly spaced values, each the middle of its cell of [0.1, 1]; then both signs, 0
+    and 1. A small number keeps its magnitude, a large one its digits.
+    """
+    cells = [10.0 ** (i - 6) * (0.1 + 0.9 * (np.arange(2**i) + 0.5) / 2**i) for i in range(7)]
+    positive = np.concatenate(cells)
+    return np.sort(np.concatenate([-positive, [0.0], positive, [1.0]])).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class NF4:
-    """A quantised array: `codes` (⌈n/2⌉,) uint8, `absmax` one a block (float32, or uint8 codes with double quantisation)."""
+    """An array held in four bits a number.
+
+    codes   (⌈n/2⌉,) uint8     two codes a byte
+    absmax  (⌈n/block⌉,)       float32 constants c; uint8 codes of them where doubly quantised
+    scale   (⌈blocks/256⌉,)    float32 a, only where doubly quantised
+    offset  ()                 float32 μ, only where doubly quantised
+    """
 
     codes: Any
     absmax: Any
     shape: tuple[int, ...]
     dtype: Any
     block: int = 64
-    scales: Any = None  # (⌈blocks/256⌉,) float32, with double quantisation
-    mean: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return int(self.codes.nbytes + self.absmax.nbytes + (self.scales.nbytes + 4 if self.scales is not None else 0))
+    scale: Any = None
+    offset: Any = None
 
     @property
     def size(self) -> int:
         """How many numbers it stands for."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays held."""
+        return sum(a.nbytes for a in (self.codes, self.absmax, self.scale, self.offset) if a is not None)
+
+    @property
+    def double(self) -> bool:
+        """Whether the constants are quantised too."""
+        return self.scale is not None
+
     def constants(self) -> Any:
-        """The block constants c, float32 (blocks,)."""
-        if self.scales is None:
+        """(⌈n/block⌉,) float32: the constant of every block."""
+        if not self.double:
             return self.absmax
-        spread = xp.repeat(self.scales, 256)[: self.absmax.size]
-        return to_device(dynamic_map())[self.absmax] * spread + xp.asarray(self.mean, xp.float32)
+        spread = xp.repeat(self.scale, CONSTANTS)[: self.absmax.size]
+        return xp.asarray(dynamic_map())[self.absmax] * spread + self.offset
 
     def dequantize(self) -> Any:
-        """The array it stands for, of `shape` and `dtype`."""
-        n = self.size
-        both = xp.stack([self.codes >> 4, self.codes & 15], axis=1).reshape(-1)[:n]
-        values = to_device(CODEBOOK)[both] * xp.repeat(self.constants(), self.block)[:n]
-        return values.astype(self.dtype).reshape(self.shape)
+        """The array of `shape` in `dtype`: the product in float32, rounded once."""
+        pairs = NF4_CODEBOOK[np.stack(np.divmod(np.arange(256), 16), 1)]  # (256, 2) both values of every byte
+        values = _blocks(xp.asarray(pairs)[self.codes].reshape(-1)[: self.size], self.block)
+        return (values * self.constants()[:, None]).reshape(-1)[: self.size].reshape(self.shape).astype(self.dtype)
 
     def to_arrays(self) -> dict[str, Any]:
-        """Everything it holds, as arrays."""
-        out = {"codes": self.codes, "absmax": self.absmax, "shape": np.array(self.shape), "block": np.array([self.block])}
-        if self.scales is not None:
-            out |= {"scales": self.scales, "mean": np.array([self.mean], np.float32)}
-        return out
+        """All of it as arrays by name, to be stored: the fields, the dtype as an empty array `like` of it."""
+        like = xp.empty(0, self.dtype)
+        arrays = dict(codes=self.codes, absmax=self.absmax, scale=self.scale, offset=self.offset, like=like)
+        numbers = dict(shape=np.array(self.shape, np.int64), block=np.array(self.block, np.int64))
+        return {k: a for k, a in arrays.items() if a is not None} | numbers
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, Any], dtype: Any = np.float32) -> NF4:
-        """The inverse of `to_arrays`."""
-        shape = tuple(int(s) for s in to_host(arrays["shape"]))
-        mean = float(to_host(arrays["mean"])[0]) if "mean" in arrays else 0.0
-        block = int(to_host(arrays["block"])[0])
-        return cls(arrays["codes"], arrays["absmax"], shape, np.dtype(dtype), block, arrays.get("scales"), mean)
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> NF4:
+        """Inverse of `to_arrays`. Raises `Bad` if arrays are missing or do not fit each other."""
+        wanted = {"codes", "absmax", "shape", "block", "like"}
+        nested = {"scale", "offset"}
+        if set(arrays) not in (wanted, wanted | nested):
+            raise Bad(f"NF4: expected arrays {sorted(wanted)}, perhaps with {sorted(nested)}; found {sorted(arrays)}")
+        shape, block = (to_host(arrays[k]) for k in ("shape", "block"))
+        if shape.ndim != 1 or shape.dtype.kind != "i" or (shape < 0).any():
+            raise Bad(f"NF4: shape must be a vector of lengths, found {shape.dtype} {shape.tolist()}")
+        if block.ndim or block.dtype.kind != "i" or block < 1:
+            raise Bad(f"NF4: block must be one positive integer, found {block.dtype} {block.tolist()}")
+        lengths, block = tuple(shape.tolist()), int(block)
+        blocks, kind = -(-math.prod(lengths) // block), "uint8" if "scale" in arrays else "float32"
+        fits: dict[str, tuple[tuple[int, ...], str]] = {
+            "codes": ((-(-math.prod(lengths) // 2),), "uint8"),
+            "absmax": ((blocks,), kind),
+            "scale": ((-(-blocks // CONSTANTS),), "float32"),
+            "offset": ((), "float32"),
+        }
+        for name in fits.keys() & arrays.keys():
+            found, expected = (arrays[name].shape, str(arrays[name].dtype)), fits[name]
+            if found != expected:
+                raise Bad(f"NF4: {name} of shape {lengths} must be {expected[1]} {expected[0]}, found {found[1]} {found[0]}")
+        held = {name: arrays[name] for name in fits.keys() & arrays.keys()}
+        return cls(shape=lengths, dtype=arrays["like"].dtype, block=block, **held)
 
 
 def quantize(W: Any, block: int = 64, double: bool = False) -> NF4:
-    """W in NF4, with block constants in float32 or, with `double`, in 8 bits. Raises `Bad` for an empty array or odd block.
+    """W, an array of floats of any shape, in NF4. Values are rounded to float32 first, as the constants are.
 
-    >>> quantize(np.array([[2.0, -1.0]])).dequantize()
-    array([[ 2.       , -1.0501461]])
+    Raises `Bad` if W is not of floats, holds what is not finite in float32, or `block` is not positive.
     """
-    if W.size == 0 or block < 2 or block % 2:
-        raise Bad(f"quantize: expected a non-empty array and an even block, found shape {tuple(W.shape)} and block {block}")
-    n = W.size
-    flat = xp.zeros(-(-n // block) * block, xp.float32)
-    flat[:n] = W.reshape(-1).astype(xp.float32)
-    blocks = flat.reshape(-1, block)
-    c = abs(blocks).max(axis=1)
-    scaled = blocks * (1 / xp.where(c == 0, xp.float32(1), c))[:, None]
-    codes = _nearest(scaled, CODEBOOK).reshape(-1)[: n + n % 2]
-    packed = (codes[0::2] << 4) | codes[1::2]
-    if not double:
-        return NF4(packed, c, tuple(W.shape), W.dtype, block)
-    mean = c.mean(dtype=xp.float32)
-    z = xp.zeros(-(-c.size // 256) * 256, xp.float32)
-    z[: c.size] = c - mean
-    z = z.reshape(-1, 256)
-    a = abs(z).max(axis=1)
-    z = z * (1 / xp.where(a == 0, xp.float32(1), a))[:, None]
-    # bitsandbytes looks the nearest value up in a table over 2¹⁶ points of [−1, 1]: round to them first
-    step = xp.float32(65535 / 2)
-    z = xp.floor((z + xp.float32(1)) * step + xp.float32(0.5)).astype(xp.float64) * (2 / 65535) - 1
-    codes8 = _nearest(z, dynamic_map().astype(np.float64)).reshape(-1)[: c.size]
-    return NF4(packed, codes8, tuple(W.shape), W.dtype, block, a, float(mean))
+    if block < 1:
+        raise Bad(f"NF4: block must be at least 1, found {block}")
+    if W.dtype.kind != "f":
+        raise Bad(f"NF4: expected an array of floats, found {W.dtype}")
+    values = _blocks(W.reshape(-1).astype(np.float32), block)
+    absmax = xp.abs(values).max(axis=1)
+    if not xp.isfinite(absmax).all():
+        raise Bad(f"NF4: the weight of shape {W.shape} has values that are not finite in float32")
+    held = dict(codes=_pack(_nearest(values, absmax, NF4_CODEBOOK).reshape(-1)[: W.size]), absmax=absmax)
+    if double:
+        offset = absmax.mean(dtype=np.float32) if absmax.size else xp.zeros((), np.float32)
+        rest = _blocks(absmax - offset, CONSTANTS)
+        scale = xp.abs(rest).max(axis=1)
+        codes = _nearest(rest, scale, dynamic_map()).reshape(-1)[: absmax.size]
+        held |= dict(absmax=codes, scale=scale, offset=xp.asarray(offset))
+    return NF4(shape=tuple(W.shape), dtype=W.dtype, block=block, **held)
+
+
+def _blocks(flat: Any, length: int) -> Any:
+    """(n,) -> (⌈n/length⌉, length), the end filled with zeros."""
+    return xp.pad(flat, (0, -flat.size % length)).reshape(-1, length)
+
+
+def _nearest(values: Any, absmax: Any, table: np.ndarray) -> Any:
+    """(b, n) values, (b,) constants -> (b, n) uint8: index of the entry of the ascending table nearest to value / constant."""
+    inverse = np.float32(1) / xp.maximum(absmax, np.float32(1e-38))  # a block of zeros stays one
+    midpoints = (table[1:] + table[:-1]) / np.float32(2)
+    return xp.searchsorted(xp.asarray(midpoints), values * inverse[:, None]).astype(np.uint8)
+
+
+def _pack(codes: Any) -> Any:
+    """(n,) codes below 16 -> (⌈n/2⌉,) bytes, the first of each pair in the high half."""
+    codes = xp.pad(codes, (0, codes.size % 2), constant_values=int(np.flatnonzero(NF4_CODEBOOK == 0)[0]))
+    return codes[::2] << 4 | codes[1::2]

@@ -19,7 +19,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.engine.backend import read_only, to_device, to_host, xp
 from minipeft.engine.tensor import value, value_and_grad
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, Unfit, near
 from minipeft.method import Base, Here, Method, Site, frozen, method_class
 from minipeft.model.arch import Arch, Batch, Model
 from minipeft.model.transformer import Output, activation_sites
@@ -92,7 +92,7 @@ def select(
 ) -> list[Site]:
     """The sites that `targets` name (see `matches`), in model order; alternatives separated by "|".
 
-    Raises `Bad`, with near misses, if a target matches nothing.
+    Raises `Unfit`, with near misses, if nothing matches.
     """
     every = sites(model)
     wanted = None if layers is None else set(layers)
@@ -123,7 +123,7 @@ def select(
     known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
     hints = "".join(near(p, known) for p in patterns[:1])
     limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
-    raise Bad(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
+    raise Unfit(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from minipeft.conformance import docstrings, tiny
 from minipeft.engine import gradcheck, gradients_flow, ops
 from minipeft.engine.backend import to_device, to_host, xp
 from minipeft.engine.tensor import value
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method
 from minipeft.model.arch import Batch, Model
 from minipeft.run import Adapted, Adapter, attach, digest, merge, sites
@@ -53,10 +53,8 @@ def case(method: Method, family: str = "llama", dtype: Any = np.float64, seed: i
     batch = tiny.example(model, seed=seed + 1, tasks=getattr(method, "n_tasks", 1))
     try:
         start = attach(model, method, data=[batch] if method.needs else (), seed=seed)
-    except Bad as why:
-        if "match nothing" in str(why):
-            return None
-        raise
+    except Unfit:
+        return None
     return Case(start.model, method, start, moved(start, seed), batch)
 
 

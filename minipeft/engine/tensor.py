@@ -73,7 +73,6 @@ def op(f: Callable) -> Callable:
     work; `wanted` says for which arguments a gradient is needed. The op takes arrays and Tensors alike: without a
     Tensor among its arguments it returns a plain array and tapes nothing.
     """
-    OPS[f.__name__] = f
     knows_wanted = "wanted" in signature(f).parameters
 
     @wraps(f)
@@ -94,6 +93,7 @@ def op(f: Callable) -> Callable:
             parents, vjps = zip(*kept, strict=True)
         return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
 
+    OPS[f.__name__] = call
     return call
 
 

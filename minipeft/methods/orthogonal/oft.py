@@ -1,28 +1,30 @@
 """OFT: Controlling Text-to-Image Diffusion by Orthogonal Finetuning. Qiu et al. 2023, https://arxiv.org/abs/2306.07280
 
-    W' = W Rᵀ,    R = diag(R_1, …, R_K),    hence x W'ᵀ = (x R) Wᵀ            on a linear (2506.19847, eq. 2)
+    W' = W Rᵀ,    R = diag(R_1, …, R_K),    hence x W'ᵀ = (x R) Wᵀ            on a linear
     E' = E R                                                                  on an embedding
-    R_i = (I − Q_i)(I + Q_i)⁻¹                                                cayley="exact" (paper, §3.3)
-    R_i = I + 2 Q_i + 2 Q_i² + … + 2 Q_i^{k−1} + Q_i^k, k = max(terms − 1, 3) cayley="neumann" (2506.19847, §3.4)
+    R_i = (I − Q_i)(I + Q_i)⁻¹                                                cayley="exact" (paper)
+    R_i = I + 2 Q_i + 2 Q_i² + … + 2 Q_i^{k−1} + Q_i^k, k = max(terms − 1, 3) cayley="neumann" (2506.19847)
 
-Q_i is skew-symmetric β × β: row i of Q fills its upper triangle, row by row, and the lower is its negative. With coft, Q_i
-is first drawn into the ball ‖Q_i‖ ≤ eps/√K (eps alone with block_share) and its gradient is taken there (paper, §3.4).
+Q_i is skew-symmetric, β × β: row i of Q fills its upper triangle, row by row, and the lower is its negative. With coft,
+Q_i is first drawn into the ball ‖Q_i‖ ≤ eps/√K (eps alone with block_share) and its gradient is taken there.
 
     Q      (K, p)  trained   0, hence W' = W before training; only with a linear
     Q_emb  (K, p)  trained   0; only with an embedding
 
-p = β(β − 1)/2; K is the number of blocks, in/β, or 1 with block_share, where one block serves all. β is `block`, or in/r
-where block is 0 and `r` counts the blocks.
+p = β(β − 1)/2; K is the number of blocks, in/β, or 1 with block_share, where one block serves all. β is `block`, or
+in/r where block is 0 and `r` counts the blocks. The input-side form and the series: Qiu et al. 2025,
+https://arxiv.org/abs/2506.19847.
 
 Size     K p numbers per adapted matrix.
 Merges   exactly: W' is an ordinary weight.
-Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the second rotates inputs, as HF peft and this
-         file do, and has the series, the default. The two are not the same rotation: the series approximates
-         (I + Q)(I − Q)⁻¹, the inverse of the exact one. As in HF peft it ends with coefficient 1, 3 terms equal 4, 2 terms
-         are I + 2Q and 1 is I; a block or r that does not divide is replaced by the nearest divisor, the smaller at a tie.
-         HF peft projects for coft in every forward pass and writes the parameter; we read it projected and write it after
-         each step. A rotation of a tied embedding does not reach the head. HF peft merges two adapters of one linear in
-         another order than it runs them; we do both as (W R1ᵀ) R2ᵀ.
+Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the second rotates inputs, as HF peft and
+         this file do, and has the series, the default. They are not the same rotation: the series approximates
+         (I + Q)(I − Q)⁻¹, the inverse of the exact one. As in HF peft it ends with coefficient 1, 3 terms equal 4,
+         2 terms are I + 2Q and 1 is I; and where block or r does not divide the width, the nearest divisor takes its
+         place, the smaller at a tie. For coft HF peft projects the parameter in every forward pass and writes it back;
+         we read the projection there, with the same gradient, and write it after each step. A rotation of a tied
+         embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
+         them; both are (W R1ᵀ) R2ᵀ here.
 
 >>> OFT(block=2, cayley="exact").weight(np.array([[2., 1.]]), Q=np.array([[1.]]))
 array([[-1.,  2.]])
@@ -61,9 +63,13 @@ class OFT(Method):
 
     def __post_init__(self) -> None:
         if (self.block > 0) == (self.r > 0) or min(self.block, self.r) < 0:
-            raise Bad(f"{self.name}: one of block and r must be positive, the other 0; found block={self.block}, r={self.r}")
+            raise Bad(
+                f"{self.name}: one of block and r must be positive, the other 0; found block={self.block}, r={self.r}"
+            )
         if self.cayley not in (allowed := ("neumann", "exact")):
-            raise Bad(f"{self.name}: cayley must be 'neumann' or 'exact', found {self.cayley!r}{near(self.cayley, allowed)}")
+            raise Bad(
+                f"{self.name}: cayley must be 'neumann' or 'exact', found {self.cayley!r}{near(self.cayley, allowed)}"
+            )
         if self.terms < 1:
             raise Bad(f"{self.name}: terms must be at least 1, found {self.terms}")
         if self.coft and not self.eps > 0:
@@ -78,12 +84,15 @@ class OFT(Method):
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         size = self.sizes(site)
         if size["beta"] == 1:
-            raise Bad(f"{self.name}: blocks of {site.name} must be larger than 1, found width {site.shape[1]} in blocks of 1")
+            raise Bad(
+                f"{self.name}: blocks of {site.name} must be larger than 1, found width {site.shape[1]} in blocks of 1"
+            )
         return {"Q_emb" if site.kind == "embedding" else "Q": np.zeros((size["K"], size["p"]))}
 
     def _project(self, Q: Any) -> Any:
         """Q with each row's skew matrix, of norm √2 ‖row‖, drawn into the ball."""
-        radius = float(np.float32(1 / np.sqrt(np.float32(Q.shape[0]))) * np.float32(self.eps))  # rounded as HF peft does
+        # HF peft has the radius in float32
+        radius = float(np.float32(1 / np.sqrt(np.float32(Q.shape[0]))) * np.float32(self.eps))
         norm = math.sqrt(2) * ops.norm(Q, axis=1, keepdims=True)
         radius = xp.asarray(radius, dtype=Q.dtype)
         return Q * (radius / ops.maximum(norm, radius))
@@ -96,7 +105,7 @@ class OFT(Method):
         i, j = xp.triu_indices(beta, 1)
         Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta))
         Q = Q - ops.swapaxes(Q)
-        I = xp.eye(beta, dtype=Q.dtype)  # noqa: E741
+        I = xp.eye(beta, dtype=Q.dtype)
         if self.cayley == "exact":
             return ops.solve(I + Q, I - Q)  # the factors commute
         if self.terms <= 2:

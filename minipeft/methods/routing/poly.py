@@ -1,11 +1,11 @@
 """Poly: Combining Modular Skills in Multitask Learning. Ponti et al. 2022, https://arxiv.org/abs/2202.13914
 
-    y = x Wᵀ + b + (x A_t) B_t / r                                            t the task of x's row (paper, eq. 7)
+    y = x Wᵀ + b + (x A_t) B_t / r                                            t the task of x's row
     A_t = [Σ_k w_1k A_1k; …; Σ_k w_Qk A_Qk],    B_t = [Σ_k w_1k B_1k, …, Σ_k w_Qk B_Qk]
     w_qk = p_qk / Σ_k p_qk,    p = σ(Z_t)
 
 With n_splits = Q > 1, each part of the input and of the output has its own mixture of skills: multi-head routing, MHR
-(Caccia et al. 2022, https://arxiv.org/abs/2211.03831, §3.1). In training p = σ(Z_t + ln u − ln(1 − u)), u uniform: a relaxed
+(Caccia et al. 2022, https://arxiv.org/abs/2211.03831). In training p = σ(Z_t + ln u − ln(1 − u)), u uniform: a relaxed
 Bernoulli sample of temperature 1.
 
     A  (n_splits, n_skills, c, r)     trained   U(±1/√c), c = in/n_splits
@@ -14,8 +14,9 @@ Bernoulli sample of temperature 1.
 
 Size     r n_skills (in + out) + n_tasks n_splits n_skills numbers per adapted matrix.
 Merges   no: every row of a batch has its own weights. For one task, `change` gives W' − W.
-Differs  The paper has one matrix Z for the whole model or one for each layer (§3.2); HF peft, followed here, has one for
-         each adapted matrix. A and B are mixed before they are multiplied, so skills meet in cross terms.
+Differs  Z is one for each adapted matrix, as in HF peft; others share it within a layer or the whole model. A and B are
+         mixed before they are multiplied, so skills meet in cross terms. HF peft takes a negative task as counted from
+         the end; we refuse it.
 
 >>> poly = Poly(r=1, n_tasks=2, n_skills=2)
 >>> A, B, Z = np.array([[[[2.]], [[4.]]]]), np.array([[[[1.]], [[3.]]]]), np.zeros((2, 2))
@@ -59,7 +60,9 @@ class Poly(Method):
         if site.kind != "linear":
             raise Bad(f"{self.name}: expected a linear, found {site.name}, which is a {site.kind}")
         if any(n % self.n_splits for n in site.shape):
-            raise Bad(f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}")
+            raise Bad(
+                f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}"
+            )
         Q, K, (c, e) = self.n_splits, self.n_skills, self.sizes(site).values()
         return dict(
             A=rng.uniform(-(c**-0.5), c**-0.5, (Q, K, c, self.r)),
@@ -88,9 +91,13 @@ class Poly(Method):
         """Every row through the weights of its task. Raises `Bad` for missing or unknown tasks."""
         ids = here.task_ids
         if tuple(ids.shape) != x.shape[:1]:
-            raise Bad(f"{self.name}: task_ids must be one for each of {x.shape[0]} rows, found shape {tuple(ids.shape)}")
+            raise Bad(
+                f"{self.name}: task_ids must be one for each of {x.shape[0]} rows, found shape {tuple(ids.shape)}"
+            )
         if int(ids.min()) < 0 or int(ids.max()) >= self.n_tasks:
-            raise Bad(f"{self.name}: task_ids must lie in 0 … {self.n_tasks - 1}, found {int(ids.min())} … {int(ids.max())}")
+            raise Bad(
+                f"{self.name}: task_ids must lie in 0 … {self.n_tasks - 1}, found {int(ids.min())} … {int(ids.max())}"
+            )
         z = self._logits(Z, ids)
         if here.train:
             tiny = np.finfo(z.dtype).eps

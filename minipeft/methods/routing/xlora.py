@@ -1,13 +1,13 @@
 """X-LoRA: Mixture of Low-Rank Adapter Experts. Buehler & Buehler 2024, https://arxiv.org/abs/2402.07148
 
-    y = x Wᵀ + b + γ Σ_k s_k B_k A_k (g_k x)                                  g (t, K) the gates of x's token (paper, §4.1)
+    y = x Wᵀ + b + γ Σ_k s_k B_k A_k (g_k x)                        g (K) the gates of x's token
     g = softmax(classifier(h) / temperature)
 
-h is the hidden state after the final norm, from a first pass in which every gate is pass_value; it is a constant to the
-gradient. With top_k only the largest k gates stay, not rescaled unless by top_k_softmax. The classifier is one linear, or
-with depth > 1 linears of `hidden` units with ReLU in between. With layerwise each adapted matrix has its own gates.
+h is the hidden state after the final norm, from a first pass in which every gate is pass_value; it is a constant to
+the gradient. With top_k only the largest k gates stay, not rescaled unless by top_k_softmax. The classifier is one
+linear, or with depth > 1 linears of `hidden` units with ReLU in between. With layerwise each matrix has its own gates.
 
-    V0     (K, d)     trained   U(±1/√d); shared. With depth > 1 further V1, v1, …; with layerwise K rows for each matrix
+    V0     (K, d)     trained   U(±1/√d); shared. More with depth > 1; with layerwise K rows for each matrix
     v0     (K)        trained   U(±1/√d); shared
     A0     (r0, in)   stored    as the expert's A; trained with train_experts
     B0     (out, r0)  stored    as the expert's B; trained with train_experts
@@ -17,10 +17,9 @@ with depth > 1 linears of `hidden` units with ReLU in between. With layerwise ea
 
 Size     (d + 1) K numbers in all: the classifier.
 Merges   no: the gates depend on the token.
-Differs  Experts are given trained, see `from_adapters`; untrained ones have B = 0, and only then the model equals the base.
-         HF peft numbers matrices in module order and does not save all of the classifier; merging, it adds up all experts
-         with weight 1. Where top_k finds equal gates we keep the first. Keys and values of earlier tokens are never kept
-         from one generated token to the next, as gates come from the whole text.
+Differs  Experts are given trained, see `from_adapters`; untrained ones have B = 0, and only then the model equals the
+         base. HF peft 0.21 does not save all of the classifier, and merging adds up all experts with weight 1. Where
+         top_k finds equal gates we keep the first. Generation keeps no keys and values: every pass is a double one.
 
 >>> XLoRA(top_k=1)._pick(np.array([[[0.25, 0.75]]]))
 array([[[0.  , 0.75]]])
@@ -30,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,7 +37,7 @@ import numpy as np
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import value
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Unfit
 from minipeft.method import Base, Here, Method, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
 
@@ -70,7 +70,9 @@ class XLoRA(Method):
             if getattr(self, field) < 1:
                 raise Bad(f"{self.name}: {field} must be at least 1, found {getattr(self, field)}")
         if not 0 <= self.top_k <= len(self.experts):
-            raise Bad(f"{self.name}: top_k must lie in 0 … {len(self.experts)}, the number of experts, found {self.top_k}")
+            raise Bad(
+                f"{self.name}: top_k must lie in 0 … {len(self.experts)}, the number of experts, found {self.top_k}"
+            )
         if not self.temperature > 0:
             raise Bad(f"{self.name}: temperature must be positive, found {self.temperature}")
 
@@ -83,7 +85,9 @@ class XLoRA(Method):
         trained: dict[str, dict[str, Any]] = {}
         for k, adapter in enumerate(adapters):
             if any(method != adapter.method for method in adapter.at.values()):
-                raise Bad(f"{cls.name}: adapter {adapter.name!r} is not the same method at all sites, or trains whole modules")
+                raise Bad(
+                    f"{cls.name}: adapter {adapter.name!r} is not the same method at all sites, or trains whole modules"
+                )
             for site, arrays in adapter.grouped().items():
                 trained.setdefault(site, {}).update({f"{name}{k}": a for name, a in arrays.items()})
         made = cls(**{"targets": " ".join(trained), "experts": tuple(a.method for a in adapters), **fields})
@@ -101,10 +105,12 @@ class XLoRA(Method):
     def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
         arch = sites[0].arch
         if arch.encoder_layers:
-            raise Bad(f"{self.name}: expected a model of one stack, whose tokens the gates are for; {arch.family} has two")
+            raise Unfit(
+                f"{self.name}: expected a model of one stack, whose tokens the gates are for; {arch.family} has two"
+            )
         widths = [arch.d, *[self.hidden] * (self.depth - 1), len(self.experts) * (len(sites) if self.layerwise else 1)]
         arrays = {}
-        for i, (in_, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (in_, out) in enumerate(pairwise(widths)):
             arrays[f"V{i}"] = rng.uniform(-(in_**-0.5), in_**-0.5, (out, in_))
             arrays[f"v{i}"] = rng.uniform(-(in_**-0.5), in_**-0.5, out)
         return arrays
@@ -153,7 +159,9 @@ class XLoRA(Method):
         elif index is not None:
             g = g[:, :, int(index[0])]
         if y.ndim != 3 or g.shape[1] != y.shape[1]:
-            raise Bad(f"{self.name}: expected one vector for each of {g.shape[1]} tokens at {here.site}, found shape {x.shape}")
+            raise Bad(
+                f"{self.name}: {here.site} must see one vector for each of {g.shape[1]} tokens, found {x.shape}"
+            )
         g = self._pick(g)
         for k, expert in enumerate(self.experts):
             if f"A{k}" not in arrays:  # this expert leaves the site alone

@@ -3,8 +3,8 @@
     y = l ∘ (x Wᵀ + b),   W' = diag(l) W,   b' = l ∘ b     keys and values    (paper, §3.3)
     y = (l_ff ∘ x) Wᵀ + b,   W' = W diag(l_ff)             the feed-forward's second linear
 
-    l     (out)  trained   1, hence W' = W before training; only with an output side, every target not in `inputs`
-    l_ff  (in)   trained   1; only with an input side, the targets in `inputs`
+    l     (out)  trained   1, hence W' = W before training; only with a target not in `inputs`
+    l_ff  (in)   trained   1; only with a target in `inputs`
 
 Size     n numbers per adapted matrix, n being out on the output side and in on the input side.
 Merges   exactly: W' and b' are ordinary.
@@ -18,7 +18,7 @@ array([[ 1.,  2.],
 >>> IA3().weight(np.array([[1., 2.], [3., 4.]]), l_ff=np.array([1., 10.]))
 array([[ 1., 20.],
        [ 3., 40.]])
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ from minipeft.method import Base, Here, Method, Site
 class IA3(Method):
     """Trained scales on keys, values and the inner feed-forward activation."""
 
-    targets: str = (
-        "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
-    )
+    targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
     inputs: str = "mlp.down.weight"  # globs over site names: the targets whose input is scaled
     name: ClassVar[str] = "ia3"
 

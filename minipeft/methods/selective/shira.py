@@ -1,6 +1,6 @@
 """SHiRA: Sparse High Rank Adapters. Bhardwaj et al. 2024, https://arxiv.org/abs/2406.13175
 
-    W' = W + s S,    S[rows_i, cols_i] = v_i, else 0                           (paper, §3)
+    W' = W + s S,    S[rows_i, cols_i] = v_i, else 0
 
     v     (r (in + out))  trained   0, hence W' = W before training
     rows  (r (in + out))  stored    which elements, in row-major order: distinct, drawn from `seed`
@@ -28,9 +28,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
-from minipeft.torch_random import TorchGenerator
-
-UNSEEDED = 67280421310721  # what torch seeds a generator with that nobody seeds
+from minipeft.torch_random import DEFAULT_SEED, TorchGenerator
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class SHiRA(Method):
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
     r: int = 32
     scale: float = 1.0  # s
-    seed: int | None = None
+    seed: int | None = None  # None: torch's constant
     name: ClassVar[str] = "shira"
 
     def __post_init__(self) -> None:
@@ -52,7 +50,7 @@ class SHiRA(Method):
         k = self.r * (in_ + out)
         if k > out * in_:
             raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} elements, found r ({in_} + {out}) = {k}")
-        rows, cols = np.divmod(np.sort(_places(UNSEEDED if self.seed is None else self.seed, out * in_)[:k]), in_)
+        rows, cols = np.divmod(np.sort(_places(DEFAULT_SEED if self.seed is None else self.seed, out * in_)[:k]), in_)
         return dict(v=np.zeros(k), rows=frozen(rows), cols=frozen(cols))
 
     def weight(self, W: Any, *, v: Any, rows: Any, cols: Any) -> Any:

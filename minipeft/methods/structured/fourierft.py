@@ -1,6 +1,6 @@
 """FourierFT: Parameter-Efficient Fine-Tuning with Discrete Fourier Transform. Gao et al. 2024, https://arxiv.org/abs/2405.03003
 
-    W' = W + α Re IDFT(F),    F[rows_i, cols_i] = c_i, else 0                  (paper, eq. 2–4)
+    W' = W + α Re IDFT(F),    F[rows_i, cols_i] = c_i, else 0                  (paper, §3)
     W'[j, k] = W[j, k] + α/(out in) Σ_i c_i cos 2π(rows_i j/out + cols_i k/in)
 
     c     (n)  trained   N(0, 1); 0 with start="zero"
@@ -9,11 +9,12 @@
 
 Size     n numbers per adapted matrix, n = n_frequency and α = scaling being the fields.
 Merges   exactly: W' is an ordinary weight.
-Differs  Matrices of equal shape share their places, in the paper and in HF peft: one seed serves all. W' is not W before
-         training, since c starts normal; with start="zero" it is. HF peft computes the transform in float32 and casts;
-         we compute it in the dtype of c.
+Differs  Matrices of equal shape share their places, in the paper and in HF peft: one seed serves all. W' is not W
+         before training, since c starts normal; with start="zero" it is. HF peft computes the transform in float32 and
+         casts; we compute it in the dtype of c.
 
->>> FourierFT(n_frequency=1, scaling=4.).weight(np.zeros((2, 2)), c=np.array([1.]), rows=np.array([1]), cols=np.array([0]))
+>>> one = FourierFT(n_frequency=1, scaling=4.)
+>>> one.weight(np.zeros((2, 2)), c=np.array([1.]), rows=np.array([1]), cols=np.array([0]))
 array([[ 1.,  1.],
        [-1., -1.]])
 """
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
 from minipeft.torch_random import TorchGenerator
 
@@ -47,7 +48,7 @@ class FourierFT(Method):
         if self.n_frequency < 1:
             raise Bad(f"{self.name}: n_frequency must be at least 1, found {self.n_frequency}")
         if self.start not in ("normal", "zero"):
-            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}{near(self.start, ('normal', 'zero'))}")
+            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
@@ -60,7 +61,9 @@ class FourierFT(Method):
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = site.shape
         if self.n_frequency > out * in_:
-            raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} places, found n_frequency = {self.n_frequency}")
+            raise Bad(
+                f"{self.name}: {site.name} has {out}·{in_} = {out * in_} places, n_frequency is {self.n_frequency}"
+            )
         rows, cols = np.divmod(_places(self.seed, out * in_)[: self.n_frequency], in_)
         c = rng.standard_normal(self.n_frequency) * (self.start == "normal")
         return dict(c=c, rows=frozen(rows), cols=frozen(cols))

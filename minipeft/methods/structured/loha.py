@@ -11,16 +11,16 @@
 
 Size     2 r (in + out) numbers per adapted matrix.
 Merges   exactly: W' is an ordinary weight.
-Dropout  rank_dropout zeroes whole rows of the change, the others divided by the share kept; module_dropout leaves out the
-         whole change, without rescaling. Both in training only.
-Differs  The paper has Y1 and Y2 transposed and no base weight; LyCORIS made it a change of W, and draws normals where HF
-         peft, followed here, draws uniformly. Where rank_dropout hits every row HF peft gives NaN, we no change.
+Dropout  rank_dropout zeroes whole rows of the change, the others divided by the share kept; module_dropout leaves out
+         the whole change, without rescaling. Both in training only.
+Differs  The paper has Y1 and Y2 transposed and no base weight; LyCORIS made it a change of W, and draws normals where
+         HF peft, followed here, draws uniformly. Where rank_dropout hits every row HF peft gives NaN, we no change.
 
 >>> X, Y1, Y2 = np.array([[1.], [2.]]), np.array([[1., 1.]]), np.array([[1., 5.]])
 >>> LoHa(r=1, alpha=1.).weight(np.zeros((2, 2)), X1=X, Y1=Y1, X2=X, Y2=Y2)
 array([[ 1.,  5.],
        [ 4., 20.]])
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
