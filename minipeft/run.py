@@ -264,6 +264,7 @@ def attach(
     patterns: Mapping[str, Mapping[str, Any]] | None = None,
     train_whole: Sequence[str] = (),
     bias: str = "none",
+    beside: Sequence[Method] = (),
     data: Sequence[Batch] = (),
     seed: int = 0,
 ) -> Adapted:
@@ -271,8 +272,9 @@ def attach(
 
     `targets`, `exclude` and `layers` say where (see `select`; default: the method's own). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
-    parameters trained in full beside it, `bias` "none", "adapted" (of the targeted linears) or "all". `data` are batches
-    for methods that measure inputs or gradients first. `seed` fixes the initial values.
+    parameters trained in full beside it, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
+    methods of the same adapter, each at its own targets. `data` are batches for methods that measure inputs or gradients
+    first. `seed` fixes the initial values.
     Raises `Bad` where something matches nothing, is unknown, or does not fit.
     """
     adapted = model if isinstance(model, Adapted) else Adapted(model)
@@ -288,7 +290,7 @@ def attach(
     for site in chosen:
         fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]
         try:
-            at[site.name] = dataclasses.replace(method, **fits[0]) if fits else method
+            at[site.name] = dataclasses.replace(method, **fits[0]) if fits and fits[0] else method
         except TypeError as why:
             raise Bad(f"patterns for {site.name}: {why}") from None
         if site.kind == "activation" and not hasattr(method, "apply") and not hasattr(method, "around"):
@@ -326,10 +328,11 @@ def attach(
             take(site.name, drawn[site.name])
         else:
             del at[site.name]  # the method gave this site up (EVA: rank 0)
-    for extra, where in _extras(model, chosen, train_whole, bias):
+    others = [(m, select(model, m.targets)) for m in beside] + _whole(model, chosen, train_whole, bias)
+    for extra, where in others:
         for site in where:
             if site.name in at:
-                raise Bad(f"{site.name} is targeted by {method.name} and trained whole as well")
+                raise Bad(f"{site.name} is targeted by {method.name} and by {extra.name}; one adapter has one method at a site")
             at[site.name] = extra
             take(site.name, extra.init(site, rng))
     options = dict(train_whole=list(train_whole), bias=bias)
@@ -337,7 +340,7 @@ def attach(
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter))
 
 
-def _extras(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: str) -> list[tuple[Method, list[Site]]]:
+def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: str) -> list[tuple[Method, list[Site]]]:
     """Modules trained whole and biases, as full fine-tuning of just those parameters."""
     full = method_class("full")()
     out = []
@@ -435,7 +438,7 @@ class Run:
                 if here.site and adapted.skip_layers and _layer_number(site) in adapted.skip_layers:
                     continue
                 own = groups.get(site, {})
-                arrays = {**common, **own} if method is adapter.method and common else own
+                arrays = {**common, **own} if common and type(method) is type(adapter.method) else own
                 self._hooks.setdefault(site, []).append(_Hook(method, arrays, here))
             if type(adapter.method).before is not Method.before:
                 self._befores.append((adapter.method, Here(self, SHARED, state), common))

@@ -28,7 +28,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
-from minipeft.torch_random import DEFAULT_SEED, TorchGenerator
+from minipeft.torch_random import UNSEEDED, TorchGenerator
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SHiRA(Method):
         k = self.r * (in_ + out)
         if k > out * in_:
             raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} elements, found r ({in_} + {out}) = {k}")
-        rows, cols = np.divmod(np.sort(_places(DEFAULT_SEED if self.seed is None else self.seed, out * in_)[:k]), in_)
+        rows, cols = np.divmod(np.sort(_places(UNSEEDED if self.seed is None else self.seed, out * in_)[:k]), in_)
         return dict(v=np.zeros(k), rows=frozen(rows), cols=frozen(cols))
 
     def weight(self, W: Any, *, v: Any, rows: Any, cols: Any) -> Any:

@@ -1,0 +1,580 @@
+"""Adapters of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors, read and written.
+
+For every method a `Spec` says which `peft_type` it is, how its fields follow from the configuration and back, and which of
+our arrays is which of their keys. Module names go through the bijection of the base's family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
+from minipeft.engine.backend import read_only, to_device, to_host
+from minipeft.errors import Bad, near
+from minipeft.method import Method, Site, method_class
+from minipeft.model.arch import Arch, Model
+from minipeft.run import Adapted, Adapter, attach, select, sites
+
+Config = dict[str, Any]
+ROOT = "base_model.model."  # in front of every module's name in their files
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where one of our arrays stands in their file: the end of its key, and how the layouts differ."""
+
+    suffix: str
+    ours: Callable[[Any, Arch], Any] = lambda a, arch: a  # their layout -> ours
+    theirs: Callable[[Any, Arch], Any] = lambda a, arch: a  # ours -> theirs; linear, so it serves gradients too
+
+
+def _t(a: Any, arch: Arch) -> Any:
+    return a.T
+
+
+def _vector(a: Any, arch: Arch) -> Any:
+    return a.reshape(-1)
+
+
+def _half(a: Any, arch: Arch) -> Any:
+    """Of the prompt rows of an encoder-decoder PEFT uses the first half."""
+    return a[: len(a) // 2] if arch.encoder_layers else a
+
+
+def _doubled(a: Any, arch: Arch) -> Any:
+    return np.concatenate([a, np.zeros_like(a)]) if arch.encoder_layers else a
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one method is written by PEFT."""
+
+    peft_type: str
+    keys: Mapping[str, Key]  # our array at a site -> its key
+    fields: Callable[[Config, Arch], Config]  # their configuration -> our fields
+    config: Callable[[Any, Arch], Config]  # our method -> their configuration
+    embedding_keys: Mapping[str, Key] | None = None  # at a token table, if they differ
+    at_site: Callable[[Config, str, Mapping[str, Any]], Config] = lambda config, module, arrays: {}  # fields that vary by site
+    root_keys: Mapping[str, Key] = field(default_factory=dict)  # shared arrays, whose keys name no module
+    activations: Callable[[str], str] | None = None  # our site of their module, for methods on activations
+    their_module: Callable[[str], str] | None = None  # and back
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the adapter is one tensor of virtual tokens."""
+        return any(k.suffix == "prompt_embeddings" for k in self.root_keys.values())
+
+
+# --- reading their configuration --------------------------------------------------------------------------------------
+
+
+def _pattern(config: Config, which: str, module: str, default: Any) -> Any:
+    """rank_pattern or alpha_pattern for a module: the first key that ends its name, as a regular expression."""
+    for key, v in (config.get(which) or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return v
+    return default
+
+
+def _lora_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
+    r = _pattern(config, "rank_pattern", module, config["r"])
+    return dict(r=r, alpha=float(_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
+
+
+REFUSED = {
+    "LORA": ("use_qalora", "alora_invocation_tokens", "target_parameters", "layer_replication", "use_bdlora", "velora_config",
+             "monteclora_config", "kasa_config", "arrow_config", "corda_config", "loftq_config", "ensure_weight_tying"),
+}  # fmt: skip
+
+
+def _lora_fields(config: Config, arch: Arch) -> Config:
+    out = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
+    out |= dict(r=config["r"], alpha=float(config["lora_alpha"]))
+    return out | (dict(lora_bias=True) if config.get("lora_bias") else {})
+
+
+def _lora_config(m: Any, arch: Arch) -> Config:
+    return dict(
+        r=m.r, lora_alpha=m.alpha, lora_dropout=m.dropout, use_rslora=m.rslora, lora_bias=m.lora_bias,
+        fan_in_fan_out=arch.family == "gpt2", init_lora_weights=True,
+    )  # fmt: skip
+
+
+_LORA = Spec(
+    "LORA",
+    keys={"A": Key("lora_A.weight"), "B": Key("lora_B.weight"), "c": Key("lora_B.bias"), "m": Key("lora_magnitude_vector")},
+    embedding_keys={
+        "A": Key("lora_embedding_B", _t, _t),
+        "B": Key("lora_embedding_A", _t, _t),
+        "m": Key("lora_magnitude_vector"),
+    },
+    fields=_lora_fields,
+    config=_lora_config,
+    at_site=_lora_site,
+)
+
+
+def _oft_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
+    a = arrays.get("Q", arrays.get("Q_emb"))  # β(β − 1)/2 numbers a block
+    return dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
+
+
+SPECS: dict[str, Spec] = {
+    "lora": _LORA,
+    "dora": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True)),
+    "pissa": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights="pissa")),
+    "vera": Spec(
+        "VERA",
+        keys={"lambda_d": Key("vera_lambda_d"), "lambda_b": Key("vera_lambda_b")},
+        root_keys={"A": Key("base_model.vera_A"), "B": Key("base_model.vera_B")},
+        fields=lambda c, arch: dict(
+            r=c["r"], d_initial=c["d_initial"], seed=c["projection_prng_key"], dropout=float(c.get("vera_dropout") or 0)
+        ),
+        config=lambda m, arch: dict(
+            r=m.r, d_initial=m.d_initial, projection_prng_key=m.seed, vera_dropout=m.dropout, save_projection=True,
+            fan_in_fan_out=arch.family == "gpt2",
+        ),
+    ),
+    "fourierft": Spec(
+        "FOURIERFT",
+        keys={"c": Key("fourierft_spectrum")},
+        fields=lambda c, arch: dict(n_frequency=c["n_frequency"], scaling=float(c["scaling"]), seed=c["random_loc_seed"]),
+        config=lambda m, arch: dict(
+            n_frequency=m.n_frequency, scaling=m.scaling, random_loc_seed=m.seed, fan_in_fan_out=arch.family == "gpt2"
+        ),
+        at_site=lambda c, module, arrays: dict(n_frequency=int(arrays["c"].shape[0])),
+    ),
+    "oft": Spec(
+        "OFT",
+        keys={"Q": Key("oft_R.weight")},
+        embedding_keys={"Q_emb": Key("oft_embedding_R.weight")},
+        fields=lambda c, arch: dict(
+            cayley="neumann" if c.get("use_cayley_neumann", True) else "exact",
+            terms=c.get("num_cayley_neumann_terms", 5),
+            block_share=c.get("block_share", False),
+            coft=c.get("coft", False),
+            eps=c.get("eps", 6e-5),
+            block=c.get("oft_block_size", 0),
+            r=0 if c.get("oft_block_size") else c.get("r", 0),
+        ),
+        config=lambda m, arch: dict(
+            use_cayley_neumann=m.cayley == "neumann", num_cayley_neumann_terms=m.terms, block_share=m.block_share,
+            coft=m.coft, eps=m.eps, oft_block_size=m.block, r=m.r, fan_in_fan_out=arch.family == "gpt2",
+        ),
+        at_site=_oft_site,
+    ),
+    "loha": Spec(
+        "LOHA",
+        keys={"X1": Key("hada_w1_a"), "Y1": Key("hada_w1_b"), "X2": Key("hada_w2_a"), "Y2": Key("hada_w2_b")},
+        fields=lambda c, arch: dict(
+            r=c["r"], alpha=float(c["alpha"]), rank_dropout=float(c.get("rank_dropout") or 0),
+            module_dropout=float(c.get("module_dropout") or 0),
+        ),
+        config=lambda m, arch: dict(r=m.r, alpha=m.alpha, rank_dropout=m.rank_dropout, module_dropout=m.module_dropout),
+        at_site=lambda c, module, arrays: dict(
+            r=_pattern(c, "rank_pattern", module, c["r"]), alpha=float(_pattern(c, "alpha_pattern", module, c["alpha"]))
+        ),
+    ),
+    "ia3": Spec(
+        "IA3",
+        keys={"l": Key("ia3_l", _vector, lambda a, arch: a.reshape(-1, 1)),
+              "l_ff": Key("ia3_l", _vector, lambda a, arch: a.reshape(1, -1))},
+        fields=lambda c, arch: {},
+        config=lambda m, arch: dict(fan_in_fan_out=arch.family == "gpt2"),
+    ),
+    "shira": Spec(
+        "SHIRA",
+        keys={"v": Key("shira_weight"),
+              "rows": Key("shira_indices", lambda a, arch: a[0]), "cols": Key("shira_indices", lambda a, arch: a[1])},
+        fields=lambda c, arch: dict(r=c["r"], seed=c.get("random_seed")),
+        config=lambda m, arch: dict(r=m.r, random_seed=m.seed, mask_type="random"),
+    ),
+    "trainable_tokens": Spec(
+        "TRAINABLE_TOKENS",
+        keys={"T": Key("trainable_tokens_delta")},
+        fields=lambda c, arch: dict(tokens=tuple(c["token_indices"]), head_bias="drop"),
+        config=lambda m, arch: dict(token_indices=list(m.tokens)),
+    ),
+    "prompt_tuning": Spec(
+        "PROMPT_TUNING",
+        keys={},
+        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
+        fields=lambda c, arch: dict(
+            p=c["num_virtual_tokens"],
+            pool="last_position" if arch.head == "classify" and arch.causal else "token",
+        ),
+        config=lambda m, arch: dict(
+            num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
+            num_transformer_submodules=2 if arch.encoder_layers else 1, prompt_tuning_init="RANDOM",
+        ),
+    ),
+    "prefix_tuning": Spec(
+        "PREFIX_TUNING",
+        keys={},
+        root_keys={"E": Key("prompt_embeddings")},
+        fields=lambda c, arch: dict(p=c["num_virtual_tokens"]) | (dict(layout="peft") if arch.encoder_layers else {}),
+        config=lambda m, arch: dict(
+            num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=arch.layers, num_attention_heads=arch.kv,
+            num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
+        ),
+    ),
+    "poly": Spec(
+        "POLY",
+        keys={"A": Key("poly_lora_A"), "B": Key("poly_lora_B"), "Z": Key("poly_router.module_logits")},
+        fields=lambda c, arch: dict(r=c["r"], n_tasks=c["n_tasks"], n_skills=c["n_skills"], n_splits=c["n_splits"]),
+        config=lambda m, arch: dict(r=m.r, n_tasks=m.n_tasks, n_skills=m.n_skills, n_splits=m.n_splits, poly_type="poly"),
+    ),
+}  # fmt: skip
+
+
+def spec_of(method: Method) -> Spec:
+    """How this method is written by PEFT. Raises `Bad` for one PEFT has not."""
+    for cls in type(method).__mro__:
+        if (name := cls.__dict__.get("name")) in SPECS:
+            return SPECS[name]
+    raise Bad(f"{method.name} cannot be written for PEFT: it has no such method; PEFT has {', '.join(sorted(SPECS))}")
+
+
+def _method_name(config: Config) -> str:
+    """Our method for their configuration. Raises `Bad`, with near misses, for what we do not compute."""
+    kind = config.get("peft_type")
+    known = {s.peft_type for s in SPECS.values()} | {"P_TUNING"}
+    if kind not in known:
+        raise Bad(f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}")
+    for option in REFUSED.get(kind, ()):
+        if config.get(option):
+            raise Bad(f"adapter_config.json: {option} is not supported for {kind}")
+    if kind == "LORA":
+        start = config.get("init_lora_weights", True)
+        if isinstance(start, str) and start.startswith("pissa"):
+            return "pissa"
+        if isinstance(start, str) and start.lower() in ("olora", "corda", "loftq", "mica"):
+            raise Bad(f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported")
+        return "dora" if config.get("use_dora") else "lora"
+    if kind == "P_TUNING":  # their file holds the evaluated prompt
+        return "prompt_tuning"
+    return next(n for n, s in SPECS.items() if s.peft_type == kind)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _prefix(arch: Arch) -> str:
+    """What their module names lack in a bare base model, which has no head and no prefix."""
+    from minipeft.checkpoints import _family
+
+    return getattr(_family(arch.family), "PREFIX", {}).get(arch.family, "") if arch.head == "none" else ""
+
+
+def their_name(model: Model, module: str) -> str:
+    """Their name of our module. Raises `Bad` if it has none."""
+    found = model.names.theirs(module)
+    if found is None:
+        raise Bad(f"{module} has no name in a {model.arch.family} checkpoint")
+    return found.removeprefix(_prefix(model.arch))
+
+
+def our_name(model: Model, module: str) -> str | None:
+    """Our name of their module, None if this family has none."""
+    return model.names.ours(_prefix(model.arch) + module) or model.names.ours(module)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_config(folder: str | Path) -> Config:
+    """adapter_config.json of a folder."""
+    folder = existing(folder, "folder")
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise Bad(f"{folder / 'adapter_config.json'}: expected an object, found {type(config).__name__}")
+    return config
+
+
+def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of adapter_model.safetensors; refuses the pickle adapter_model.bin."""
+    folder = Path(folder)
+    file = folder / "adapter_model.safetensors"
+    if not file.exists() and (folder / "adapter_model.bin").exists():
+        raise Bad(f"{folder / 'adapter_model.bin'}: a pickle can run any code when it is read; save the adapter as safetensors")
+    return read_tensors(file)
+
+
+def _wanted(model: Model, config: Config, folder: Path) -> set[str] | None:
+    """Our sites that their target_modules name, None if it names none."""
+    targets = config.get("target_modules")
+    if not targets:
+        return None
+    exclude = config.get("exclude_modules") or ()
+    only = config.get("layers_to_transform")
+    layers = None if only is None else ([only] if isinstance(only, int) else list(only))
+    prefix = _prefix(model.arch)
+
+    def ask(t: str | Iterable[str]) -> str | list[str]:
+        if isinstance(t, str):
+            return t if t.lower() == "all-linear" else "re:" + re.escape(prefix) + f"(?:{t})"
+        return list(t)
+
+    return {s.name for s in select(model, ask(targets), exclude=ask(exclude) if exclude else (), layers=layers)}
+
+
+def load_peft(model: Model | Adapted, folder: str | Path, name: str = "default") -> Adapted:
+    """Attach an adapter that PEFT saved. Arrays take the model's dtype.
+
+    Raises `Bad`, in one line, for an unknown peft_type, an adapter of another base, and keys that are missing,
+    unexpected, misshaped or transposed.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if config.get("peft_type") == "XLORA":
+        return _load_xlora(model, folder, config, name)
+    return load_peft_parts(model, config, read_adapter_tensors(folder), folder, name)
+
+
+def load_peft_parts(
+    model: Model | Adapted, config: Config, tensors: Mapping[str, np.ndarray], folder: Path, name: str = "default"
+) -> Adapted:
+    """`load_peft` of a configuration and tensors that were read already."""
+    adapted = model if isinstance(model, Adapted) else Adapted(model)
+    base = adapted.model
+    method_name = _method_name(config)
+    spec = SPECS[method_name]
+    cls = method_class(method_name)
+    try:
+        fields = spec.fields(config, base.arch)
+    except KeyError as why:
+        raise Bad(f"{folder / 'adapter_config.json'}: a {spec.peft_type} adapter needs {why.args[0]!r}") from None
+    found, root, whole, tokens = _sorted_keys(base, spec, tensors, folder)
+    per_site, modules = {}, {}
+    every = sites(base)
+    for site, arrays in found.items():
+        modules[site] = module = _module_of(base, spec, site)
+        per_site[site] = spec.at_site(config, module, arrays)
+    if method_name == "ia3":
+        fields["inputs"] = " ".join(s for s, arrays in found.items() if "l_ff" in arrays) or "none"
+    if method_name == "adalora":
+        fields |= dict(r=config["init_r"])
+    method = cls(**fields)
+    wanted = _wanted(base, config, folder) if spec.activations is None and found else None
+    if wanted is not None and (lost := sorted(wanted - set(found))):
+        keys = [k.suffix for n, k in _keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
+        raise Bad(f"{folder}: {len(lost)} target modules have no tensors, the first {their_name(base, lost[0].removesuffix('.weight'))}: {', '.join(keys) or 'its keys'} missing")
+    beside = []
+    if tokens is not None:
+        beside.append(method_class("trainable_tokens")(tokens=tuple(config["trainable_token_indices"]), head_bias="drop"))
+    if found or root:
+        targets = list(found) if found else method.targets
+        adapted = attach(
+            adapted, method, name=name, targets=targets, patterns=per_site, train_whole=list(whole), beside=beside,
+            bias="none",
+        )  # fmt: skip
+    else:
+        raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
+    new: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
+    new |= {f"{site}:W1": v for site, v in whole.items()}
+    held = adapted.adapter(name).arrays
+    new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in root.items()}
+    if tokens is not None:
+        new["embed.tokens.weight:T"] = tokens
+    options = dict(bias=_bias_option(config), train_whole=[], peft=dict(config))
+    return _filled(adapted, name, new, folder, spec, modules, options)
+
+
+def _bias_option(config: Config) -> str:
+    bias = config.get("bias") or "none"
+    return bias if bias in ("none", "all") else "adapted"
+
+
+def _keys_at(spec: Spec, site: Site) -> Mapping[str, Key]:
+    return spec.embedding_keys if site.kind == "embedding" and spec.embedding_keys else spec.keys
+
+
+def _module_of(model: Model, spec: Spec, site: str) -> str:
+    if spec.their_module is not None:
+        return their_name(model, spec.their_module(site)) if "{" not in site else site
+    return their_name(model, site.removesuffix(".weight"))
+
+
+def _sorted_keys(
+    model: Model, spec: Spec, tensors: Mapping[str, np.ndarray], folder: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any], Any]:
+    """Their tensors as {site: {array: value}}, shared arrays, parameters trained whole, and trained token rows."""
+    every = sites(model)
+    found: dict[str, dict[str, Any]] = {}
+    root: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
+    tokens = None
+    both = [*spec.keys.values(), *(spec.embedding_keys or {}).values()]
+    suffixes = sorted({k.suffix for k in both}, key=len, reverse=True)
+    strange = []
+    for key, a in tensors.items():
+        if shared := [n for n, k in spec.root_keys.items() if key == k.suffix]:
+            root[shared[0]] = spec.root_keys[shared[0]].ours(a, model.arch)
+            continue
+        body = key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
+        suffix = next((s for s in suffixes if body.endswith("." + s)), None)
+        if suffix is not None:
+            theirs = body[: -len(suffix) - 1]
+            ours = _our_site(model, spec, theirs)
+            if ours is None or ours not in every:
+                known = [n for s in every if (n := model.names.theirs(s.rpartition(".")[0]))]
+                raise Bad(f"{folder}: {key} names a module this {model.arch.family} base has not: it belongs to another base{near(theirs, known, 1)}")
+            for name, k in _keys_at(spec, every[ours]).items():
+                if k.suffix == suffix and _fits(name, a):
+                    found.setdefault(ours, {})[name] = k.ours(a, model.arch)
+            continue
+        if body.endswith(".token_adapter.trainable_tokens_delta"):
+            tokens = a  # the same rows stand at a tied head once more
+            continue
+        module, _, leaf = body.replace(".base_layer.", ".").rpartition(".")
+        ours = our_name(model, module)
+        if ours is None and our_name(model, f"{module}.{leaf}") is not None:
+            param = our_name(model, f"{module}.{leaf}")
+        else:
+            param = f"{ours}.{leaf}" if ours else None
+        if ".base_layer." in body and leaf == "weight":
+            continue  # a copy of the base's embedding that PEFT stores beside the adapter
+        if param is None or param not in every:
+            strange.append(key)
+        else:
+            whole[param] = a.T if model.names.is_transposed(param.removesuffix(".weight")) else a
+    if strange:
+        known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
+        raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
+    return found, root, whole, tokens
+
+
+def _fits(name: str, a: np.ndarray) -> bool:
+    """(IA)³ keeps two of our arrays under one key, told apart by their shape."""
+    return not (name == "l" and a.shape[0] == 1) and not (name == "l_ff" and a.shape[0] != 1)
+
+
+def _our_site(model: Model, spec: Spec, theirs: str) -> str | None:
+    if spec.activations is not None:
+        return spec.activations(theirs)
+    ours = our_name(model, theirs)
+    return None if ours is None else f"{ours}.weight"
+
+
+def _filled(
+    adapted: Adapted, name: str, new: Mapping[str, Any], folder: Path, spec: Spec, modules: Mapping[str, str], options: Config
+) -> Adapted:
+    """The adapter with its arrays replaced by those of a file, every trained one of which must be there and fit."""
+    adapter = adapted.adapter(name)
+    dtype = adapted.model.dtype
+    every = sites(adapted.model)
+
+    def label(key: str) -> str:
+        site, _, array = key.rpartition(":")
+        if site in modules and array in (keys := _keys_at(spec, every[site])):
+            return f"{ROOT}{modules[site]}.{keys[array].suffix}"
+        return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
+
+    if lost := sorted(adapter.trained - set(new)):
+        raise Bad(f"{folder}: adapter_model.safetensors lacks {label(lost[0])}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""))
+    if odd := sorted(set(new) - set(adapter.arrays)):
+        raise Bad(f"{folder}: unexpected tensor {label(odd[0])} for this configuration")
+    arrays = dict(adapter.arrays)
+    for key, a in new.items():
+        expected = tuple(arrays[key].shape)
+        if tuple(a.shape) != expected:
+            turned = "; it looks transposed" if tuple(a.shape[::-1]) == expected else ""
+            raise Bad(f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {expected}, found {tuple(a.shape)}{turned}")
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
+        held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
+        arrays[key] = held if key in adapter.trained else read_only(held)
+    filled = dataclasses.replace(adapter, arrays=arrays, options=options)
+    kept = tuple(filled if a.name == name else a for a in adapted.adapters)
+    return dataclasses.replace(adapted, adapters=kept)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays "site:name" of an adapter, or their gradients, under PEFT's keys and in its layout."""
+    model = adapted.model
+    spec = spec_of(adapter.method)
+    every = sites(model)
+    out: dict[str, np.ndarray] = {}
+    pairs: dict[str, dict[str, Any]] = {}
+    for full, a in arrays.items():
+        site, _, name = full.rpartition(":")
+        a = to_host(a)
+        if name in spec.root_keys and (not site or spec.is_prompt):
+            out[spec.root_keys[name].suffix] = spec.root_keys[name].theirs(a, model.arch)
+            continue
+        if not site:
+            continue
+        method = adapter.at[site]
+        if method.name == "full":
+            module, _, leaf = site.rpartition(".")
+            bare = model.names.theirs(site)
+            theirs = bare or f"{their_name(model, module)}.{leaf}"
+            inner = leaf == "bias" and f"{module}.weight" in adapter.at and adapter.at[f"{module}.weight"].name != "full"
+            theirs = theirs.replace(".bias", ".base_layer.bias") if inner else theirs
+            start = "base_model." if spec.is_prompt else ROOT
+            out[start + theirs] = a.T if model.names.is_transposed(module) and leaf == "weight" else a
+            continue
+        if method.name == "trainable_tokens" and adapter.method.name != "trainable_tokens":
+            out[f"{ROOT}{their_name(model, 'embed.tokens')}.token_adapter.trainable_tokens_delta"] = a
+            continue
+        keys = _keys_at(spec, every[site])
+        if name not in keys:
+            continue  # stored arrays that PEFT makes again
+        key = f"{ROOT}{_module_of(model, spec, site)}.{keys[name].suffix}"
+        if spec.peft_type == "SHIRA" and name in ("rows", "cols"):
+            pairs.setdefault(key, {})[name] = a
+        else:
+            out[key] = np.ascontiguousarray(keys[name].theirs(a, model.arch))
+    for key, two in pairs.items():
+        out[key] = np.stack([two["rows"], two["cols"]]).astype(np.int32)
+    return out
+
+
+def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
+    """Write one adapter (default: the only one) as PEFT would. Raises `Bad` for methods or settings PEFT has not."""
+    if name is None and len(adapted.adapters) != 1:
+        raise Bad(f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}")
+    adapter = adapted.adapter(name or adapted.adapters[0].name)
+    model, spec = adapted.model, spec_of(adapter.method)
+    config = spec.config(adapter.method, model.arch) | dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
+    main = {s: m for s, m in adapter.at.items() if m.name not in ("full", "trainable_tokens") or type(m) is type(adapter.method)}
+    if spec.activations is None and not spec.is_prompt:
+        config["target_modules"] = sorted(_module_of(model, spec, s) for s in main)
+        for theirs, ours in {"rank_pattern": "r", "alpha_pattern": "alpha"}.items():
+            differ = {s: getattr(m, ours) for s, m in main.items() if getattr(m, ours, None) != getattr(adapter.method, ours, None)}
+            if differ and spec.peft_type in ("LORA", "LOHA"):
+                config[theirs] = {re.escape(_module_of(model, spec, s)): v for s, v in differ.items()}
+    if spec.peft_type == "IA3":
+        config["feedforward_modules"] = sorted(_module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays)
+    whole = {s for s, m in adapter.at.items() if m.name == "full"}
+    biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
+    if whole - biases:
+        config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
+    if biases:
+        option = adapter.options.get("bias", "none")
+        config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
+    if extra := [m for m in adapter.at.values() if m.name == "trainable_tokens" and m is not adapter.method]:
+        if adapter.method.name != "trainable_tokens":
+            config["trainable_token_indices"] = list(extra[0].tokens)  # type: ignore[attr-defined]
+    task = {"lm": "SEQ_2_SEQ_LM" if model.arch.encoder_layers else "CAUSAL_LM", "classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}
+    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
+        config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
+    tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
+    folder = Path(folder)
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+
+
+def _load_xlora(model: Model | Adapted, folder: Path, config: Config, name: str) -> Adapted:
+    raise Bad("XLORA is not supported")
