@@ -1,0 +1,92 @@
+"""Text to token ids and back: a checkpoint's tokenizer.json through the tokenizers library, or plain bytes without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from minipeft.checkpoints.files import existing
+from minipeft.errors import Bad
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package needs of a tokenizer."""
+
+    pad_id: int
+    vocab: int
+
+    def encode_one(self, text: str) -> list[int]:
+        """The ids of one text, special tokens included."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8; padding is 256, the beginning 257, the end 258."""
+
+    pad_id, bos_id, eos_id, vocab = 256, 257, 258, 259
+
+    def encode_one(self, text: str) -> list[int]:
+        """The ids of one text."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens vanish, broken characters are marked."""
+        return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+
+
+class FileTokenizer:
+    """A tokenizer.json, with its own special tokens and without its own padding and truncation."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise Bad(f'{path}: reading it needs the tokenizers library: pip install "minipeft[text]"') from None
+        try:
+            self._inner: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as why:  # the library raises bare Exceptions
+            raise Bad(f"{path}: not a tokenizer.json: {why}") from None
+        padding = self._inner.padding or {}
+        self._inner.no_padding()
+        self._inner.no_truncation()
+        ids = [self._inner.token_to_id(t) for t in ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")]
+        self.pad_id = next((i for i in [padding.get("pad_id"), *ids] if i is not None), 0)
+        self.vocab = self._inner.get_vocab_size()
+
+    def encode_one(self, text: str) -> list[int]:
+        """The ids of one text, with the special tokens of its template."""
+        return self._inner.encode(text).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self._inner.decode([int(i) for i in ids])
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: its tokenizer.json, or bytes if it has none."""
+    path = existing(folder, "folder") / "tokenizer.json"
+    return FileTokenizer(path) if path.exists() else ByteTokenizer()
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask (b, t), int64, padded on one side to the longest text, cut at `max_length`.
+
+    A cut text keeps its last token, which may be special. Raises `Bad` for no text at all.
+    """
+    if not texts:
+        raise Bad("encode: expected at least one text, found none")
+    if side not in ("left", "right"):
+        raise Bad(f"encode: side must be left or right, found {side!r}")
+    rows = [tokenizer.encode_one(t) or [tokenizer.pad_id] for t in texts]
+    rows = [r if len(r) <= max_length else [*r[: max_length - 1], r[-1]] for r in rows]
+    t = max(map(len, rows))
+    ids, mask = np.full((len(rows), t), tokenizer.pad_id, np.int64), np.zeros((len(rows), t), np.int64)
+    for row, r in enumerate(rows):
+        place = slice(0, len(r)) if side == "right" else slice(t - len(r), t)
+        ids[row, place], mask[row, place] = r, 1
+    return ids, mask
