@@ -165,6 +165,8 @@ class Method:
     ties: ClassVar[bool] = True  # a change of the token table changes a tied head too
     caches: ClassVar[bool] = True  # generation may keep keys and values
     offset: ClassVar[int] = 0  # position of the first text token
+    usual_lr: ClassVar[float] = 5e-3  # a learning rate for AdamW that suits it on small models
+    parts: ClassVar[str] = ""  # the method it is built over, by `from_adapters`
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -174,6 +176,11 @@ class Method:
         if cls.name in METHODS and METHODS[cls.name].__module__ != cls.__module__:
             raise TypeError(f"two methods are named {cls.name!r}: {METHODS[cls.name].__module__} and {cls.__module__}")
         METHODS[cls.name] = cls
+
+    @classmethod
+    def sized(cls, arch: Arch) -> Method:
+        """An instance whose sizes suit a model of this architecture: what `compare` trains and the laws are tried on."""
+        return cls()
 
     # --- arrays
 

@@ -367,10 +367,10 @@ class Verdict:
     reason: str = ""
 
 
-def check(method: Method, families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64) -> Iterator[Verdict]:
+def check(method: Method | type[Method], families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64) -> Iterator[Verdict]:
     """Every law on a method, family by family."""
     for family in families or tiny.ARCHS:
-        there = case(method, family, dtype)
+        there = case(method if isinstance(method, Method) else method.sized(tiny.ARCHS[family]), family, dtype)
         for law, f in LAWS.items():
             if there is None:
                 yield Verdict(law, family, "n/a")
