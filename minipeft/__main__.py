@@ -1,0 +1,5 @@
+"""`python -m minipeft`."""
+
+from minipeft.cli import main
+
+main()

@@ -1,0 +1,426 @@
+"""The command line. Every command imports what it needs when it runs, so that starting costs next to nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+try:
+    import typer
+except ImportError:
+    sys.exit('minipeft: the command line needs typer and rich: pip install "minipeft[cli]"')
+
+from minipeft import __version__
+from minipeft.errors import Bad
+
+app = typer.Typer(
+    name="minipeft",
+    help="Every parameter-efficient fine-tuning method: readable, checked, runnable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 200  # a table in a pipe is not folded
+    return Console(stderr=stderr, width=wide, soft_wrap=stderr, highlight=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"minipeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    backend: Annotated[Optional[str], typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")] = None,  # noqa: UP045
+) -> None:
+    if backend is not None:
+        from minipeft.engine.backend import use
+
+        use(backend)
+
+
+@app.command("list")
+def list_(json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+    """All methods, family by family.
+
+    Example: [bold]minipeft list[/bold]
+    """
+    from minipeft.conformance import docstrings
+    from minipeft.method import METHODS, load_methods
+
+    load_methods()
+    found = [
+        dict(name=n, family=cls.__module__.split(".")[2], title=(page := docstrings.read(cls)).title, size=page.sections["Size"],
+             merges=page.sections["Merges"].split(":")[0].split(".")[0], url=page.url)
+        for n, cls in METHODS.items()
+    ]  # fmt: skip
+    found.sort(key=lambda m: (m["family"], m["name"]))
+    if json_:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    from rich.table import Table
+
+    table = Table("method", "family", "what it is", "merges", "paper", header_style="bold", pad_edge=False)
+    for m in found:
+        table.add_row(m["name"], m["family"], m["title"], m["merges"], m["url"])
+    _console().print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")], code: Annotated[bool, typer.Option(help="Print the whole file.")] = False) -> None:
+    """One method: its equations, its arrays, where it differs from others, and its file.
+
+    Example: [bold]minipeft show dora[/bold]   [dim]minipeft show dora --code[/dim]
+    """
+    import dataclasses
+    import inspect
+
+    from minipeft.method import method_class
+
+    cls = method_class(name)
+    file = inspect.getsourcefile(cls) or ""
+    console = _console()
+    if code:
+        from rich.syntax import Syntax
+
+        console.print(Syntax(Path(file).read_text(encoding="utf-8"), "python"))
+        return
+    console.print((sys.modules[cls.__module__].__doc__ or "").strip(), markup=False)
+    console.print("\n[bold]settings[/bold]")
+    for f in dataclasses.fields(cls):
+        console.print(f"    {f.name} = {f.default!r}", markup=False)
+    console.print("\n[bold]file[/bold]    ", end="")
+    console.print(file, markup=False)
+
+
+@app.command()
+def compare(
+    methods: Annotated[Optional[list[str]], typer.Argument(help="Methods to compare (default: all).")] = None,  # noqa: UP045
+    base: Annotated[Optional[Path], typer.Option(help="A checkpoint folder (default: the decoder of the package).")] = None,  # noqa: UP045
+    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(min=1, help="Training steps for each method.")] = 40,
+    lr: Annotated[Optional[float], typer.Option(help="One learning rate for all (default: each method's usual one).")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
+    png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
+    json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,  # noqa: UP045
+) -> None:
+    """Adapt one base to one task with every method, and measure what each costs and gives.
+
+    Examples: [bold]minipeft compare[/bold]   [dim]minipeft compare lora dora --steps 100 --html out.html[/dim]
+    [dim]minipeft compare lora --base path/to/checkpoint --data reviews.csv[/dim]
+    """
+    import dataclasses
+    import time
+
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from minipeft import compare as job
+
+    begun = time.perf_counter()
+    console = _console(stderr=True)
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.fields[about]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task("preparing", total=1.0, about="")
+        task = job.prepare(base, data, steps=steps, seed=seed)
+
+        def progress(i: int, n: int, name: str, t: int, total: int, loss: float) -> None:
+            bar.update(line, description=name, total=n, completed=i + t / total, about=f"method {i + 1} of {n}, step {t}, loss {loss:.3f}")
+
+        rows = job.compare(task, methods or (), seed=seed, lr=lr, progress=progress)
+    seconds = time.perf_counter() - begun
+    about = (
+        f"{len(rows)} rows on {base or 'the decoder of the package'}, {data or 'the snippets of the package'}: "
+        f"{len(task.train)} steps of {task.train[0].rows} examples, {sum(b.rows for b in task.test)} held-out ones, seed {seed}."
+    )
+    numbers = [dataclasses.asdict(r) for r in rows]
+    if json_ is not None and str(json_) == "-":
+        print(json.dumps(numbers, indent=2))
+    else:
+        _console().print(job.table(rows))
+        print(f"{about} {seconds:.0f} seconds.")
+    if json_ is not None and str(json_) != "-":
+        from minipeft.checkpoints.files import write_json
+
+        write_json(json_, numbers)
+    if html is not None:
+        job.write_html(rows, html, about)
+    if png is not None:
+        job.write_png(rows, png)
+    if any(not r.base_unchanged for r in rows):
+        raise Bad("a base array was changed")
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
+    base: Annotated[Optional[Path], typer.Option(help="A checkpoint folder (default: the decoder of the package).")] = None,  # noqa: UP045
+    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="A setting of the method, r=4.")] = None,  # noqa: UP045
+    steps: Annotated[int, typer.Option(min=1)] = 100,
+    lr: Annotated[Optional[float], typer.Option()] = None,  # noqa: UP045
+    optimiser: Annotated[str, typer.Option(help="adamw, sgd or adafactor.")] = "adamw",
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
+    warmup: Annotated[int, typer.Option(min=0)] = 10,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
+
+    Example: [bold]minipeft train lora out/ --set r=4 --steps 200[/bold]
+    """
+    from minipeft import compare as job
+    from minipeft.checkpoints.native import save_adapter
+    from minipeft.errors import near
+    from minipeft.method import method_class
+    from minipeft.train import OPTIMISERS, fit, progress_bar
+
+    cls = method_class(method)
+    if optimiser not in OPTIMISERS:
+        raise Bad(f"optimiser {optimiser!r}: expected one of {', '.join(OPTIMISERS)}{near(optimiser, OPTIMISERS)}")
+    task = job.prepare(base, data, steps=steps, seed=seed)
+    begun = job.start(task, _settings(cls, task.model.arch, set_ or []), seed)
+    rule = OPTIMISERS[optimiser](lr=lr or cls.usual_lr)
+    bar, update = progress_bar(f"training {method}")
+    out.mkdir(parents=True, exist_ok=True)
+    with bar:
+        done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
+                   seed=seed, checkpoint=out / "training.safetensors", progress=update)  # fmt: skip
+    save_adapter(done.adapted, out)
+    loss, accuracy = job.judge(done.adapted, task.test)
+    print(f"{out}: {method}, {done.adapted.adapters[0].size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+
+
+def _settings(cls: Any, arch: Any, given: Sequence[str]) -> Any:
+    """The method with settings given as words, read as its fields' types."""
+    import ast
+    import dataclasses
+
+    from minipeft.errors import near
+
+    base = cls.sized(arch)
+    known = {f.name: getattr(base, f.name) for f in dataclasses.fields(cls)}
+    chosen = {}
+    for word in given:
+        key, eq, text = word.partition("=")
+        if not eq or key not in known:
+            raise Bad(f"--set {word}: {cls.name} has no setting {key!r}{near(key, known)}; it has {', '.join(known)}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        if isinstance(known[key], float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if known[key] is not None and value is not None and type(value) is not type(known[key]):
+            raise Bad(f"--set {word}: expected {type(known[key]).__name__} like {known[key]!r}, found {type(value).__name__}")
+        chosen[key] = value
+    return dataclasses.replace(base, **chosen)
+
+
+@app.command()
+def merge(
+    base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
+    adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+) -> None:
+    """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
+
+    Example: [bold]minipeft merge base/ adapter/ merged/[/bold]
+    """
+    from minipeft.checkpoints import load, save_model
+    from minipeft.checkpoints.files import read_json
+    from minipeft.run import merge as fold
+
+    merged = fold(_attached(load(base), adapter))
+    save_model(merged, out, read_json(base / "config.json"))
+    for extra in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (base / extra).exists():
+            from minipeft.checkpoints.files import write_bytes
+
+            write_bytes(out / extra, (base / extra).read_bytes())
+    print(f"{out}: {merged.size:,} parameters, {merged.dtype}")
+
+
+def _attached(model: Any, folder: Path) -> Any:
+    """The model with an adapter folder of either kind."""
+    from minipeft.checkpoints.files import existing
+    from minipeft.checkpoints.native import load_adapter
+    from minipeft.checkpoints.peft_io import load_peft
+
+    existing(folder, "folder")
+    if (folder / "adapter.json").exists():
+        return load_adapter(model, folder)
+    if (folder / "adapter_config.json").exists():
+        return load_peft(model, folder)
+    found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    raise Bad(f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {', '.join(found) or 'nothing'}")
+
+
+@app.command()
+def convert(
+    base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
+    adapter: Annotated[Path, typer.Argument(help="The adapter folder to read.")],
+    out: Annotated[Path, typer.Argument(help="The adapter folder to write, of the other kind.")],
+) -> None:
+    """Turn an adapter of PEFT into one of minipeft, or the other way round.
+
+    Example: [bold]minipeft convert base/ peft_adapter/ ours/[/bold]
+    """
+    from minipeft.checkpoints import load
+    from minipeft.checkpoints.native import save_adapter
+    from minipeft.checkpoints.peft_io import save_peft
+
+    adapted = _attached(load(base), adapter)
+    ours = (adapter / "adapter.json").exists()
+    (save_peft if ours else save_adapter)(adapted, out)
+    a = adapted.adapters[0]
+    print(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {'PEFT' if ours else 'minipeft'}")
+
+
+@app.command()
+def replay(
+    cases: Annotated[list[Path], typer.Argument(help="Case folders.")],
+    base: Annotated[Path, typer.Option(help="The base checkpoint folder.")],
+    json_: Annotated[bool, typer.Option("--json", help="For machines, on standard output.")] = False,
+    strict: Annotated[bool, typer.Option(help="Agreement to float32's rounding is not enough.")] = False,
+) -> None:
+    """Compute recorded cases again, and exit with 0 only if all agree.
+
+    A case is a folder with adapter/ and expected.safetensors. Example: [bold]minipeft replay --base base/ cases/*[/bold]
+    """
+    from rich.progress import Progress
+
+    from minipeft.conformance.replay import replay_all
+
+    with Progress(console=_console(stderr=True), transient=True) as bar:
+        line = bar.add_task("replaying", total=len(cases))
+        reports = replay_all(base, cases, lambda i, n, name: bar.update(line, completed=i, description=name))
+    if json_:
+        print(json.dumps([r.to_json() for r in reports], indent=2))
+    else:
+        _console().print(_replayed(reports, strict))
+        agree = sum(r.agrees(strict) for r in reports)
+        print(f"{agree} of {len(reports)} cases agree")
+    if not all(r.agrees(strict) for r in reports):
+        raise typer.Exit(1)
+
+
+def _replayed(reports: Sequence[Any], strict: bool) -> Any:
+    from rich.table import Table
+
+    table = Table("case", "method", "", "logits", "loss", "gradients", "worst tensor", header_style="bold", pad_edge=False,
+                  caption="err/(u·cond) in float64; rel: relative error, where no cond can be had")  # fmt: skip
+
+    def shown(tensors: list[Any]) -> str:
+        if not tensors:
+            return "–"
+        known = [t.ratio for t in tensors if t.ratio is not None]
+        return f"{max(known):.2g}" if known else f"{max(t.relative for t in tensors):.1e} rel"
+
+    for r in reports:
+        verdict = "[green]agrees[/green]" if r.agrees(strict) else "[red]DIFFERS[/red]" if not r.problem else "[red]ERROR[/red]"
+        if r.agrees(strict) and any(t.outcome == "float32" for t in r.tensors):
+            verdict = "[green]agrees[/green] (float32)"
+        worst = r.problem or (r.worst.name if r.worst else "–")
+        table.add_row(r.case, r.method, verdict, shown(r.of("logits")), shown(r.of("loss")), shown(r.of("grad")), worst)
+    return table
+
+
+@app.command()
+def check(
+    names: Annotated[Optional[list[str]], typer.Argument(help="Methods (default: all).")] = None,  # noqa: UP045
+    family: Annotated[Optional[list[str]], typer.Option(help="llama, gpt2, bert, t5, vit (default: all).")] = None,  # noqa: UP045
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Every law on a method, on tiny models of all families; exits with 1 if one is broken.
+
+    Example: [bold]minipeft check dora[/bold]
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from minipeft.conformance import laws
+    from minipeft.method import METHODS, load_methods, method_class
+
+    load_methods()
+    if dtype not in ("float64", "float32"):
+        raise Bad(f"--dtype {dtype}: expected float64 or float32")
+    chosen = [method_class(n) for n in names] if names else [METHODS[n] for n in sorted(METHODS)]
+    verdicts = {}
+    for cls in chosen:
+        verdicts[cls.name] = list(laws.check(cls, family or None, np.dtype(dtype).type))
+    if json_:
+        print(json.dumps({n: [dataclasses.asdict(v) for v in vs] for n, vs in verdicts.items()}, indent=2))
+    else:
+        from rich.table import Table
+
+        table = Table("method", *laws.LAWS, header_style="bold", pad_edge=False)
+        for n, vs in verdicts.items():
+            row = []
+            for law in laws.LAWS:
+                some = [v for v in vs if v.law == law]
+                bad = [v.family for v in some if v.outcome == "fail"]
+                fits = sum(v.outcome == "pass" for v in some)
+                row.append(f"[red]{', '.join(bad)}[/red]" if bad else f"[green]{fits} pass[/green]" if fits else "–")
+            table.add_row(n, *row)
+        _console().print(table)
+        for n, vs in verdicts.items():
+            for v in vs:
+                if v.outcome == "fail":
+                    print(f"{n}, {v.family}, {v.law}: {v.reason}")
+    if any(v.outcome == "fail" for vs in verdicts.values() for v in vs):
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    against: Annotated[Optional[str], typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")] = None,  # noqa: UP045
+    size: Annotated[Optional[list[str]], typer.Option(help="S, M or L (default: all).")] = None,  # noqa: UP045
+    method: Annotated[Optional[list[str]], typer.Option(help="lora, prefix_tuning, oft, dora (default: all).")] = None,  # noqa: UP045
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
+    json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers.")] = None,  # noqa: UP045
+) -> None:
+    """Time and peak memory of a training step, beside torch + PEFT on the same threads.
+
+    Example: [bold]minipeft bench --against peft --size M --method lora[/bold]
+    """
+    from minipeft import bench as job
+
+    found = job.bench(against, size or list(job.SIZES), method or list(job.METHODS), rounds, threads, _console(stderr=True))
+    _console().print(job.table(found))
+    if json_ is not None:
+        from minipeft.checkpoints.files import write_json
+
+        write_json(json_, found)
+
+
+def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
+    """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback."""
+    try:
+        run(argv)
+    except Bad as why:
+        print(f"minipeft: {why}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("minipeft: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
