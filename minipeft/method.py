@@ -196,6 +196,10 @@ class Method:
         """Arrays of all sites at once, for methods whose initial values at one site depend on the others."""
         return {site.name: self.init(site, rng) for site in sites}
 
+    def settled(self, arrays: dict[str, Any]) -> Method:
+        """The instance that stands at a site, given the arrays drawn for it: EVA's rank is known only then."""
+        return self
+
     def base(self, site: Site) -> Any:
         """What is held in place of the base parameter, None to leave it: QLoRA holds it in four bits."""
         return None

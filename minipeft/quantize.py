@@ -184,7 +184,8 @@ def quantize(W: Any, block: int = 64, double: bool = False) -> NF4:
 
 def _blocks(flat: Any, length: int) -> Any:
     """(n,) -> (⌈n/length⌉, length), the end filled with zeros."""
-    return xp.pad(flat, (0, -flat.size % length)).reshape(-1, length)
+    short = -flat.size % length
+    return (xp.pad(flat, (0, short)) if short else flat).reshape(-1, length)
 
 
 def _nearest(values: Any, absmax: Any, table: np.ndarray) -> Any:

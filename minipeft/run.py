@@ -123,6 +123,8 @@ def select(
     known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
     hints = "".join(near(p, known) for p in patterns[:1])
     limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
+    if not any(s.kind == "bias" for s in every.values()) and all(p.endswith("bias") for p in patterns):
+        hints = ": it has no biases"
     raise Unfit(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
 
 
@@ -325,6 +327,7 @@ def attach(
     drawn = {k: v for m, where in by_method.items() for k, v in m.init_all(where, rng).items()}
     for site in chosen:
         if site.name in drawn:
+            at[site.name] = at[site.name].settled(drawn[site.name])
             take(site.name, drawn[site.name])
         else:
             del at[site.name]  # the method gave this site up (EVA: rank 0)
@@ -486,7 +489,9 @@ class Run:
         """x Wᵀ + b of a module, through the fast paths of the methods attached to it."""
         name = f"{module}.weight"
         if self.watch is not None and name in self.watch:
-            self.watch[name].append(to_host(value(x)).reshape(-1, x.shape[-1]))
+            mask = self.tokens.mask  # padding is no input
+            real = x if mask is None or mask.shape != x.shape[:2] else value(x)[mask]
+            self.watch[name].append(to_host(value(real)).reshape(-1, x.shape[-1]))
         return self.at(f"{module}.out", self._through(module, name, x, ops.linear, table=False))
 
     def lookup(self, module: str, ids: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from hypothesis import HealthCheck, settings
 
+collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries, not tests
+
 settings.register_profile(
     "default",
     deadline=None,  # the first example of a run pays for imports

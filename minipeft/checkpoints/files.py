@@ -77,12 +77,13 @@ def read_header(path: str | Path) -> dict[str, Any]:
         size = path.stat().st_size
         with path.open("rb") as f:
             start = f.read(8)
-            if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+            (length,) = struct.unpack("<Q", start) if len(start) == 8 else (-1,)
+            fits = 0 <= length <= min(size - 8, MAX_HEADER)  # a header of 640 bytes begins with a pickle's two bytes, too
+            if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK") and not fits:
                 raise Bad(f"{path}: this is a pickle, which can run any code when it is read; expected safetensors")
             if len(start) < 8:
                 raise Bad(f"{path}: expected a safetensors file, found {size} bytes: it is truncated")
-            (length,) = struct.unpack("<Q", start)
-            if length > min(size - 8, MAX_HEADER):
+            if not fits:
                 raise Bad(f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors")
             raw = f.read(length)
     except OSError as why:

@@ -114,7 +114,7 @@ _LORA = Spec(
     embedding_keys={
         "A": Key("lora_embedding_B", _t, _t),
         "B": Key("lora_embedding_A", _t, _t),
-        "m": Key("lora_magnitude_vector"),
+        "m_emb": Key("lora_magnitude_vector"),
     },
     fields=_lora_fields,
     config=_lora_config,

@@ -286,6 +286,8 @@ def table(case: Case) -> None:
     rows = {r.name: r for r in page.rows}
     every = sites(case.model)
     seen: set[str] = set()
+    shapes = [every[s].shape for s in case.adapter.at]
+    widest = dict(out_max=max(s[0] for s in shapes), in_max=max(s[-1] for s in shapes))  # for arrays that sites share
     for key, a in case.adapter.arrays.items():
         where, _, name = key.rpartition(":")
         site = every[where or next(iter(case.adapter.at))]
@@ -298,7 +300,8 @@ def table(case: Case) -> None:
         if row.shape and row.shape[0].startswith("*"):
             expected: tuple = tuple(site.shape)
         else:
-            expected = tuple(docstrings.evaluate(s, docstrings.symbols(case.adapter.at.get(where, case.method), site)) for s in row.shape)
+            known = docstrings.symbols(case.adapter.at.get(where, case.method), site) | widest
+            expected = tuple(docstrings.evaluate(s, known) for s in row.shape)
         if tuple(a.shape) != expected:
             raise Broken(f"table: {name} at {where} is said to be {expected}, found {tuple(a.shape)}")
     unseen = {r.name for r in page.rows if not r.optional} - seen

@@ -134,7 +134,11 @@ class Model:
 
     def astype(self, dtype: Any) -> Model:
         """The same model in another floating-point type."""
-        held = {k: v if hasattr(v, "dequantize") else v.astype(dtype) for k, v in self.params.items()}
+        dtype = np.dtype(dtype)
+        held = {
+            k: dataclasses.replace(v, dtype=dtype) if hasattr(v, "dequantize") else v.astype(dtype)
+            for k, v in self.params.items()
+        }
         return dataclasses.replace(self, params=held)
 
     def digest(self) -> str:

@@ -2,10 +2,12 @@
 
     V  = W + s B A,    s = α/r
     W' = diag(m / ‖V‖) V                                                      (paper, eq. 5; ‖·‖ row by row)
+    E' = V diag(m_emb / ‖V‖)                                                  on an embedding; ‖·‖ column by column
 
-    A  (r, in)    trained   as LoRA
-    B  (out, r)   trained   0
-    m  (out)      trained   ‖W + s B A‖, hence W' = W before training; (d) on an embedding, one a column
+    A      (r, in)   trained   as LoRA
+    B      (out, r)  trained   0
+    m      (out)     trained   ‖W‖, hence W' = W before training; only with a linear
+    m_emb  (d)       trained   ‖E‖; only with an embedding
 
 Size     r (in + out) + out numbers per adapted matrix; r (V + d) + d on an embedding.
 Merges   exactly: W' is an ordinary weight. The bias is not scaled.
@@ -49,23 +51,16 @@ class DoRA(LoRA):
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         arrays = super().init(site, rng)
         W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
-        return arrays | dict(m=ops.norm(W, axis=self._axis(site.kind == "embedding")))
+        return arrays | (dict(m_emb=ops.norm(W, axis=0)) if site.kind == "embedding" else dict(m=ops.norm(W, axis=1)))
 
-    @staticmethod
-    def _axis(embedding: bool) -> int:
-        return 0 if embedding else 1
-
-    def _scaled(self, V: Any, m: Any) -> Any:
-        embedding = m.shape[0] != V.shape[0]
-        n = ops.norm(V, axis=self._axis(embedding), keepdims=True)
+    def weight(self, W: Any, *, A: Any, B: Any, m: Any = None, m_emb: Any = None) -> Any:
+        V = super().weight(W, A=A, B=B)
+        n = ops.norm(V, axis=1 if m_emb is None else 0)
         n = stop_gradient(n) if self.grad == "detached" else n
-        return V * (m / n if embedding else m[:, None] / n)
+        return V * ((m / n)[:, None] if m_emb is None else m_emb / n)
 
-    def weight(self, W: Any, *, A: Any, B: Any, m: Any) -> Any:
-        return self._scaled(super().weight(W, A=A, B=B), m)
-
-    def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, m: Any) -> Any:
-        W = self.weight(base.W, A=A, B=B, m=m)
+    def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, **magnitude: Any) -> Any:
+        W = self.weight(base.W, A=A, B=B, **magnitude)
         if base.table:
             return ops.take(W, ids=x)
         if not (here.train and self.dropout):

@@ -11,9 +11,10 @@
 Size     r (in + out) numbers per adapted matrix, out more with lora_bias.
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ; an embedding has none.
-Differs  The paper draws A from a Gaussian (§4.1); the authors' loralib and HF peft draw it Kaiming-uniformly with a = √5,
-         which is the U above. We follow the code. An embedding is a matrix (V, d) like any other here; HF peft stores its
-         factors transposed, A (r, V) zero and B (d, r) normal. A change of a tied embedding does not reach the head.
+Differs  The paper draws A from a Gaussian (§4.1); the authors' loralib and HF peft draw it Kaiming-uniformly with
+         a = √5, which is the U above. We follow the code. An embedding is a matrix (V, d) like any other here; HF peft
+         stores its factors transposed, A (r, V) zero and B (d, r) normal. A change of a tied embedding does not reach
+         the head.
 
 >>> A, B = np.array([[1., 0., 2.]]), np.array([[1.], [3.]])
 >>> LoRA(r=1, alpha=2).weight(np.zeros((2, 3)), A=A, B=B)
@@ -59,6 +60,8 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        if len(site.shape) != 2:
+            raise Bad(f"{self.name}: expected matrices, found {site.name} of shape {site.shape}")
         out, in_ = site.shape
         bound = in_**-0.5
         embedding = site.kind == "embedding"

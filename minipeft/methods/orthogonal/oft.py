@@ -44,6 +44,7 @@ from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad, near
 from minipeft.method import Base, Here, Method, Site, Step
+from minipeft.model.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class OFT(Method):
             raise Bad(f"{self.name}: terms must be at least 1, found {self.terms}")
         if self.coft and not self.eps > 0:
             raise Bad(f"{self.name}: eps must be positive, found {self.eps}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> OFT:
+        return cls(block=max(4, arch.d // 8))
 
     def sizes(self, site: Site) -> dict[str, int]:
         d, wish = site.shape[1], self.block or self.r

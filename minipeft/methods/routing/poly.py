@@ -35,6 +35,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import to_device, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.model.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,16 @@ class Poly(Method):
             if getattr(self, field) < 1:
                 raise Bad(f"{self.name}: {field} must be at least 1, found {getattr(self, field)}")
 
+    @classmethod
+    def sized(cls, arch: Arch) -> Poly:
+        return cls(r=4, n_skills=3, n_splits=2)
+
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(c=site.shape[1] // self.n_splits, e=site.shape[0] // self.n_splits)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, which is a {site.kind}")
+            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         if any(n % self.n_splits for n in site.shape):
             raise Bad(
                 f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}"
@@ -88,8 +93,9 @@ class Poly(Method):
         return ops.swapaxes(A @ B)[0] / self.r
 
     def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, Z: Any) -> Any:
-        """Every row through the weights of its task. Raises `Bad` for missing or unknown tasks."""
-        ids = here.task_ids
+        """Every row through the weights of its task. Raises `Bad` for unknown tasks, and for missing ones."""
+        alone = self.n_tasks == 1 and here.run.batch.task_ids is None  # a single task need not be named
+        ids = xp.zeros(x.shape[0], int) if alone else here.task_ids
         if tuple(ids.shape) != x.shape[:1]:
             raise Bad(
                 f"{self.name}: task_ids must be one for each of {x.shape[0]} rows, found shape {tuple(ids.shape)}"

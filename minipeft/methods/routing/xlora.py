@@ -12,12 +12,12 @@ linear, or with depth > 1 linears of `hidden` units with ReLU in between. With l
     A0     (r0, in)   stored    as the expert's A; trained with train_experts
     B0     (out, r0)  stored    as the expert's B; trained with train_experts
     A1     (r1, in)   stored    and so on, two arrays for every expert
-    B1     (out, r1)  stored
+    B1     (out, r1)  stored    as that expert's B
     index  (1)        stored    the number of this matrix among the adapted ones; only with layerwise
 
 Size     (d + 1) K numbers in all: the classifier.
 Merges   no: the gates depend on the token.
-Differs  Experts are given trained, see `from_adapters`; untrained ones have B = 0, and only then the model equals the
+Differs  Experts are given trained, see `from_adapters`; others have B = 0, and only then the model equals the
          base. HF peft 0.21 does not save all of the classifier, and merging adds up all experts with weight 1. Where
          top_k finds equal gates we keep the first. Generation keeps no keys and values: every pass is a double one.
 
@@ -40,6 +40,7 @@ from minipeft.engine.tensor import value
 from minipeft.errors import Bad, Unfit
 from minipeft.method import Base, Here, Method, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.model.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ class XLoRA(Method):
     pass_value: float = 0.0
     gamma: float = 1.0
     train_experts: bool = False
+    start: str = "zero"  # "zero" | "random": B of experts that are not given
     name: ClassVar[str] = "x_lora"
     caches: ClassVar[bool] = False
+    parts: ClassVar[str] = "lora"
     _trained: ClassVar[Mapping[str, dict[str, Any]]] = {}  # {site: {"A0": …}}, set by from_adapters
 
     def __post_init__(self) -> None:
@@ -73,8 +76,14 @@ class XLoRA(Method):
             raise Bad(
                 f"{self.name}: top_k must lie in 0 … {len(self.experts)}, the number of experts, found {self.top_k}"
             )
+        if self.start not in ("zero", "random"):
+            raise Bad(f"{self.name}: start must be 'zero' or 'random', found {self.start!r}")
         if not self.temperature > 0:
             raise Bad(f"{self.name}: temperature must be positive, found {self.temperature}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> XLoRA:
+        return cls(experts=(LoRA(r=2), LoRA(r=3)), start="random")
 
     @classmethod
     def from_adapters(cls, adapters: Sequence[Any], **fields: Any) -> XLoRA:
@@ -97,7 +106,7 @@ class XLoRA(Method):
     @property
     def identity(self) -> bool:  # type: ignore[override]
         """Only with untrained experts, whose B is 0."""
-        return not self._trained
+        return self.start == "zero" and not self._trained
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(K=len(self.experts), d=site.arch.d) | {f"r{k}": e.r for k, e in enumerate(self.experts)}
@@ -116,9 +125,11 @@ class XLoRA(Method):
         return arrays
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        arrays = self._trained.get(site.name) or {
-            f"{name}{k}": a for k, expert in enumerate(self.experts) for name, a in expert.init(site, rng).items()
-        }
+        arrays = dict(self._trained.get(site.name, {}))
+        for k, expert in enumerate(self.experts if not self._trained else ()):
+            arrays |= {f"{name}{k}": a for name, a in expert.init(site, rng).items()}
+            if self.start == "random":
+                arrays[f"B{k}"] = rng.uniform(-(expert.r**-0.5), expert.r**-0.5, arrays[f"B{k}"].shape)
         return arrays if self.train_experts else {name: frozen(a) for name, a in arrays.items()}
 
     def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
@@ -159,9 +170,7 @@ class XLoRA(Method):
         elif index is not None:
             g = g[:, :, int(index[0])]
         if y.ndim != 3 or g.shape[1] != y.shape[1]:
-            raise Bad(
-                f"{self.name}: {here.site} must see one vector for each of {g.shape[1]} tokens, found {x.shape}"
-            )
+            raise Bad(f"{self.name}: {here.site} must see one vector for each of {g.shape[1]} tokens, found {x.shape}")
         g = self._pick(g)
         for k, expert in enumerate(self.experts):
             if f"A{k}" not in arrays:  # this expert leaves the site alone

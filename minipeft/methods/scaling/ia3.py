@@ -8,9 +8,9 @@
 
 Size     n numbers per adapted matrix, n being out on the output side and in on the input side.
 Merges   exactly: W' and b' are ordinary.
-Differs  Where queries, keys and values are one linear (GPT-2) HF peft, followed here, scales all three; the paper scales
-         keys and values. HF peft's BERT default also scales the input of the attention's output linear; say so with
-         targets and inputs "attn.o.weight mlp.down.weight". A base without a bias gets none.
+Differs  Where queries, keys and values are one linear (GPT-2) HF peft, followed here, scales all three; the paper
+         scales keys and values. HF peft's default for BERT also scales the input of the attention's output linear: give
+         targets with attn.o.weight, and inputs "attn.o.weight mlp.down.weight". A base without a bias gets none.
 
 >>> IA3().weight(np.array([[1., 2.], [3., 4.]]), l=np.array([1., 10.]))
 array([[ 1.,  2.],
@@ -48,7 +48,7 @@ class IA3(Method):
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, which is a {site.kind}")
+            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         return {"l_ff" if self._on_input(site) else "l": np.ones(self.sizes(site)["n"])}
 
     def weight(self, W: Any, *, l: Any = None, l_ff: Any = None) -> Any:

@@ -4,7 +4,7 @@
 
     v     (r (in + out))  trained   0, hence W' = W before training
     rows  (r (in + out))  stored    which elements, in row-major order: distinct, drawn from `seed`
-    cols  (r (in + out))  stored
+    cols  (r (in + out))  stored    the columns that go with them
 
 Size     r (in + out) numbers per adapted matrix, as many as LoRA of rank r.
 Merges   exactly: W' is an ordinary weight.
@@ -28,6 +28,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
+from minipeft.model.arch import Arch
 from minipeft.torch_random import UNSEEDED, TorchGenerator
 
 
@@ -44,6 +45,10 @@ class SHiRA(Method):
     def __post_init__(self) -> None:
         if self.r < 1:
             raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> SHiRA:
+        return cls(r=max(1, arch.d // 32))
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = site.shape

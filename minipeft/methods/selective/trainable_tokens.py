@@ -27,6 +27,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.model.arch import Arch
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class TrainableTokens(Method):
             raise Bad(f"{self.name}: tokens must differ, found {', '.join(map(str, twice))} more than once")
         if self.head_bias not in ("keep", "drop"):
             raise Bad(f"{self.name}: head_bias must be 'keep' or 'drop', found {self.head_bias!r}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> TrainableTokens:
+        return cls(tokens=tuple(range(2, min(arch.vocab, 258))))
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(n=len(self.tokens), d=site.shape[1])

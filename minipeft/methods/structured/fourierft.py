@@ -4,8 +4,8 @@
     W'[j, k] = W[j, k] + α/(out in) Σ_i c_i cos 2π(rows_i j/out + cols_i k/in)
 
     c     (n)  trained   N(0, 1); 0 with start="zero"
-    rows  (n)  stored    where in the spectrum: n distinct places drawn from `seed`
-    cols  (n)  stored
+    rows  (n)  stored    where in the spectrum: n distinct places, drawn from `seed`
+    cols  (n)  stored    the columns that go with them
 
 Size     n numbers per adapted matrix, n = n_frequency and α = scaling being the fields.
 Merges   exactly: W' is an ordinary weight.
@@ -30,6 +30,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
+from minipeft.model.arch import Arch
 from minipeft.torch_random import TorchGenerator
 
 
@@ -43,12 +44,17 @@ class FourierFT(Method):
     seed: int = 777
     start: str = "normal"  # "normal" | "zero"
     name: ClassVar[str] = "fourierft"
+    usual_lr: ClassVar[float] = 5e-2
 
     def __post_init__(self) -> None:
         if self.n_frequency < 1:
             raise Bad(f"{self.name}: n_frequency must be at least 1, found {self.n_frequency}")
         if self.start not in ("normal", "zero"):
             raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> FourierFT:
+        return cls(n_frequency=4 * arch.d, scaling=0.02 * arch.d**1.5)
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

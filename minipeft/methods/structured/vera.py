@@ -34,6 +34,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, frozen
+from minipeft.model.arch import Arch
 from minipeft.torch_random import TorchGenerator
 
 
@@ -47,12 +48,17 @@ class VeRA(Method):
     seed: int = 0
     dropout: float = 0.0
     name: ClassVar[str] = "vera"
+    usual_lr: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
         if not 0 <= self.dropout < 1:
             raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+
+    @classmethod
+    def sized(cls, arch: Arch) -> VeRA:
+        return cls(r=arch.d)
 
     def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = (max(s.shape[axis] for s in sites) for axis in (0, 1))

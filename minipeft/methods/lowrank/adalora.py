@@ -1,0 +1,174 @@
+"""AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning. Zhang et al. 2023, https://arxiv.org/abs/2303.10512
+
+    W' = W + s P diag(λ) Q,    s = α/(r + ε)                                  (paper, eq. 3, without s)
+    loss += γ · mean of ‖Pᵀ P − I‖ and ‖Q Qᵀ − I‖ over all sites              (eq. 4, which squares the norms)
+
+    P    (out, k)  trained   N(0, 0.02²)
+    lam  (k)       trained   0, hence W' = W before training; λ, the singular values
+    Q    (k, in)   trained   N(0, 0.02²)
+
+k is r, or `kept` where triplets were dropped for good; s stays that of r. In step t of T, a number w of gradient g has
+
+    I = |w g|,   Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,   S = Ī Ū      (eqs. 8 to 10)
+    score of triplet i:  S(λ_i) + mean S(P_·i) + mean S(Q_i·)                         (eq. 7)
+    budget:  b(t) = b₁ + (b₀ − b₁) (1 − (t − tinit)/(T − tfinal − tinit))³            (eq. 12)
+
+and every deltaT steps after tinit λ_i ← 0 but for the b(t) triplets of highest score in the whole model; they may grow
+back, until at T − tfinal the choice becomes final. b₀ = r, b₁ = target_r, each times the number of sites.
+
+Size     k (in + out + 1) numbers per adapted matrix; on average target_r (in + out + 1) of use in the end: `ranks`.
+Merges   exactly: W' is an ordinary weight.
+Dropout  acts on the input of Q only.
+Differs  The paper has no s, and squares the norms: orth="squared". The authors' code and HF peft have ε = 1e-5 and
+         plain norms, orth="norm", as here; α ≤ 0 means α = r. I is taken at the w that g belongs to, as in the paper:
+         sensitivity="before"; where HF peft is called after the optimiser, as its manual says, the w is the new one:
+         sensitivity="after". Of equal scores the earlier triplet is kept; HF peft prunes all that equal the threshold,
+         and cannot keep everything (target_r = r).
+
+>>> P, Q = np.array([[1., 0.], [0., 1.]]), np.array([[1., 1.], [1., -1.]])
+>>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).weight(np.zeros((2, 2)), P=P, lam=np.array([3., 0.]), Q=Q)
+array([[3., 3.],
+       [0., 0.]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.errors import Bad
+from minipeft.method import Base, Here, Method, Site, Step
+
+
+@dataclass(frozen=True)
+class AdaLoRA(Method):
+    """Singular triplets that go where they matter."""
+
+    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
+    r: int = 12
+    target_r: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+    tinit: int = 0
+    tfinal: int = 0
+    deltaT: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    gamma: float = 0.5  # γ
+    eps: float = 1e-5  # ε
+    orth: str = "norm"  # reading: "norm" | "squared"
+    sensitivity: str = "before"  # reading: "before" | "after"
+    kept: int | None = None
+    name: ClassVar[str] = "adalora"
+    ties: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.target_r <= self.r:
+            raise Bad(f"{self.name}: target_r must lie in 1 … r = {self.r}, found {self.target_r}")
+        if self.kept is not None and not 0 <= self.kept <= self.r:
+            raise Bad(f"{self.name}: kept must lie in 0 … r = {self.r}, found {self.kept}")
+        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
+            raise Bad(f"{self.name}: beta1 and beta2 must lie in (0, 1), found {self.beta1} and {self.beta2}")
+        if not 0 <= self.dropout < 1:
+            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+        if self.gamma < 0 or self.tinit < 0 or self.tfinal < 0 or self.deltaT < 1:
+            raise Bad(f"{self.name}: gamma, tinit and tfinal must be at least 0 and deltaT 1")
+        if self.orth not in ("norm", "squared"):
+            raise Bad(f"{self.name}: orth must be 'norm' or 'squared', found {self.orth!r}")
+        if self.sensitivity not in ("before", "after"):
+            raise Bad(f"{self.name}: sensitivity must be 'before' or 'after', found {self.sensitivity!r}")
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return (self.alpha if self.alpha > 0 else self.r) / (self.r + self.eps)
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        return dict(k=self.r if self.kept is None else self.kept)
+
+    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        if site.kind != "linear":
+            raise Bad(f"{self.name}: expected linears, found {site.name}, of kind {site.kind}")
+        (out, in_), k = site.shape, self.sizes(site)["k"]
+        return dict(P=0.02 * rng.standard_normal((out, k)), lam=np.zeros(k), Q=0.02 * rng.standard_normal((k, in_)))
+
+    def weight(self, W: Any, *, P: Any, lam: Any, Q: Any) -> Any:
+        return W + self.scale * ((P * lam) @ Q)
+
+    def forward(self, x: Any, base: Base, here: Here, *, P: Any, lam: Any, Q: Any) -> Any:
+        """x W'ᵀ + b by the factors alone."""
+        return ops.add_lowrank(base(x), here.dropout(x, self.dropout), Q, P * lam, s=self.scale)
+
+    def penalty(self, arrays: Mapping[str, dict[str, Any]]) -> Any:
+        """γ times the mean distance of PᵀP and QQᵀ from I."""
+        grams = [G for own in arrays.values() if "lam" in own for G in (own["P"].T @ own["P"], own["Q"] @ own["Q"].T)]
+        total = 0.0
+        for G in grams:
+            off = G - xp.eye(G.shape[0], dtype=G.dtype)
+            total = total + (ops.norm(off) if self.orth == "norm" else ops.sum(off * off))
+        return total * (self.gamma / len(grams)) if self.gamma and grams else None
+
+    # --- the allocator
+
+    def after_backward(self, step: Step) -> None:
+        if self.tinit >= step.total - self.tfinal:
+            raise Bad(
+                f"{self.name}: tinit + tfinal must be less than the {step.total} steps, "
+                f"found {self.tinit} + {self.tfinal}"
+            )
+        if self.sensitivity == "before":
+            self._sense(step)
+
+    def after_step(self, step: Step) -> None:
+        if self.sensitivity == "after":
+            self._sense(step)
+        last = step.total - self.tfinal
+        if step.t == last or (self.tinit < step.t < last and step.t % self.deltaT == 0):
+            self._choose(step)
+        elif step.t < last:
+            return
+        for site, own in step.theta.items():
+            own["lam"] = xp.where(step.state[f"keep/{site}"], own["lam"], 0)
+
+    def _sense(self, step: Step) -> None:
+        """Move the averages Ī and Ū of every number."""
+        if step.t >= step.total - self.tfinal:
+            return
+        for site, own in step.theta.items():
+            for n, w in own.items():
+                I, at = abs(w * step.grads[site][n]), f"{site}:{n}"
+                mean = step.state[f"I/{at}"] = self.beta1 * step.state.get(f"I/{at}", 0) + (1 - self.beta1) * I
+                step.state[f"U/{at}"] = self.beta2 * step.state.get(f"U/{at}", 0) + (1 - self.beta2) * abs(I - mean)
+
+    def _choose(self, step: Step) -> None:
+        """Which triplets of the whole model are kept, into the state."""
+        scores = {site: self._scores(step.state, site, own["lam"]) for site, own in step.theta.items()}
+        every = np.concatenate(list(scores.values()))
+        order = np.argsort(-every, kind="stable")
+        keep = np.zeros(len(every), bool)
+        keep[order[: self.budget(step.t, step.total, len(every), self.target_r * len(scores))]] = True
+        ends = np.cumsum([len(s) for s in scores.values()])[:-1]
+        for site, mask in zip(scores, np.split(keep, ends), strict=True):
+            step.state[f"keep/{site}"] = to_device(mask)
+
+    @staticmethod
+    def _scores(state: Mapping[str, Any], site: str, lam: Any) -> np.ndarray:
+        if f"I/{site}:lam" not in state:  # nothing was measured yet
+            return np.zeros(len(lam))
+        S = {n: to_host(state[f"I/{site}:{n}"] * state[f"U/{site}:{n}"]) for n in ("P", "lam", "Q")}
+        return S["lam"] + S["P"].mean(axis=0) + S["Q"].mean(axis=1)
+
+    def budget(self, t: int, total: int, start: int, end: int) -> int:
+        """b(t): how many triplets are kept in step t, from `start` to `end`."""
+        left = 1 - (t - self.tinit) / (total - self.tfinal - self.tinit)
+        return int((start - end) * min(max(left, 0), 1) ** 3 + end)
+
+
+def ranks(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """How many triplets every site uses, from {site: {name: array}}: those whose λ is not 0."""
+    return {site: int((to_host(own["lam"]) != 0).sum()) for site, own in arrays.items() if "lam" in own}

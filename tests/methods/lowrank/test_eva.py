@@ -1,0 +1,142 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
+from minipeft.method import Site
+from minipeft.methods.lowrank.eva import EVA
+from minipeft.run import Adapted, attach, measure, select
+
+
+def site(name, batches, out=3):
+    return Site(name, (out, batches[0].shape[1]), "linear", None, None, inputs=batches)
+
+
+def spread(seed, deviations, n=40, batches=3):
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.standard_normal((len(deviations),) * 2))[0]
+    return [
+        rng.standard_normal((n, len(deviations))) * deviations @ Q + rng.standard_normal(len(deviations))
+        for _ in range(batches)
+    ]
+
+
+def principal(X):
+    """Eigenvalues, descending, and eigenvectors, as rows, of the scatter matrix of X."""
+    X = X - X.mean(axis=0)
+    values, vectors = np.linalg.eigh(X.T @ X)
+    return values[::-1], vectors.T[::-1]
+
+
+def test_directions_are_those_of_all_batches_together():
+    """With as many components as inputs are wide, nothing is lost between batches."""
+    batches = spread(0, [5, 3, 2, 1, 0.5, 0.2])
+    method = EVA(r=6, rho=1.0, tau=1.0, passes=1)  # tau = 1: never settled
+    A = method.init_all([site("q.weight", batches)], np.random.default_rng(0))["q.weight"]["A"]
+    values, vectors = principal(np.vstack(batches))
+    assert np.allclose(abs((A * vectors).sum(axis=1)), 1) and np.allclose(A @ A.T, np.eye(6), atol=1e-12)
+    assert (A[np.arange(6), abs(A).argmax(axis=1)] > 0).all()
+    whitened = dataclasses.replace(method, whiten=True).init_all([site("q.weight", batches)], np.random.default_rng(0))
+    assert np.allclose(np.linalg.norm(whitened["q.weight"]["A"], axis=1), values**-0.25)
+
+
+def test_ranks_go_where_they_explain_most():
+    """Against a ranking of the eigenvalues' shares of variance."""
+    inputs = {
+        "a.weight": spread(1, [9, 1, 1, 1, 1, 1]),
+        "b.weight": spread(2, [3, 3, 3, 3, 1, 0.1]),
+        "c.weight": spread(3, [1] * 6),
+    }
+    method = EVA(r=2, rho=2.5, tau=1.0, passes=1)
+    arrays = method.init_all([site(k, v) for k, v in inputs.items()], np.random.default_rng(0))
+    shares = []
+    for name, batches in inputs.items():
+        values, _ = principal(np.vstack(batches))
+        shares += [(v / values.sum(), name) for v in values[:5]]
+    best = [name for _, name in sorted(shares, reverse=True)[:6]]
+    assert {name: len(own["A"]) for name, own in arrays.items()} == {n: best.count(n) for n in inputs if n in best}
+    assert len(set(best)) > 1 and best.count("b.weight") > 2
+
+
+def test_a_site_that_keeps_nothing_is_given_up_and_the_scale_stays():
+    model = tiny.model()
+    batch = tiny.example(model, padding="none")
+    for rslora in (False, True):
+        method = EVA(r=3, alpha=6.0, rho=4.0, rslora=rslora)
+        adapter = attach(model, method, targets="all-linear", data=[batch]).adapters[0]
+        found = {s: m.r for s, m in adapter.at.items()}
+        assert sum(found.values()) == 3 * 14 and len(set(found.values())) > 1
+        assert all(adapter.arrays[f"{s}:A"].shape[0] == r for s, r in found.items())
+        assert np.allclose([m.scale for m in adapter.at.values()], method.scale)
+    kept = attach(
+        model, EVA(r=3, alpha=6.0, rho=4.0, adjust_scaling=False), targets="all-linear", data=[batch]
+    ).adapters[0]
+    assert all(np.isclose(m.scale, 6.0 / m.r) for m in kept.at.values())
+    loud, quiet = spread(5, [3, 3, 3, 3]), spread(6, [1.0] * 12, n=60)
+    given_up = EVA(r=1, rho=4.0).init_all([site("a.weight", loud), site("b.weight", quiet)], np.random.default_rng(0))
+    assert set(given_up) == {"a.weight"} and len(given_up["a.weight"]["A"]) == 2
+
+
+def test_equal_inputs_share_and_the_first_is_served_first():
+    batches = spread(4, [5, 1, 1, 1])
+    arrays = EVA(r=2, rho=2.0).init_all(
+        [site(n, batches) for n in ("q.weight", "k.weight", "v.weight")], np.random.default_rng(0)
+    )
+    ranks = [len(own["A"]) for own in arrays.values()]
+    assert sum(ranks) == 6 and ranks == sorted(ranks, reverse=True)
+    assert all(np.array_equal(own["A"][:1], arrays["q.weight"]["A"][:1]) for own in arrays.values())
+
+
+def test_padding_is_no_input():
+    model = tiny.model()
+    batch = tiny.example(model, padding="right")
+    (seen,) = measure(Adapted(model), select(model, "layers.0.attn.q.weight"), [batch], ("inputs",))
+    assert seen.inputs[0].shape == (int(batch.attention_mask.sum()), 24) and seen.inputs[0].shape[0] < 21
+
+
+def test_refuses():
+    with pytest.raises(Bad, match="eva: rho must be at least 1"):
+        EVA(rho=0.5)
+    model = tiny.model()
+    with pytest.raises(Bad, match=r"eva: expected linears that saw inputs, found embed.tokens.weight"):
+        attach(model, EVA(), targets="embed.tokens.weight", data=[tiny.example(model)])
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_peft_finds_the_same_directions_and_ranks(rho):
+    import torch
+    from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = torch.nn.Linear(8, 6), torch.nn.Linear(6, 5), torch.nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x))) + self.c(x)[..., :1]
+
+    torch.manual_seed(0)
+    data = [torch.randn(64, 8) @ torch.diag(torch.tensor([5, 3, 2, 1.5, 1, 0.7, 0.5, 0.3])) for _ in range(4)]
+    net = Net()
+    with torch.no_grad():
+        hidden = [torch.tanh(net.a(x)) for x in data]
+    inputs = dict(a=data, b=hidden, c=data)
+    config = LoraConfig(
+        r=2, target_modules=["a", "b", "c"], init_lora_weights="eva", eva_config=EvaConfig(rho=rho, tau=0.9)
+    )
+    model = get_peft_model(net, config)
+    own = dict(
+        forward_fn=lambda m, x: m(x),
+        prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=None,
+        show_progress_bar=False,
+    )
+    initialize_lora_eva_weights(model, data, **own)
+    sites = [site(f"{n}.weight", [x.numpy() for x in xs], out=4) for n, xs in inputs.items()]
+    arrays = EVA(r=2, rho=rho, tau=0.9).init_all(sites, np.random.default_rng(0))
+    for n in inputs:
+        A = getattr(model.base_model.model, n).lora_A["default"].weight.detach().numpy()
+        assert np.allclose(arrays[f"{n}.weight"]["A"], A, atol=1e-4)

@@ -1,0 +1,448 @@
+"""Records what Hugging Face PEFT computes, as cases to replay: `python tests/record/record_peft.py [BASE/CASE ...]`.
+
+Writes tests/data/peft/<base>/base/, a tiny checkpoint, and for every case <base>/<case>/adapter/, as PEFT saved it, and
+expected.safetensors: inputs, logits, loss and gradients. These are computed in float64 from the checkpoint read back, with
+the libraries' own casts to float32 redirected (see `as_float64`). Running it again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if os.environ.get("PYTHONHASHSEED") != "0":  # PEFT writes sets (target_modules) in hash order
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_NUM_THREADS": "1"}
+warnings.filterwarnings("ignore")
+
+import peft  # noqa: E402
+import torch  # noqa: E402
+import transformers as tf  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
+from peft.tuners.adaption_prompt import layer as adaption_layer  # noqa: E402
+from peft.tuners.adaption_prompt import utils as adaption_utils  # noqa: E402
+from peft.tuners.lora import layer as lora_layer  # noqa: E402
+from peft.tuners.osf import utils as osf_utils  # noqa: E402
+from peft.utils import AuxiliaryTrainingWrapper  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from transformers.models.gpt2 import modeling_gpt2  # noqa: E402
+from transformers.models.llama import modeling_llama  # noqa: E402
+from transformers.models.t5 import modeling_t5  # noqa: E402
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1] / "data" / "peft"
+VOCAB = 43
+Tensors = dict[str, torch.Tensor]
+
+# --- bases: sizes differ from one another wherever the architecture lets them ------------------------------------------
+
+COMMON = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager", use_cache=False)
+LLAMA = COMMON | dict(
+    hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=32, tie_word_embeddings=False, attention_bias=True, mlp_bias=True,
+)  # fmt: skip
+BASES: dict[str, tuple[Any, Any, str]] = {
+    "llama": (tf.LlamaForCausalLM, tf.LlamaConfig(**LLAMA), "CAUSAL_LM"),
+    "llama-cls": (tf.LlamaForSequenceClassification, tf.LlamaConfig(**LLAMA, num_labels=3), "SEQ_CLS"),
+    "gpt2": (
+        tf.GPT2LMHeadModel,
+        tf.GPT2Config(**COMMON, n_embd=20, n_layer=2, n_head=4, n_inner=28, n_positions=24),
+        "CAUSAL_LM",
+    ),
+    "bert-cls": (
+        tf.BertForSequenceClassification,
+        tf.BertConfig(
+            **COMMON, hidden_size=20, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=24, num_labels=3,
+        ),
+        "SEQ_CLS",
+    ),
+    "t5": (
+        tf.T5ForConditionalGeneration,
+        tf.T5Config(
+            **COMMON, d_model=16, d_kv=4, num_heads=4, d_ff=22, num_layers=2, num_decoder_layers=2, decoder_start_token_id=0,
+            relative_attention_num_buckets=8, relative_attention_max_distance=12,
+        ),
+        "SEQ_2_SEQ_LM",
+    ),
+}  # fmt: skip
+
+
+def generator(*what: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32("/".join(what).encode()))
+
+
+def jitter(named: Any, size: float, rng: torch.Generator) -> None:
+    """Add noise to every parameter, so that no zero, one or equal value hides a mistake."""
+    with torch.no_grad():
+        for _, p in sorted(named, key=lambda item: item[0]):
+            p.add_(size * torch.randn(p.shape, generator=rng).to(p.dtype))
+
+
+def record_base(base: str) -> None:
+    cls, config, _ = BASES[base]
+    torch.manual_seed(0)
+    model = cls(config)
+    jitter(model.named_parameters(), 0.2, generator(base))
+    shutil.rmtree(ROOT / base / "base", ignore_errors=True)
+    model.save_pretrained(ROOT / base / "base")
+    (ROOT / base / "base" / "generation_config.json").unlink(missing_ok=True)
+
+
+def load_base(base: str, dtype: torch.dtype) -> Any:
+    model = BASES[base][0].from_pretrained(ROOT / base / "base", dtype=dtype, attn_implementation="eager")
+    model.name_or_path = model.config._name_or_path = ""  # no path of this machine in adapter_config.json
+    return model.eval()
+
+
+# --- the libraries in float64 -------------------------------------------------------------------------------------------
+
+
+class Wide:
+    """The torch module, but its float32 is float64."""
+
+    float32 = float = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+DOWNCASTING = (modeling_llama, modeling_gpt2, modeling_t5, adaption_layer, adaption_utils, lora_layer, osf_utils)
+
+
+@contextmanager
+def as_float64() -> Iterator[None]:
+    """Turn the casts to float32 inside transformers and PEFT (norms, rotary angles, softmax, SVD, loss) into float64."""
+    narrow = torch.Tensor.float
+    try:
+        for module in DOWNCASTING:
+            module.torch = Wide()
+        torch.Tensor.float = torch.Tensor.double
+        yield
+    finally:
+        torch.Tensor.float = narrow
+        for module in DOWNCASTING:
+            module.torch = torch
+
+
+class OnlyFloat64(TorchDispatchMode):
+    """Fails at the first operation whose result is a narrower float, so that no cast is overlooked."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            assert not isinstance(x, torch.Tensor) or x.dtype not in (torch.float32, torch.float16, torch.bfloat16), func
+        return out
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------------
+
+
+def inputs(base: str, padding: str, task_ids: bool) -> Tensors:
+    """Batch 3, length 7; `padding` is left, right or none."""
+    rng = generator("inputs", base)
+    ids = torch.randint(3, VOCAB, (3, 7), generator=rng)
+    mask = torch.ones_like(ids)
+    for row, pads in enumerate((2, 0, 3) if padding != "none" else ()):
+        mask[row, : pads if padding == "left" else 0] = 0
+        mask[row, 7 - pads if padding == "right" else 7 :] = 0
+    ids = ids * mask  # the pad token is 0
+    if BASES[base][2] == "SEQ_CLS":
+        labels = torch.tensor([2, 0, 1])
+    elif BASES[base][2] == "SEQ_2_SEQ_LM":
+        labels = torch.randint(3, VOCAB, (3, 5), generator=rng)
+        labels[0, 3:] = labels[2, 4:] = -100
+    else:
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[0, 3] = labels[1, 5] = -100
+    out = dict(input_ids=ids, attention_mask=mask, labels=labels)
+    return out | (dict(task_ids=torch.tensor([2, 0, 1])) if task_ids else {})
+
+
+# --- cases --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One adapter on one base."""
+
+    base: str
+    name: str
+    config: Any
+    padding: str = "none"
+    size: float = 0.3  # of the noise that stands for training
+    before: Callable[[Any, Tensors], None] | None = None  # done to the base before the adapter is put on
+    after: Callable[[Any, Tensors], None] | None = None  # done to the adapted model before the noise
+    build: Callable[[Case, Path], None] | None = None  # saves the adapter by other means
+    incomplete: bool = False  # the file lacks tensors, so nothing can be expected of it
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.config.is_prompt_learning
+
+    @property
+    def inputs(self) -> Tensors:
+        return inputs(self.base, self.padding, self.config.peft_type == "POLY")
+
+
+def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def save_adapter(case: Case, folder: Path) -> None:
+    torch.manual_seed(zlib.crc32(case.name.encode()))
+    model = load_base(case.base, torch.float32)
+    if case.before:
+        case.before(model, case)
+    model = get_peft_model(model, case.config).eval()
+    if case.after:
+        case.after(model, case)
+    jitter(trainable(model), case.size, generator(case.base, case.name))
+    model.save_pretrained(folder)
+
+
+def gradient(v: torch.Tensor) -> torch.Tensor:
+    """The gradient; zeros for a trained tensor that the loss does not depend on, NaN for one that is not trained."""
+    if v.grad is not None:
+        return v.grad
+    return torch.full(v.shape, 0.0 if v.requires_grad else torch.nan, dtype=torch.float64)
+
+
+def expect(case: Case, folder: Path) -> Tensors:
+    """Inputs, logits, loss and gradients, from the checkpoint in `folder`."""
+    given = case.inputs
+    with as_float64():
+        torch.manual_seed(1)  # reading draws an initial value that the file then replaces
+        base, config = load_base(case.base, torch.float64), peft.PeftConfig.from_pretrained(folder)
+        if case.config.peft_type == "XLORA":  # PEFT looks for experts where the configuration says, from the working directory
+            config.adapters = {k: str(folder / v) for k, v in config.adapters.items()}
+        model = PeftModel.from_pretrained(base, folder, is_trainable=not case.is_prompt, config=config).double().eval()
+        saved = load_file(folder / "adapter_model.safetensors")
+        read = model.state_dict() | get_peft_model_state_dict(model)
+        for k, v in saved.items():
+            assert torch.equal(read[k], v.double() if v.is_floating_point() else v), f"PEFT did not read {k}"
+        if case.is_prompt:  # projections are folded on saving, and only the inference mode reads the folded prompt
+            prompt = model.prompt_encoder["default"].embedding.weight
+            for p in [prompt, *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters())]:
+                p.requires_grad_(True)
+        torch.set_default_dtype(torch.float64)  # LoHa and FourierFT make constants of it in their forward
+        try:
+            with OnlyFloat64():
+                out = model(**given)
+                # PEFT adds AdaLoRA's orthogonality penalty to the loss, in eval mode too; here the loss is the task's alone
+                loss = model.base_model.model(**given).loss if case.config.peft_type == "ADALORA" else out.loss
+                loss.backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert out.logits.dtype == loss.dtype == torch.float64
+    grads = {k: gradient(v) for k, v in model.state_dict(keep_vars=True).items()}
+    trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
+    trained |= {k: grads[k] for k in saved if k in grads}
+    if case.is_prompt:
+        trained["prompt_embeddings"] = prompt.grad
+    wants = {k: trained[k] for k in saved if k in trained and not trained[k].isnan().any()}
+    assert wants and any(g.any() for g in wants.values()), "nothing is trained"
+    for k, g in wants.items():
+        assert g.shape == saved[k].shape and g.dtype == torch.float64, k
+    expected = given | dict(logits=out.logits, loss=loss) | {f"grad::{k}": g for k, g in wants.items()}
+    return {k: v.detach().clone().contiguous() for k, v in expected.items()}
+
+
+def record(case: Case) -> None:
+    folder = ROOT / case.base / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    (case.build or save_adapter)(case, folder / "adapter")
+    for readme in folder.rglob("README.md"):
+        readme.unlink()
+    if not case.incomplete:
+        save_file(expect(case, folder / "adapter"), folder / "expected.safetensors")
+
+
+# --- what some methods need before or after they are put on ------------------------------------------------------------
+
+
+def eva_init(model: Any, case: Case) -> None:
+    data = [dict(input_ids=torch.randint(3, VOCAB, (3, 7)), attention_mask=torch.ones(3, 7)) for _ in range(4)]
+    peft.initialize_lora_eva_weights(model, data, adapter_name="default", show_progress_bar=False)
+
+
+def estimate_gradients(model: Any, case: Case) -> None:
+    def step() -> None:
+        model(**case.inputs).loss.backward()
+
+    peft.tuners.lora.preprocess_loraga(model, case.config, step)
+
+
+def allocate_ranks(model: Any, case: Case) -> None:
+    """Train AdaLoRA until its budget is spent, so that rank_pattern masks some directions."""
+    jitter(trainable(model), 0.3, generator("allocate"))
+    for step in range(case.config.total_step):
+        model.zero_grad()
+        model(**case.inputs).loss.backward()
+        model.base_model.update_and_allocate(step)
+
+
+def save_xlora(case: Case, folder: Path) -> None:
+    """Experts trained apart, then the gate. PEFT's saver drops gate layers whose number is an expert's name; put back here."""
+    with tempfile.TemporaryDirectory() as trained:
+        paths = {}
+        for k in range(3):
+            expert = LoraConfig(r=2 + k, lora_alpha=5 + k, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+            paths[str(k)] = f"{trained}/{k}"
+            save_adapter(Case(case.base, f"expert{k}", expert), Path(paths[str(k)]))
+        case.config.adapters = paths
+        torch.manual_seed(5)
+        model = load_base(case.base, torch.float32)
+        model = get_peft_model(model, case.config).eval()
+        jitter(trainable(model), case.size, generator(case.name))
+        model.save_pretrained(folder)
+        if not case.incomplete:
+            gate = {k: v for k, v in model.state_dict().items() if "internal_xlora_classifier" in k}
+            save_file(gate, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["adapters"] = {k: k for k in paths}  # PEFT writes where the experts lay; reading looks in the sub-folders
+    path.write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(**dict(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM") | options)
+
+
+def on(task: str, cls: Any, **options: Any) -> Any:
+    return cls(task_type=task, **options)
+
+
+def cases() -> list[Case]:
+    lm, cls, s2s = "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
+    qv, linear = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    trained_ids = [3, 7, 19]
+
+    def llama(name: str, config: Any, padding: str = "none", **kw: Any) -> Case:
+        return Case("llama", name, config, padding, **kw)
+
+    def bert(name: str, config: Any, **kw: Any) -> Case:
+        return Case("bert-cls", name, config, "right", **kw)
+
+    def gpt2(name: str, config: Any, padding: str = "none", **kw: Any) -> Case:
+        return Case("gpt2", name, config, padding, **kw)
+
+    def t5(name: str, config: Any, **kw: Any) -> Case:
+        return Case("t5", name, config, "right", **kw)
+
+    def llama_cls(name: str, config: Any, **kw: Any) -> Case:
+        return Case("llama-cls", name, config, "right", **kw)
+
+    fused, both = dict(target_modules=["c_attn"], fan_in_fan_out=True), ["embed_tokens", "lm_head"]
+    bert_qv = dict(target_modules=["query", "value"], task_type=cls)
+    out = [
+        llama("lora", lora(), "left"),
+        llama("lora-all-linear", lora(target_modules="all-linear", rank_pattern={"k_proj": 2, r"layers.1.mlp.up_proj": 4},
+                                      alpha_pattern={"q_proj": 7, r"0.self_attn.v_proj": 2})),
+        llama("lora-rslora", lora(use_rslora=True)),
+        llama("lora-embedding", lora(target_modules=both), "left"),
+        llama("lora-regex", lora(target_modules=r".*\.(0|1)\.(self_attn\.k_proj|mlp\.gate_proj)$")),
+        llama("lora-layers-to-transform", lora(target_modules=["k_proj", "up_proj"], layers_to_transform=[1])),
+        llama("lora-trainable-tokens", lora(trainable_token_indices={"embed_tokens": trained_ids})),
+        llama("lora-modules-to-save", lora(modules_to_save=["lm_head"])),
+        llama("dora", lora(use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"]), "left"),
+        llama("dora-embedding", lora(use_dora=True, target_modules=["embed_tokens", "k_proj"])),
+        llama("pissa", lora(init_lora_weights="pissa", target_modules=["q_proj", "up_proj"])),
+        llama("eva", lora(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=2.0), target_modules=["q_proj", "v_proj", "down_proj"]),
+              after=eva_init),
+        llama("lora-ga", lora(init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig()), before=estimate_gradients),
+        gpt2("lora-gpt2", lora(**fused), "left"),
+        gpt2("lora-bias", lora(lora_bias=True, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True)),
+        gpt2("lora-bias-lora-only", lora(bias="lora_only", **fused)),
+        gpt2("dora-gpt2", lora(use_dora=True, **fused)),
+        bert("lora-bert-cls", lora(**bert_qv)),
+        bert("lora-bias-all", lora(bias="all", **bert_qv)),
+        bert("lora-bias-lora-only", lora(bias="lora_only", **bert_qv)),
+        llama_cls("lora", lora(task_type=cls)),
+        t5("lora-t5", lora(target_modules=["q", "v", "wi"], task_type=s2s)),
+        llama("adalora", on(lm, peft.AdaLoraConfig, init_r=4, target_r=2, tinit=0, tfinal=1, total_step=6, deltaT=1, lora_alpha=5,
+                            target_modules=["q_proj", "v_proj", "up_proj"]), after=allocate_ranks),
+        llama("adalora-unmasked", on(lm, peft.AdaLoraConfig, init_r=3, target_r=2, total_step=9, lora_alpha=5, target_modules=qv)),
+        llama("osf", on(lm, peft.OSFConfig, effective_rank=9, target_modules=["k_proj", "o_proj"])),
+        llama("vera", on(lm, peft.VeraConfig, r=5, target_modules=["q_proj", "down_proj"], projection_prng_key=7), size=0.8),
+        llama("vera-unsaved", on(lm, peft.VeraConfig, r=5, target_modules=["q_proj", "down_proj"], save_projection=False), size=0.8),
+        llama("fourierft", on(lm, peft.FourierFTConfig, n_frequency=11, scaling=90.0, random_loc_seed=5, target_modules=qv)),
+        llama("fourierft-pattern", on(lm, peft.FourierFTConfig, n_frequency=11, scaling=90.0, target_modules=["q_proj", "up_proj"],
+                                      n_frequency_pattern={"up_proj": 6})),
+    ]  # fmt: skip
+    oft = dict(target_modules=["q_proj", "down_proj"])
+    out += [
+        llama("oft", on(lm, peft.OFTConfig, oft_block_size=4, **oft), size=0.1),
+        llama("oft-exact", on(lm, peft.OFTConfig, oft_block_size=4, use_cayley_neumann=False, **oft)),
+        llama("oft-terms", on(lm, peft.OFTConfig, oft_block_size=4, num_cayley_neumann_terms=3, **oft), size=0.1),
+        llama("oft-shared", on(lm, peft.OFTConfig, oft_block_size=4, block_share=True, use_cayley_neumann=False, **oft)),
+        llama("oft-coft", on(lm, peft.OFTConfig, oft_block_size=4, coft=True, eps=1.8, use_cayley_neumann=False, **oft)),
+        llama("oft-blocks", on(lm, peft.OFTConfig, r=2, oft_block_size=0, use_cayley_neumann=False, **oft), size=0.15),
+        llama("loha", on(lm, peft.LoHaConfig, r=3, alpha=5, target_modules=qv), "left"),
+        llama("loha-pattern", on(lm, peft.LoHaConfig, r=3, alpha=5, target_modules=["q_proj", "k_proj", "up_proj"],
+                                 rank_pattern={"k_proj": 2}, alpha_pattern={"up_proj": 7, "0.self_attn.q_proj": 4})),
+        llama("ia3", on(lm, peft.IA3Config, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), "left"),
+        bert("ia3-bert", on(cls, peft.IA3Config, target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"])),
+        gpt2("ia3-gpt2", on(lm, peft.IA3Config, target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True)),
+        llama("shira", on(lm, peft.ShiraConfig, r=2, random_seed=11, target_modules=qv)),
+        llama("shira-unseeded", on(lm, peft.ShiraConfig, r=2, target_modules=["v_proj", "down_proj"])),
+        llama("trainable-tokens", on(lm, peft.TrainableTokensConfig, token_indices=trained_ids, target_modules=["embed_tokens"]), "left"),
+        llama("adaption-prompt", on(lm, peft.AdaptionPromptConfig, adapter_len=3, adapter_layers=2), "left"),
+        llama("adaption-prompt-last", on(lm, peft.AdaptionPromptConfig, adapter_len=4, adapter_layers=1)),
+        gpt2("adaption-prompt-gpt2", on(lm, peft.AdaptionPromptConfig, adapter_len=3, adapter_layers=2)),
+        llama("poly", on(lm, peft.PolyConfig, r=3, n_tasks=3, n_skills=2, target_modules=["q_proj", "down_proj"])),
+        llama("poly-splits", on(lm, peft.PolyConfig, r=3, n_tasks=3, n_skills=3, n_splits=2, target_modules=["q_proj", "down_proj"])),
+        llama("ln-tuning", on(lm, peft.LNTuningConfig, target_modules=["input_layernorm", "norm"])),
+        gpt2("ln-tuning-gpt2", on(lm, peft.LNTuningConfig, target_modules=["ln_1", "ln_f"])),
+        llama("beft", on(lm, peft.BeftConfig, target_modules=["v_proj"])),
+        llama("xlora", on(lm, peft.XLoraConfig, hidden_size=24), build=save_xlora),
+        llama("xlora-deep", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=2, xlora_size=5, layerwise_scalings=True,
+                               softmax_temperature=0.7, global_scaling_weight=1.3, scaling_pass_value=0.5), build=save_xlora),
+        llama("xlora-as-saved", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=2, xlora_size=5), build=save_xlora, incomplete=True),
+        llama("xlora-topk", on(lm, peft.XLoraConfig, hidden_size=24, layerwise_scalings=True, top_k_lora=2, enable_softmax_topk=True),
+              build=save_xlora),
+    ]  # fmt: skip
+    shape = dict(num_layers=2, num_attention_heads=4)
+    kinds = [("llama", lm, "none"), ("gpt2", lm, "none"), ("bert-cls", cls, "right"), ("llama-cls", cls, "right"), ("t5", s2s, "right")]
+    for base, task, padding in kinds:
+        prompt, prefix = "prompt-tuning", "prefix-tuning"
+        out += [
+            Case(base, prompt, on(task, peft.PromptTuningConfig, num_virtual_tokens=3), padding),
+            Case(base, prefix, on(task, peft.PrefixTuningConfig, num_virtual_tokens=3), padding),
+            Case(base, f"{prefix}-projected", on(task, peft.PrefixTuningConfig, num_virtual_tokens=3, prefix_projection=True,
+                                                 encoder_hidden_size=10), padding),
+        ]  # fmt: skip
+    mlp, lstm = "MLP", "LSTM"
+    return out + [
+        llama("prompt-tuning-left", on(lm, peft.PromptTuningConfig, num_virtual_tokens=3), "left"),
+        llama("prefix-tuning-left", on(lm, peft.PrefixTuningConfig, num_virtual_tokens=3), "left"),
+        llama("p-tuning-mlp", on(lm, peft.PromptEncoderConfig, num_virtual_tokens=3, encoder_reparameterization_type=mlp, encoder_hidden_size=10)),
+        llama("p-tuning-lstm", on(lm, peft.PromptEncoderConfig, num_virtual_tokens=3, encoder_reparameterization_type=lstm,
+                                  encoder_hidden_size=10, encoder_num_layers=1, encoder_dropout=0.0)),
+    ]  # fmt: skip
+
+
+def main(wanted: list[str]) -> None:
+    if not wanted:
+        shutil.rmtree(ROOT, ignore_errors=True)
+        for base in BASES:
+            record_base(base)
+    for case in cases():
+        if not wanted or f"{case.base}/{case.name}" in wanted:
+            try: record(case)
+            except BaseException as e: import traceback; traceback.print_exc(); print("FAILED", case.base, case.name, type(e).__name__, e)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
