@@ -1,7 +1,7 @@
 import layers
 import numpy as np
 import pytest
-import tiny
+from minipeft.conformance import tiny
 
 from minipeft.errors import Bad
 from minipeft.methods.routing.poly import Poly

@@ -3,7 +3,7 @@ import dataclasses
 import layers
 import numpy as np
 import pytest
-import tiny
+from minipeft.conformance import tiny
 
 from minipeft.engine import gradcheck, gradients_flow
 from minipeft.errors import Bad
