@@ -32,8 +32,9 @@ class Site:
     """One place a method can attach to: a parameter by its name, or an activation.
 
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
-    "table" or "activation". `W` is the base parameter (read-only), `inputs` and `grad` what was measured on data for methods
-    that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    "table" or "activation". `W` is the base parameter (read-only), `params` all parameters of the base; `inputs` and `grad`
+    are what was measured on data for methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient
+    of the weight.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Site:
     dtype: Any = np.float64
     inputs: Any = None
     grad: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layer(self) -> int | None:
@@ -72,13 +74,14 @@ class Here:
     """What a method may know where it is called: the site, this pass, and what the transformer shows there.
 
     Facts of the site (`x` residual stream, `u` sub-layer input, `a` sub-layer output, `q` queries, `combine`) are attributes
-    where the transformer gives them. `state` is a dict that lives as long as the forward pass and is this adapter's own.
+    where the transformer gives them. `state` is a dict that lives as long as the forward pass and is this adapter's own;
+    `index` counts the adapter's sites, in model order.
     """
 
-    __slots__ = ("facts", "run", "site", "state")
+    __slots__ = ("facts", "index", "run", "site", "state")
 
-    def __init__(self, run: Any, site: str, state: dict, facts: dict | None = None) -> None:
-        self.run, self.site, self.state, self.facts = run, site, state, facts or {}
+    def __init__(self, run: Any, site: str, state: dict, facts: dict | None = None, index: int = 0) -> None:
+        self.run, self.site, self.state, self.facts, self.index = run, site, state, facts or {}, index
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -46,14 +46,14 @@ def sites(model: Model) -> dict[str, Site]:
     """Every site of a model: its parameters by name, and the activations."""
     arch = model.arch
     found = {
-        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype)
+        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
         for name, W in model.params.items()
     }
     if arch.tied and "head.weight" not in found:
         W = model.params["embed.tokens.weight"]
-        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype)
+        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype, params=model.params)
     for name, shape in activation_sites(arch).items():
-        found[name] = Site(name, shape, "activation", arch, None, model.dtype)
+        found[name] = Site(name, shape, "activation", arch, None, model.dtype, params=model.params)
     return found
 
 
@@ -436,8 +436,8 @@ class Run:
             common = groups.get(SHARED, {})
             state: dict = {}
             self.arrays[adapter.name] = groups
-            for site, method in adapter.at.items():
-                here = Here(self, site, state)
+            for index, (site, method) in enumerate(adapter.at.items()):
+                here = Here(self, site, state, index=index)
                 if here.site and adapted.skip_layers and _layer_number(site) in adapted.skip_layers:
                     continue
                 own = groups.get(site, {})
@@ -535,7 +535,7 @@ class Run:
         if not hooks:
             return h
         for hook in hooks:
-            h = hook.method.apply(h, Here(self, site, hook.here.state, facts), **hook.arrays)
+            h = hook.method.apply(h, Here(self, site, hook.here.state, facts, hook.here.index), **hook.arrays)
         return h
 
     def around(self, site: str, f: Callable[[Any], Any], h: Any) -> Any:

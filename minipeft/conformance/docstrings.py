@@ -127,7 +127,7 @@ def evaluate(expression: str, table: Mapping[str, Any]) -> int:
     >>> evaluate("r (in + out)", {"r": 2, "in": 3, "out": 4})
     14
     """
-    tokens = re.findall(r"[A-Za-z_]\w*|\d+|[()+*/²³-]|−|·", expression)
+    tokens = re.findall(r"[A-Za-z_][A-Za-z0-9_]*|\d+|[()+*/²³-]|−|·", expression)
     if "".join(tokens) != re.sub(r"\s", "", expression):
         raise Bad(f"cannot read the expression {expression!r}")
     out: list[str] = []

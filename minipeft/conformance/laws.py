@@ -183,11 +183,13 @@ def gradient(case: Case) -> None:
     if case.start.model.dtype != np.float64:
         return
     with gradients_flow():
-        try:
-            theta = case.moved.theta
-            gradcheck(lambda t: case.moved.loss(t, case.batch), theta, step=1e-5)
-        except AssertionError as why:
-            raise Broken(f"gradient: {why}") from None
+        for step in (1e-5, 1e-6):  # the smaller one where the larger meets a kink of relu
+            try:
+                gradcheck(lambda t: case.moved.loss(t, case.batch), case.moved.theta, step=step)
+                return
+            except AssertionError as why:
+                if "too rough" not in str(why) or step == 1e-6:
+                    raise Broken(f"gradient: {why}") from None
 
 
 def forward_is_weight(case: Case) -> None:

@@ -366,11 +366,11 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
     arch = run.arch
     if arch.head == "none":
         return None
-    if arch.head == "lm":
+    if arch.head in ("lm", "mlm"):
+        if arch.head == "mlm":
+            h = norm(run, "head.norm", ACTIVATIONS[arch.act](run.linear("head.transform", h)))
+        h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
-    if arch.head == "mlm":
-        h = ACTIVATIONS[arch.act](run.linear("head.transform", h))
-        return run.linear("head", norm(run, "head.norm", h))
     if arch.head == "classify":
         h = pooled(run, h, tokens)
         if run.has("pooler.weight"):
@@ -482,7 +482,7 @@ def activation_sites(arch: Arch) -> dict[str, tuple[int, ...]]:
             sites[f"{layer}.out"] = (d,)
         sites[f"{prefix}final.norm.out"] = sites[f"{prefix}final.out"] = (d,)
     if arch.head in ("lm", "mlm"):
-        sites["head.out"] = (arch.vocab,)
+        sites["head.in"], sites["head.out"] = (d,), (arch.vocab,)
     if arch.labels:
         sites["score.out"] = (arch.labels,)
     return sites

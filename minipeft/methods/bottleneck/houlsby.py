@@ -9,7 +9,7 @@ where a is the output of a sub-layer, attention or feed-forward, before it is ad
     Wu  (d, m)  trained   N(0, 0.02²); 0 with start="zero"
     bu  (d)     trained   0
 
-Size     2 d m + m + d numbers per site, two sites a layer.
+Size     2 d m + m + d numbers per site, two sites a layer; m = d / reduction.
 Merges   no: f is not linear.
 Differs  The paper draws the weights from a Gaussian of deviation 0.01 cut at two deviations and trains the layer norms
          too (§2.1); AdapterHub draws them from N(0, 0.02²) and leaves the norms alone. We follow AdapterHub.
@@ -43,9 +43,13 @@ class Houlsby(Method):
 
     def __post_init__(self) -> None:
         if self.f not in ACTIVATIONS:
-            raise Bad(f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}{near(self.f, ACTIVATIONS)}")
+            raise Bad(
+                f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}{near(self.f, ACTIVATIONS)}"
+            )
         if self.start not in ("normal", "zero"):
             raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
+        if not self.reduction > 0:
+            raise Bad(f"{self.name}: reduction must be positive, found {self.reduction}")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
@@ -61,5 +65,9 @@ class Houlsby(Method):
         Wd, Wu = 0.02 * rng.standard_normal((m, d)), 0.02 * rng.standard_normal((d, m))
         return dict(Wd=Wd, bd=np.zeros(m), Wu=Wu * (self.start == "normal"), bu=np.zeros(d))
 
-    def apply(self, a: Any, here: Here, *, Wd: Any, bd: Any, Wu: Any, bu: Any) -> Any:
-        return a + ops.linear(ACTIVATIONS[self.f](ops.linear(a, Wd, bd)), Wu, bu)
+    def bottleneck(self, h: Any, Wd: Any, bd: Any, Wu: Any, bu: Any) -> Any:
+        """Wu f(Wd h + bd) + bu along the last axis."""
+        return ops.linear(ACTIVATIONS[self.f](ops.linear(h, Wd, bd)), Wu, bu)
+
+    def apply(self, a: Any, here: Here, **arrays: Any) -> Any:
+        return a + self.bottleneck(a, **arrays)

@@ -4,7 +4,7 @@
 
 along the sequence; then the model goes on as ever, with positions, types and norms applied to P too.
 
-    P  (p, d)  trained   N(0, 1); rows of the token table with start="vocab"
+    P  (p, d)  trained   N(0, 1); rows of the token table, uniformly chosen, with start="vocab"
 
 Size       p d numbers in all.
 Merges     no: the sequence grows.
@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
@@ -51,6 +52,10 @@ class PromptTuning(Method):
                 raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
+        if self.start == "vocab":
+            table = site.params["embed.tokens.weight"]
+            rows = rng.integers(table.shape[0], size=self.p)
+            return dict(P=to_host(table.dequantize() if hasattr(table, "dequantize") else table)[rows])
         return dict(P=rng.standard_normal((self.p, *site.shape)))
 
     def apply(self, h: Any, here: Here, *, P: Any) -> Any:

@@ -62,7 +62,7 @@ def test_bad_tasks_and_splits_are_named():
         with pytest.raises(Bad, match=word):
             method.forward(x, layers.base(W, b), layers.here(task_ids=np.array(ids)), **a)
     model = tiny.model()
-    batch = tiny.batch(model)
+    batch = tiny.example(model)
     object.__setattr__(batch, "task_ids", None)
     with pytest.raises(Bad, match="task_ids"):
         attach(model, Poly(n_tasks=2)).logits(batch)
@@ -79,7 +79,7 @@ def test_a_classifier_of_one_vector_a_row():
     model = tiny.model("bert")
     adapted = attach(model, Poly(r=2, n_tasks=2), targets="score.weight")
     moved = adapted.replace({k: v + 0.1 for k, v in adapted.theta.items()})
-    assert moved.logits(tiny.batch(model)).shape == (3, 5)
+    assert moved.logits(tiny.example(model)).shape == (3, 5)
 
 
 @pytest.mark.hf

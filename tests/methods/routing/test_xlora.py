@@ -46,7 +46,7 @@ def gates_seen(adapted, data):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_gates_come_from_the_hidden_state_of_the_base(layerwise, depth):
     model = tiny.model()
-    data = tiny.batch(model)
+    data = tiny.example(model)
     adapted = mixed(model, layerwise=layerwise, depth=depth, hidden=5, temperature=0.5)
     a = adapted.adapters[0].arrays
     z = Adapted(model).forward(data).hidden
@@ -59,7 +59,7 @@ def test_gates_come_from_the_hidden_state_of_the_base(layerwise, depth):
 
 def test_a_pass_value_lets_the_experts_into_the_first_pass():
     model = tiny.model()
-    data = tiny.batch(model)
+    data = tiny.example(model)
     adapted = mixed(model, pass_value=0.25, softmax=False)
     constant = dict(zip(("V0", "v0"), (np.zeros((3, 24)), np.full(3, 0.25))))
     first = adapted.replace({f"default/:{k}": v for k, v in constant.items()}).forward(data).hidden
@@ -98,7 +98,7 @@ def test_the_largest_gates_stay():
 
 def test_the_classifier_alone_is_trained_and_its_first_pass_is_a_constant():
     model = tiny.model()
-    data = tiny.batch(model)
+    data = tiny.example(model)
     adapted = mixed(model, pass_value=0.5)
     assert set(adapted.theta) == {"default/:V0", "default/:v0"}
     _, grads = adapted.value_and_grad(data)
@@ -122,12 +122,12 @@ def test_experts_are_copied_with_their_sites_and_an_absent_expert_is_passed_over
         adapter.arrays["layers.1.attn.q.weight:B1"], second.arrays["layers.1.attn.q.weight:B"]
     )
     assert "layers.1.attn.v.weight:A1" not in adapter.arrays and "layers.1.mlp.up.weight:A0" not in adapter.arrays
-    assert np.isfinite(attach(model, XLoRA.from_adapters([first, second])).logits(tiny.batch(model))).all()
+    assert np.isfinite(attach(model, XLoRA.from_adapters([first, second])).logits(tiny.example(model))).all()
 
 
 def test_generation_is_the_same_with_and_without_asking_for_a_cache():
     model = tiny.model()
-    data = dataclasses.replace(tiny.batch(model, padding="none"), labels=None)
+    data = dataclasses.replace(tiny.example(model, padding="none"), labels=None)
     adapted = mixed(model)
     np.testing.assert_array_equal(generate(adapted, data, 4), generate(adapted, data, 4, use_cache=False))
 
@@ -146,7 +146,7 @@ def test_mistakes_are_named():
         merge(mixed(model))
     bert = tiny.model("bert")
     with pytest.raises(Bad, match=r"score.weight must see one vector for each of 7 tokens"):
-        attach(bert, XLoRA(start="random"), targets="score.weight").logits(tiny.batch(bert))
+        attach(bert, XLoRA(start="random"), targets="score.weight").logits(tiny.example(bert))
 
 
 SETTINGS = {

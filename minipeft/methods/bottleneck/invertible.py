@@ -1,0 +1,100 @@
+"""Invertible adapter: MAD-X, An Adapter-Based Framework for Multi-Task Cross-Lingual Transfer. Pfeiffer et al. 2020, https://arxiv.org/abs/2005.00052
+
+    y₁ = x₁ + F(x₂),   y₂ = x₂ + G(y₁)        after the embedding             (paper, eq. 5; NICE, Dinh et al. 2014)
+    x₂ = y₂ − G(y₁),   x₁ = y₁ − F(x₂)        before the output matrix        (eq. 6)
+    F(h) = F2 f(F1 h + c1) + c2,  G(h) = G2 f(G1 h + k1) + k2
+
+where x₁, x₂ are the two halves of a vector. One pair F, G serves both ends: what the text's vectors are turned into
+is turned back before it is compared with the words of the vocabulary.
+
+    F1  (m, d/2)  trained   N(0, 0.02²); shared by all sites, as the others
+    c1  (m)       trained   0
+    F2  (d/2, m)  trained   N(0, 0.02²); 0 with start="zero"
+    c2  (d/2)     trained   0
+    G1  (m, d/2)  trained   N(0, 0.02²)
+    k1  (m)       trained   0
+    G2  (d/2, m)  trained   N(0, 0.02²); 0 with start="zero"
+    k2  (d/2)     trained   0
+
+Size     2 d m + 2 m + d numbers in all; m = d/2 / reduction.
+Merges   no: f is not linear.
+Differs  The paper's model is BERT with a masked-language head; the same is done to any model here, to both stacks of an
+         encoder-decoder, and a model without an output matrix over words has the embedding's side alone. AdapterHub
+         leaves the inverse out with heads that are not its own.
+
+>>> one, nil = np.ones((1, 1)), np.zeros(1)
+>>> pair = dict(F1=one, c1=nil, F2=one, c2=nil, G1=one, k1=nil, G2=one, k2=nil)
+>>> y = Invertible(f="relu").turn(np.array([[1., 2.]]), **pair); y
+array([[3., 5.]])
+>>> Invertible(f="relu").back(y, **pair)
+array([[1., 2.]])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.errors import Bad, Unfit, near
+from minipeft.method import Here, Method, Site
+from minipeft.model.transformer import ACTIVATIONS
+
+
+@dataclass(frozen=True)
+class Invertible(Method):
+    """A bijection of the embedding space, undone before the output matrix."""
+
+    targets: str = "embed.out head.in"
+    reduction: float = 2.0
+    f: str = "relu"
+    start: str = "normal"  # "normal" | "zero": how F2 and G2 begin
+
+    def __post_init__(self) -> None:
+        if self.f not in ACTIVATIONS:
+            raise Bad(
+                f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}{near(self.f, ACTIVATIONS)}"
+            )
+        if self.start not in ("normal", "zero"):
+            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
+        if not self.reduction > 0:
+            raise Bad(f"{self.name}: reduction must be positive, found {self.reduction}")
+
+    @property
+    def identity(self) -> bool:  # type: ignore[override]
+        """Only with F2 = G2 = 0: an embedding that is turned and turned back has been through the model meanwhile."""
+        return self.start == "zero"
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        return dict(m=max(1, int(site.arch.d // 2 // self.reduction)))
+
+    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
+        d, m = sites[0].arch.d, self.sizes(sites[0])["m"]
+        if d % 2:
+            raise Unfit(f"{self.name}: expected a model of even width, to be halved, found {d}")
+        arrays = {}
+        for W, b in ("Fc", "Gk"):
+            arrays |= {f"{W}1": 0.02 * rng.standard_normal((m, d // 2)), f"{b}1": np.zeros(m)}
+            last = 0.02 * rng.standard_normal((d // 2, m)) * (self.start == "normal")
+            arrays |= {f"{W}2": last, f"{b}2": np.zeros(d // 2)}
+        return arrays
+
+    def _mlp(self, h: Any, W1: Any, b1: Any, W2: Any, b2: Any) -> Any:
+        return ops.linear(ACTIVATIONS[self.f](ops.linear(h, W1, b1)), W2, b2)
+
+    def turn(self, x: Any, *, F1: Any, c1: Any, F2: Any, c2: Any, G1: Any, k1: Any, G2: Any, k2: Any) -> Any:
+        """x (…, d) -> y (…, d)."""
+        half = x.shape[-1] // 2
+        y1 = x[..., :half] + self._mlp(x[..., half:], F1, c1, F2, c2)
+        return ops.concatenate(y1, x[..., half:] + self._mlp(y1, G1, k1, G2, k2), axis=-1)
+
+    def back(self, y: Any, *, F1: Any, c1: Any, F2: Any, c2: Any, G1: Any, k1: Any, G2: Any, k2: Any) -> Any:
+        """The inverse of `turn`."""
+        half = y.shape[-1] // 2
+        x2 = y[..., half:] - self._mlp(y[..., :half], G1, k1, G2, k2)
+        return ops.concatenate(y[..., :half] - self._mlp(x2, F1, c1, F2, c2), x2, axis=-1)
+
+    def apply(self, h: Any, here: Here, **arrays: Any) -> Any:
+        return (self.back if here.site == "head.in" else self.turn)(h, **arrays)

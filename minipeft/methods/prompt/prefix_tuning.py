@@ -1,0 +1,107 @@
+"""Prefix tuning: Optimizing Continuous Prompts for Generation. Li & Liang 2021, https://arxiv.org/abs/2101.00190
+
+    o = softmax(scale · q [K_l; k]ᵀ) [V_l; v]                                 in attention block l (paper, §4.2)
+    K_l, V_l = rows 2l and 2l + 1 of E, or of A2 tanh(A1 E + c1) + c2 with hidden   (§4.3)
+
+K_l, V_l (p, G, e) stand before the keys and values of the text: every query sees them, they carry no position.
+
+    E   (p, width)   trained   N(0, 1); 0 with start="zero" and no hidden. width is 2 n G e, or G e with hidden
+    A1  (h, G e)     trained   U(±1/√(G e)); only with hidden
+    c1  (h)          trained   U(±1/√(G e)); only with hidden
+    A2  (2 n G e, h)  trained   U(±1/√h), 0 with start="zero"; only with hidden
+    c2  (2 n G e)    trained   U(±1/√h), 0 with start="zero"; only with hidden
+
+n is the number of attention blocks, h the field hidden; G key/value heads of width e.
+
+Size       p width + projection numbers in all: p · 2 n G e without hidden; else p G e + h G e + h + 2 n G e (h + 1).
+Merges     no: the keys grow. The projection can be dropped after training: `flat` is what remains.
+Positions  The text starts at position p: positions="after". AdapterHub starts it at 0: positions="zero".
+Differs    The paper has prefixes in the encoder and in cross-attention too; like HF peft we put them in the self-attention
+           of the decoder, other `targets` add others. start="zero" is no identity: zero keys take their share of the
+           softmax. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n: layout="peft"; ours is
+           layout="ordered". HF peft saves E with the projection folded in.
+
+>>> class Here: state, index = {}, 1
+>>> E = np.arange(4.).reshape(1, 4)                                           # p = 1, n = 2, G = e = 1
+>>> k = v = np.array([[[[9.]]]])
+>>> PrefixTuning(p=1).apply((k, v), Here, E=E)
+(array([[[[2.],
+         [9.]]]]), array([[[[3.],
+         [9.]]]]))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.errors import Bad
+from minipeft.method import Here, Method, Site
+
+
+@dataclass(frozen=True)
+class PrefixTuning(Method):
+    """Trained keys and values in every attention block."""
+
+    targets: str = r"re:layers\.\d+\.attn\.kv"
+    p: int = 8
+    hidden: int = 0  # h of the projection, 0: none
+    start: str = "normal"  # "normal" | "zero"
+    positions: str = "after"  # reading: "after" | "zero"
+    layout: str = "ordered"  # reading: "ordered" | "peft"
+    identity: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.p < 1 or self.hidden < 0:
+            raise Bad(
+                f"{self.name}: p must be at least 1 and hidden not negative, found p={self.p}, hidden={self.hidden}"
+            )
+        choices = {"start": ("normal", "zero"), "positions": ("after", "zero"), "layout": ("ordered", "peft")}
+        for field, allowed in choices.items():
+            if (found := getattr(self, field)) not in allowed:
+                raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
+
+    @property
+    def offset(self) -> int:  # type: ignore[override]
+        """The position of the first text token."""
+        return self.p if self.positions == "after" else 0
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        k, n, h = site.arch.kv * site.arch.dh, site.arch.layers, self.hidden
+        sizes = dict(n=n, h=h, width=k if h else 2 * n * k)
+        return sizes | dict(projection=(h * k + h + 2 * n * k * (h + 1)) if h else 0)
+
+    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
+        (g, e), n, h = sites[0].shape, len(sites), self.hidden
+        k, moved = g * e, self.start == "normal"
+        if not h:
+            return dict(E=rng.standard_normal((self.p, 2 * n * k)) * moved)
+        return dict(
+            E=rng.standard_normal((self.p, k)),
+            A1=rng.uniform(-(k**-0.5), k**-0.5, (h, k)),
+            c1=rng.uniform(-(k**-0.5), k**-0.5, h),
+            A2=rng.uniform(-(h**-0.5), h**-0.5, (2 * n * k, h)) * moved,
+            c2=rng.uniform(-(h**-0.5), h**-0.5, 2 * n * k) * moved,
+        )
+
+    def flat(self, *, E: Any, A1: Any = None, c1: Any = None, A2: Any = None, c2: Any = None) -> Any:
+        """All prefixes (p, 2 n G e), the projection folded in: all that is needed after training."""
+        return E if A1 is None else ops.linear(ops.tanh(ops.linear(E, A1, c1)), A2, c2)
+
+    def apply(self, kv: tuple[Any, Any], here: Here, **arrays: Any) -> tuple[Any, Any]:
+        """k, v (b, G, s, e) with the prefix in front: (b, G, p + s, e) each."""
+        if "prefix" not in here.state:
+            here.state["prefix"] = self.flat(**arrays)
+        prefix = here.state["prefix"]
+        b, g, _, e = kv[0].shape
+        n = prefix.shape[1] // (2 * g * e)
+        row = 2 * (here.index if self.layout == "ordered" else 2 * here.index % n)
+        found = []
+        for i, x in enumerate(kv):
+            at = (row + i) * g * e
+            own = ops.transpose(ops.reshape(prefix[:, at : at + g * e], shape=(self.p, g, e)), axes=(1, 0, 2))
+            found.append(ops.concatenate(ops.broadcast_to(own, shape=(b, g, self.p, e)), x, axis=2))
+        return found[0], found[1]
