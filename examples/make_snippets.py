@@ -20,7 +20,12 @@ from pathlib import Path
 from minipeft.data import FOLDER, split_of
 
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-SOURCES = {"movies": "movieReviewSnippets", "products": "amazonReviewSnippets", "editorials": "nytEditorialSnippets", "tweets": "tweets"}
+SOURCES = {
+    "movies": "movieReviewSnippets",
+    "products": "amazonReviewSnippets",
+    "editorials": "nytEditorialSnippets",
+    "tweets": "tweets",
+}
 THRESHOLD = 0.8  # mean rating, of −4 … 4, from which a snippet counts as positive, or negative below its opposite
 
 

@@ -38,7 +38,9 @@ def train_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
     made.decoder = tokenizers.decoders.ByteLevel()
     special = ["<pad>", "<s>"]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     made.normalizer = tokenizers.normalizers.Lowercase()
     made.train_from_iterator(texts, trainer)
     made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -93,7 +95,9 @@ def main() -> None:
     bar, update = progress_bar("pretraining")
     with bar:
         optimiser = AdamW(lr=2e-3, beta2=0.98, weight_decay=0.1)
-        done = fit(start, batches, steps=steps, optimiser=optimiser, schedule="cosine", warmup=100, clip=1.0, progress=update)
+        done = fit(
+            start, batches, steps=steps, optimiser=optimiser, schedule="cosine", warmup=100, clip=1.0, progress=update
+        )
     model = merge(done.adapted)
     half = model.astype(np.float16)
     save_model(half, BASE, CONFIG)
@@ -101,7 +105,9 @@ def main() -> None:
     ids = stream(tokenizer, held_out_text(), 0)
     ids = ids[: len(ids) // TIME * TIME].reshape(-1, TIME)[:256]
     loss = float(Adapted(half.astype(np.float32)).loss(None, batch(input_ids=ids, labels=ids)))
-    print(f"{model.size:,} parameters; loss {done.losses[-1]:.3f} on the last batch, {loss:.3f} nats a token on held-out text")
+    print(
+        f"{model.size:,} parameters; loss {done.losses[-1]:.3f} on the last batch, {loss:.3f} nats a token on held-out text"
+    )
 
 
 if __name__ == "__main__":

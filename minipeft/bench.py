@@ -53,14 +53,14 @@ def our_step(size: str, method: str) -> Callable[[], float]:
         n: np.ones(shape, np.float32) if len(shape) == 1 else (0.02 * rng.standard_normal(shape)).astype(np.float32)
         for n, shape in shapes(arch).items()
     }
-    made = {"lora": dict(r=8, targets="all-linear"), "dora": dict(r=8, targets="all-linear"),
-            "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}[method]  # fmt: skip
-    adapted = attach(Model(arch, params, family_names(arch)), method_class(method)(**made))
+    made: dict[str, Any] = {"lora": dict(r=8, targets="all-linear"), "dora": dict(r=8, targets="all-linear"),
+            "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}  # fmt: skip
+    adapted = attach(Model(arch, params, family_names(arch)), method_class(method)(**made[method]))
     ids = rng.integers(0, s["vocab"], (s["b"], s["t"]))
     inputs = batch(input_ids=ids, labels=ids)
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
-    held = dict(theta=theta, state=optimiser.init(theta), t=0)
+    held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
     def step() -> float:
@@ -91,7 +91,7 @@ def peft_step(size: str, method: str) -> Callable[[], float]:
         "dora": lambda: peft.LoraConfig(r=8, target_modules="all-linear", use_dora=True),
         "oft": lambda: peft.OFTConfig(oft_block_size=32, target_modules="all-linear"),
         "prefix_tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=16),
-    }[method]()
+   }[method]()
     model = peft.get_peft_model(transformers.LlamaForCausalLM(config), made).train()
     ids = torch.randint(0, s["vocab"], (s["b"], s["t"]))
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
@@ -197,7 +197,9 @@ class _Worker:
         self.process.wait(timeout=30)
 
 
-def bench(against: str | None, sizes: list[str], methods: list[str], rounds: int, threads: int, console: Any) -> list[dict]:
+def bench(
+    against: str | None, sizes: list[str], methods: list[str], rounds: int, threads: int, console: Any
+) -> list[dict]:
     """Measure every size and method; with `against` "peft" in turns with torch + PEFT. Raises `Bad` for unknown words."""
     if against not in (None, "peft"):
         raise Bad(f"--against {against}: expected peft{near(against, ['peft'])}")
@@ -222,12 +224,18 @@ def bench(against: str | None, sizes: list[str], methods: list[str], rounds: int
                     bar.advance(line)
                 row: dict[str, Any] = {"method": method, "size": size, "threads": threads}
                 for side in sides:
-                    row |= {f"{side}_ms": 1000 * float(np.median(times[side])), f"{side}_peak": workers[side].about["peak"]}
+                    row |= {
+                        f"{side}_ms": 1000 * float(np.median(times[side])),
+                        f"{side}_peak": workers[side].about["peak"],
+                    }
                     workers[side].stop()
                 rate = workers["ours"].about["gflops"]
                 row |= {"gflops": rate, "share": flops(size) / (row["ours_ms"] / 1000) / (rate * 1e9)}
                 if against:
-                    row |= {"time_ratio": row["ours_ms"] / row["peft_ms"], "memory_ratio": row["ours_peak"] / max(row["peft_peak"], 1)}
+                    row |= {
+                        "time_ratio": row["ours_ms"] / row["peft_ms"],
+                        "memory_ratio": row["ours_peak"] / max(row["peft_peak"], 1),
+                    }
                 out.append(row)
     return out
 
@@ -243,7 +251,12 @@ def table(rows: list[dict]) -> Any:
         cells = [r["method"], r["size"], f"{r['ours_ms']:.1f}", f"{r['ours_peak'] / 1e6:.0f}"]
         cells.append(f"{100 * r['share']:.0f} % of {r['gflops']:.0f} GFLOP/s")
         if against:
-            cells += [f"{r['peft_ms']:.1f}", f"{r['peft_peak'] / 1e6:.0f}", f"{r['time_ratio']:.2f}", f"{r['memory_ratio']:.2f}"]
+            cells += [
+                f"{r['peft_ms']:.1f}",
+                f"{r['peft_peak'] / 1e6:.0f}",
+                f"{r['time_ratio']:.2f}",
+                f"{r['memory_ratio']:.2f}",
+            ]
         out.add_row(*cells)
     return out
 

@@ -41,8 +41,12 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    backend: Annotated[Optional[str], typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")] = None,  # noqa: UP045
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    backend: Annotated[
+        str | None, typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")
+    ] = None,
 ) -> None:
     if backend is not None:
         from minipeft.engine.backend import use
@@ -78,7 +82,10 @@ def list_(json_: Annotated[bool, typer.Option("--json", help="For machines.")] =
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")], code: Annotated[bool, typer.Option(help="Print the whole file.")] = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")],
+    code: Annotated[bool, typer.Option(help="Print the whole file.")] = False,
+) -> None:
     """One method: its equations, its arrays, where it differs from others, and its file.
 
     Example: [bold]minipeft show dora[/bold]   [dim]minipeft show dora --code[/dim]
@@ -107,14 +114,20 @@ def show(name: Annotated[str, typer.Argument(help="A method, as `minipeft list` 
 @app.command()
 def compare(
     methods: Annotated[Optional[list[str]], typer.Argument(help="Methods to compare (default: all).")] = None,  # noqa: UP045
-    base: Annotated[Optional[Path], typer.Option(help="A checkpoint folder (default: the decoder of the package).")] = None,  # noqa: UP045
+    base: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder (default: the decoder of the package).")
+    ] = None,
     data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
     steps: Annotated[int, typer.Option(min=1, help="Training steps for each method.")] = 40,
-    lr: Annotated[Optional[float], typer.Option(help="One learning rate for all (default: each method's usual one).")] = None,  # noqa: UP045
+    lr: Annotated[
+        float | None, typer.Option(help="One learning rate for all (default: each method's usual one).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
     html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
     png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
-    json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,  # noqa: UP045
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")
+    ] = None,
 ) -> None:
     """Adapt one base to one task with every method, and measure what each costs and gives.
 
@@ -130,13 +143,25 @@ def compare(
 
     begun = time.perf_counter()
     console = _console(stderr=True)
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.fields[about]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        TextColumn("{task.fields[about]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task("preparing", total=1.0, about="")
         task = job.prepare(base, data, steps=steps, seed=seed)
 
         def progress(i: int, n: int, name: str, t: int, total: int, loss: float) -> None:
-            bar.update(line, description=name, total=n, completed=i + t / total, about=f"method {i + 1} of {n}, step {t}, loss {loss:.3f}")
+            bar.update(
+                line,
+                description=name,
+                total=n,
+                completed=i + t / total,
+                about=f"method {i + 1} of {n}, step {t}, loss {loss:.3f}",
+            )
 
         rows = job.compare(task, methods or (), seed=seed, lr=lr, progress=progress)
     seconds = time.perf_counter() - begun
@@ -166,7 +191,9 @@ def compare(
 def train(
     method: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")],
     out: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
-    base: Annotated[Optional[Path], typer.Option(help="A checkpoint folder (default: the decoder of the package).")] = None,  # noqa: UP045
+    base: Annotated[
+        Path | None, typer.Option(help="A checkpoint folder (default: the decoder of the package).")
+    ] = None,
     data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="A setting of the method, r=4.")] = None,  # noqa: UP045
     steps: Annotated[int, typer.Option(min=1)] = 100,
@@ -199,7 +226,9 @@ def train(
                    seed=seed, checkpoint=out / "training.safetensors", progress=update)  # fmt: skip
     save_adapter(done.adapted, out)
     loss, accuracy = job.judge(done.adapted, task.test)
-    print(f"{out}: {method}, {done.adapted.adapters[0].size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+    print(
+        f"{out}: {method}, {done.adapted.adapters[0].size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
+    )
 
 
 def _settings(cls: Any, arch: Any, given: Sequence[str]) -> Any:
@@ -223,7 +252,9 @@ def _settings(cls: Any, arch: Any, given: Sequence[str]) -> Any:
         if isinstance(known[key], float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if known[key] is not None and value is not None and type(value) is not type(known[key]):
-            raise Bad(f"--set {word}: expected {type(known[key]).__name__} like {known[key]!r}, found {type(value).__name__}")
+            raise Bad(
+                f"--set {word}: expected {type(known[key]).__name__} like {known[key]!r}, found {type(value).__name__}"
+            )
         chosen[key] = value
     return dataclasses.replace(base, **chosen)
 
@@ -264,7 +295,9 @@ def _attached(model: Any, folder: Path) -> Any:
     if (folder / "adapter_config.json").exists():
         return load_peft(model, folder)
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    raise Bad(f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {', '.join(found) or 'nothing'}")
+    raise Bad(
+        f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {', '.join(found) or 'nothing'}"
+    )
 
 
 @app.command()
@@ -329,7 +362,13 @@ def _replayed(reports: Sequence[Any], strict: bool) -> Any:
         return f"{max(known):.2g}" if known else f"{max(t.relative for t in tensors):.1e} rel"
 
     for r in reports:
-        verdict = "[green]agrees[/green]" if r.agrees(strict) else "[red]DIFFERS[/red]" if not r.problem else "[red]ERROR[/red]"
+        verdict = (
+            "[green]agrees[/green]"
+            if r.agrees(strict)
+            else "[red]DIFFERS[/red]"
+            if not r.problem
+            else "[red]ERROR[/red]"
+        )
         if r.agrees(strict) and any(t.outcome == "float32" for t in r.tensors):
             verdict = "[green]agrees[/green] (float32)"
         worst = r.problem or (r.worst.name if r.worst else "–")
@@ -387,7 +426,9 @@ def check(
 
 @app.command()
 def bench(
-    against: Annotated[Optional[str], typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")] = None,  # noqa: UP045
+    against: Annotated[
+        str | None, typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")
+    ] = None,
     size: Annotated[Optional[list[str]], typer.Option(help="S, M or L (default: all).")] = None,  # noqa: UP045
     method: Annotated[Optional[list[str]], typer.Option(help="lora, prefix_tuning, oft, dora (default: all).")] = None,  # noqa: UP045
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
@@ -400,7 +441,9 @@ def bench(
     """
     from minipeft import bench as job
 
-    found = job.bench(against, size or list(job.SIZES), method or list(job.METHODS), rounds, threads, _console(stderr=True))
+    found = job.bench(
+        against, size or list(job.SIZES), method or list(job.METHODS), rounds, threads, _console(stderr=True)
+    )
     _console().print(job.table(found))
     if json_ is not None:
         from minipeft.checkpoints.files import write_json

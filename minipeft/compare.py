@@ -93,7 +93,14 @@ def prepare(
     text = []
     if language is not None:
         ids, mask = encode(tokenizer, datasets.held_out_text()[:200], length)
-        text = [batch(input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100), task_ids=np.zeros(len(ids), int))]
+        text = [
+            batch(
+                input_ids=ids,
+                attention_mask=mask,
+                labels=np.where(mask == 1, ids, -100),
+                task_ids=np.zeros(len(ids), int),
+            )
+        ]
     if language is not None:
         language = dataclasses.replace(task, arch=dataclasses.replace(arch, labels=len(classes)))
     return Task(task, language, tuple(train), tuple(test), tuple(text), classes)
@@ -140,10 +147,14 @@ def text_loss(adapted: Adapted, task: Task) -> float | None:
 def start(task: Task, method: Method, seed: int = 0, name: str = "default") -> Adapted:
     """The method attached to the task's model, the classifier trained whole beside it."""
     whole = () if method.name == "full" else HEAD
-    return attach(task.model, method, name=name, train_whole=whole, data=task.train[:2] if method.needs else (), seed=seed)
+    return attach(
+        task.model, method, name=name, train_whole=whole, data=task.train[:2] if method.needs else (), seed=seed
+    )
 
 
-def measure_method(task: Task, cls: type[Method], *, seed: int = 0, lr: float | None = None, tick: Callable | None = None) -> Row:
+def measure_method(
+    task: Task, cls: type[Method], *, seed: int = 0, lr: float | None = None, tick: Callable | None = None
+) -> Row:
     """Train one method on the task and measure it."""
     method = _built(task, cls, seed, lr)
     begun = start(task, method, seed)
@@ -187,7 +198,17 @@ def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int, ti
             tick(t, total, loss)
 
     n = len(task.train)
-    done = fit(begun, task.train, steps=n, optimiser=AdamW(lr=lr), schedule="linear", warmup=max(n // 10, 1), clip=1.0, seed=seed, progress=step)
+    done = fit(
+        begun,
+        task.train,
+        steps=n,
+        optimiser=AdamW(lr=lr),
+        schedule="linear",
+        warmup=max(n // 10, 1),
+        clip=1.0,
+        seed=seed,
+        progress=step,
+    )
     after = done.adapted
     row.step_seconds = float(np.median(np.diff(stamps)))
     row.optimiser_bytes, row.curve = done.optimiser_bytes, done.losses
@@ -207,7 +228,15 @@ def untouched(task: Task) -> Row:
     """The base as it is, with an untrained classifier."""
     loss, accuracy = judge(Adapted(task.model), task.test)
     text = text_loss(Adapted(task.model), task)
-    return Row("base", loss_before=loss, loss_after=loss, accuracy=accuracy, text_before=text, text_after=text, merge_error=None)
+    return Row(
+        "base",
+        loss_before=loss,
+        loss_after=loss,
+        accuracy=accuracy,
+        text_before=text,
+        text_after=text,
+        merge_error=None,
+    )
 
 
 def compare(
@@ -227,6 +256,7 @@ def compare(
     alone = attach(task.model, head, seed=seed)
     jobs: list[tuple[str, Any]] = [("head_only", alone), *[(n, METHODS[n]) for n in chosen]]
     for i, (name, job) in enumerate(jobs):
+
         def tick(t: int, total: int, loss: float, i: int = i, name: str = name) -> None:
             if progress is not None:
                 progress(i, len(jobs), name, t, total, loss)
@@ -277,7 +307,10 @@ def cells(row: Row) -> list[str]:
     if row.note:
         return [row.method, row.note, *[""] * (len(COLUMNS) - 2)]
     if row.method == "base":
-        return [f(row) if c in ("method", "accuracy", "loss before", "after", "text before", "text after", "base") else "–" for c, f in COLUMNS.items()]
+        return [
+            f(row) if c in ("method", "accuracy", "loss before", "after", "text before", "text after", "base") else "–"
+            for c, f in COLUMNS.items()
+        ]
     return [f(row) for f in COLUMNS.values()]
 
 
@@ -311,14 +344,23 @@ def figure(rows: Sequence[Row]) -> Any:
             left.plot(np.arange(len(smooth)) + 1, smooth, color=c, lw=1.2, label=r.method)
         if r.trained:
             right.plot(r.trained, 100 * r.accuracy, "o", color=c)
-            right.annotate(r.method, (r.trained, 100 * r.accuracy), fontsize=7, xytext=(3, 3), textcoords="offset points")
+            right.annotate(
+                r.method, (r.trained, 100 * r.accuracy), fontsize=7, xytext=(3, 3), textcoords="offset points"
+            )
     for r in rows:
         if r.method in ("base", "head_only"):
             right.axhline(100 * r.accuracy, color="grey", ls=":" if r.method == "base" else "--", lw=1)
-            right.annotate(r.method, (0.01, 100 * r.accuracy), xycoords=("axes fraction", "data"), fontsize=7, color="grey")
+            right.annotate(
+                r.method, (0.01, 100 * r.accuracy), xycoords=("axes fraction", "data"), fontsize=7, color="grey"
+            )
     left.set(xlabel="step", ylabel="training loss (mean of 5 steps)", title="loss curves")
     left.legend(fontsize=6, ncols=2)
-    right.set(xscale="log", xlabel="trained parameters", ylabel="held-out accuracy, %", title="accuracy against trained parameters")
+    right.set(
+        xscale="log",
+        xlabel="trained parameters",
+        ylabel="held-out accuracy, %",
+        title="accuracy against trained parameters",
+    )
     return fig
 
 

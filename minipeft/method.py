@@ -21,7 +21,7 @@ from minipeft.model.arch import Arch
 
 
 @dataclass(frozen=True)
-class frozen:  # noqa: N801  (reads as a word in `init`)
+class frozen:
     """Marks an array that a method brings but does not train: stored, without gradient or optimiser state."""
 
     array: Any
@@ -87,7 +87,9 @@ class Here:
         try:
             return self.facts[name]
         except KeyError:
-            raise AttributeError(f"site {self.site} shows no {name!r}; it shows {', '.join(self.facts) or 'nothing'}") from None
+            raise AttributeError(
+                f"site {self.site} shows no {name!r}; it shows {', '.join(self.facts) or 'nothing'}"
+            ) from None
 
     @property
     def arch(self) -> Arch:
@@ -207,11 +209,13 @@ class Method:
         """What is held in place of the base parameter, None to leave it: QLoRA holds it in four bits."""
         return None
 
-    # --- what it does: a subclass defines one of
-    #   weight(self, W, **arrays) -> W'             weight space; with bias(self, b, **arrays) -> b' where it changes the bias
-    #   apply(self, h, here, **arrays) -> h'        activations; a pair at attn.kv
-    #   around(self, f, h, here, **arrays) -> h'    a whole layer, f being the layer
-    #   forward(self, x, base, here, **arrays)      a linear (or lookup, x being ids) that is no weight, or a fast path that is
+    # --- what it does: a subclass defines one of these, or `forward` beside `weight` as a faster way to the same
+
+    weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'            weight space
+    bias: ClassVar[Callable[..., Any]]  # (b, **arrays) -> b'              with `weight`, where the bias changes as well
+    apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h'       an activation; a pair at attn.kv
+    around: ClassVar[Callable[..., Any]]  # (f, h, here, **arrays) -> h'   a whole layer, f being the layer
+    forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays)     a linear, or a lookup with ids x
 
     # --- training
 

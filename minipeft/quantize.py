@@ -42,13 +42,17 @@ import numpy as np
 from minipeft.engine.backend import to_host, xp
 from minipeft.errors import Bad
 
+# fmt: off
 NF4_CODEBOOK = np.array(
-    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453]
-    + [-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0]
-    + [0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
-    + [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ],
     dtype=np.float32,
 )  # (16,) the values every NF4 checkpoint is made with: `normal_float()` to 2e-7, having been derived in float32 once
+# fmt: on
 
 CONSTANTS = 256  # constants in one block of the second quantisation
 
@@ -154,7 +158,9 @@ class NF4:
         for name in fits.keys() & arrays.keys():
             found, expected = (arrays[name].shape, str(arrays[name].dtype)), fits[name]
             if found != expected:
-                raise Bad(f"NF4: {name} of shape {lengths} must be {expected[1]} {expected[0]}, found {found[1]} {found[0]}")
+                raise Bad(
+                    f"NF4: {name} of shape {lengths} must be {expected[1]} {expected[0]}, found {found[1]} {found[0]}"
+                )
         held = {name: arrays[name] for name in fits.keys() & arrays.keys()}
         return cls(shape=lengths, dtype=arrays["like"].dtype, block=block, **held)
 

@@ -235,7 +235,12 @@ class Adapted:
         return value(self.forward(batch, theta).logits)
 
     def loss(
-        self, theta: Mapping[str, Any] | None, batch: Batch, *, train: bool = False, rng: np.random.Generator | None = None
+        self,
+        theta: Mapping[str, Any] | None,
+        batch: Batch,
+        *,
+        train: bool = False,
+        rng: np.random.Generator | None = None,
     ) -> Any:
         """The task's loss plus the methods' penalties, a scalar. Raises `Bad` for a batch without labels."""
         run = self.run(theta, train=train, rng=rng)
@@ -303,7 +308,9 @@ def attach(
         adapted = dataclasses.replace(adapted, model=model)
     if method.needs:
         if not data:
-            raise Bad(f"{method.name} measures {' and '.join(method.needs)} before it starts; give `data`, a list of batches")
+            raise Bad(
+                f"{method.name} measures {' and '.join(method.needs)} before it starts; give `data`, a list of batches"
+            )
         chosen = measure(adapted, chosen, data, method.needs)
     rng = np.random.default_rng(seed)
     arrays: dict[str, Any] = {}
@@ -335,7 +342,9 @@ def attach(
     for extra, where in others:
         for site in where:
             if site.name in at:
-                raise Bad(f"{site.name} is targeted by {method.name} and by {extra.name}; one adapter has one method at a site")
+                raise Bad(
+                    f"{site.name} is targeted by {method.name} and by {extra.name}; one adapter has one method at a site"
+                )
             at[site.name] = extra
             take(site.name, extra.init(site, rng))
     options = dict(train_whole=list(train_whole), bias=bias)
@@ -456,7 +465,7 @@ class Run:
 
     def base(self, name: str) -> Any:
         """The base parameter, dequantised if it is held quantised; None if the model has none of this name."""
-        W = self._base.get(name)
+        W: Any = self._base.get(name)
         if W is None and name == "head.weight" and self.arch.tied:
             return self.base("embed.tokens.weight")
         return W.dequantize() if hasattr(W, "dequantize") else W
@@ -602,7 +611,11 @@ def merge(adapted: Adapted) -> Model:
         if not bool((head == table).all()):  # the change broke the tie
             params["head.weight"] = head
             arch = dataclasses.replace(arch, tied=False)
-    params = {n: params[n] for n in [*adapted.model.params, *sorted(names - set(adapted.model.params)), "head.weight"] if n in params}
+    params = {
+        n: params[n]
+        for n in [*adapted.model.params, *sorted(names - set(adapted.model.params)), "head.weight"]
+        if n in params
+    }
     return dataclasses.replace(adapted.model, arch=arch, params=params)
 
 

@@ -73,7 +73,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return FileTokenizer(path) if path.exists() else ByteTokenizer()
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, side: str = "right"
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask (b, t), int64, padded on one side to the longest text, cut at `max_length`.
 
     A cut text keeps its last token, which may be special. Raises `Bad` for no text at all.

@@ -39,12 +39,18 @@ class TorchGenerator:
         self._bits.state = np.random.RandomState(seed % 2**32).get_state(legacy=False)
         self._kept: float | None = None  # the sine of the last pair of a small normal draw
 
-    def uniform(self, shape: int | tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> np.ndarray:
+    def uniform(
+        self, shape: int | tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32
+    ) -> np.ndarray:
         """Numbers of U[low, high) in float32 or float64, as `torch.empty(shape).uniform_(low, high)`."""
         kind = _kind(dtype)
         low, high = float(kind.type(low)), float(kind.type(high))
         u = self._unit(math.prod(np.atleast_1d(shape)), kind)
-        return (u * (high - low if kind == np.float64 else float(np.float32(high) - np.float32(low))) + low).astype(kind).reshape(shape)
+        return (
+            (u * (high - low if kind == np.float64 else float(np.float32(high) - np.float32(low))) + low)
+            .astype(kind)
+            .reshape(shape)
+        )
 
     def normal(
         self, shape: int | tuple[int, ...], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32

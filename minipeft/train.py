@@ -39,7 +39,9 @@ class SGD:
         """The state before the first step."""
         return {f"v/{k}": xp.zeros_like(x) for k, x in theta.items()} if self.momentum else {}
 
-    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+    def step(
+        self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]
+    ) -> tuple[Arrays, Arrays]:
         """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
         new, state = {}, dict(state)
         for k, x in theta.items():
@@ -67,7 +69,9 @@ class AdamW:
         """The state before the first step: both moments, zero."""
         return {f"{moment}/{k}": xp.zeros_like(x) for moment in "mv" for k, x in theta.items()}
 
-    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+    def step(
+        self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]
+    ) -> tuple[Arrays, Arrays]:
         """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
         new, after = {}, {}
         fix1, fix2 = 1 - self.beta1**t, math.sqrt(1 - self.beta2**t)
@@ -114,9 +118,12 @@ class Adafactor:
                 state[f"v/{k}"] = xp.zeros_like(x)
         return state
 
-    def step(self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]) -> tuple[Arrays, Arrays]:
+    def step(
+        self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]
+    ) -> tuple[Arrays, Arrays]:
         """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
-        new, after = {}, {}
+        new: Arrays = {}
+        after: Arrays = {}
         beta = 1 - t**-self.decay
         for k, x in theta.items():
             if not x.size:
@@ -306,7 +313,11 @@ def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, to
 
         def mine(arrays: Arrays, a: Any = a, prefix: str = prefix) -> dict[str, Arrays]:
             own = {k: arrays[prefix + k] for k in a.arrays if k in a.trained}
-            return {s: v for s, v in a.grouped(own).items() if not s or a.at[s] is a.method or type(a.at[s]) is type(a.method)}
+            return {
+                s: v
+                for s, v in a.grouped(own).items()
+                if not s or a.at[s] is a.method or type(a.at[s]) is type(a.method)
+            }
 
         step = Step(t, total, mine(state.theta), mine(grads), a.grouped(a.stored), state.own[a.name])
         getattr(a.method, which)(step)
@@ -346,7 +357,9 @@ def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
     found = json.loads(read_header(path).get("__metadata__", {}).get("training", "{}"))
     for key, expected in identity.items():
         if found.get(key) != expected:
-            raise Bad(f"{path}: this checkpoint is of another training: its {key} differs; remove the file to start afresh")
+            raise Bad(
+                f"{path}: this checkpoint is of another training: its {key} differs; remove the file to start afresh"
+            )
     for name, a in read_tensors(path).items():
         kind, _, rest = name.partition(":")
         if kind == "theta":
@@ -381,5 +394,3 @@ def progress_bar(label: str = "training") -> tuple[Any, Callable]:
         bar.update(task, completed=t, total=total, loss=loss, speed=tokens / max(time.perf_counter() - started, 1e-9))
 
     return bar, update
-
-

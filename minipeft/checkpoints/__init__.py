@@ -36,7 +36,9 @@ HEADS = {
 
 def _family(model_type: str) -> Any:
     if model_type not in FAMILIES:
-        raise Bad(f"model_type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}{near(model_type, FAMILIES)}")
+        raise Bad(
+            f"model_type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}{near(model_type, FAMILIES)}"
+        )
     return importlib.import_module(f"minipeft.checkpoints.{FAMILIES[model_type]}")
 
 
@@ -53,7 +55,9 @@ def read_arch(config: dict[str, Any]) -> Arch:
     architecture = (config.get("architectures") or ["Model"])[0]
     head = next((h for end, h in HEADS.items() if architecture.endswith(end)), None)
     if head is None:
-        raise Bad(f"architecture {architecture!r} is not supported; expected a name that ends in one of {', '.join(HEADS)}")
+        raise Bad(
+            f"architecture {architecture!r} is not supported; expected a name that ends in one of {', '.join(HEADS)}"
+        )
     try:
         arch = family.arch(config, head)
     except KeyError as why:
@@ -84,8 +88,13 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     config, tensors = read_folder(folder, dtype)
     arch = read_arch(config)
     names = family_names(arch)
-    head, table = (tensors.get(_theirs(names, f"{m}.weight")) for m in ("head", "embed.tokens"))
-    if arch.tied and head is not None and table is not None and not (head.shape == table.shape and (head == table).all()):
+    head, table = (tensors.get(_theirs(names, f"{m}.weight") or "") for m in ("head", "embed.tokens"))
+    if (
+        arch.tied
+        and head is not None
+        and table is not None
+        and not (head.shape == table.shape and (head == table).all())
+    ):
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise
     expected = shapes(arch)
     params: dict[str, Any] = {}

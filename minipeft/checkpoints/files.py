@@ -72,19 +72,25 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """
     path = existing(path)
     if path.suffix in PICKLES:
-        raise Bad(f"{path}: a pickle can run any code when it is read, so it is refused; save the checkpoint as safetensors")
+        raise Bad(
+            f"{path}: a pickle can run any code when it is read, so it is refused; save the checkpoint as safetensors"
+        )
     try:
         size = path.stat().st_size
         with path.open("rb") as f:
             start = f.read(8)
             (length,) = struct.unpack("<Q", start) if len(start) == 8 else (-1,)
-            fits = 0 <= length <= min(size - 8, MAX_HEADER)  # a header of 640 bytes begins with a pickle's two bytes, too
+            fits = (
+                0 <= length <= min(size - 8, MAX_HEADER)
+            )  # a header of 640 bytes begins with a pickle's two bytes, too
             if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK") and not fits:
                 raise Bad(f"{path}: this is a pickle, which can run any code when it is read; expected safetensors")
             if len(start) < 8:
                 raise Bad(f"{path}: expected a safetensors file, found {size} bytes: it is truncated")
             if not fits:
-                raise Bad(f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors")
+                raise Bad(
+                    f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors"
+                )
             raw = f.read(length)
     except OSError as why:
         raise Bad(f"{path}: cannot be read: {why.strerror}") from None
@@ -122,7 +128,9 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
     begin, end = entry["data_offsets"]
     expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
     if end - begin != expected:
-        raise Bad(f"{path}: {name} of shape {entry['shape']} and dtype {entry['dtype']} takes {expected} bytes, the header gives it {end - begin}")
+        raise Bad(
+            f"{path}: {name} of shape {entry['shape']} and dtype {entry['dtype']} takes {expected} bytes, the header gives it {end - begin}"
+        )
     return begin, end, name
 
 
@@ -171,8 +179,12 @@ def read_folder(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], 
     else:
         found = sorted(p.name for p in folder.iterdir())
         if pickles := [n for n in found if n.endswith(PICKLES)]:
-            raise Bad(f"{folder}: found only {pickles[0]}, a pickle, which can run any code when it is read; save the model as safetensors")
-        raise Bad(f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}")
+            raise Bad(
+                f"{folder}: found only {pickles[0]}, a pickle, which can run any code when it is read; save the model as safetensors"
+            )
+        raise Bad(
+            f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}"
+        )
     for name, a in tensors.items():
         if a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
             raise Bad(f"{folder}: {name} has {int((~finite).sum())} of {a.size} weights that are NaN or infinite")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,9 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
     from minipeft.checkpoints.files import write_json, write_tensors
 
     if name is None and len(adapted.adapters) != 1:
-        raise Bad(f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}")
+        raise Bad(
+            f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
+        )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
     distinct: list[Method] = []
     for m in adapter.at.values():
@@ -101,7 +102,9 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
     for key in arrays:
         site = key.rpartition(":")[0]
         if site and site not in at:
-            raise Bad(f"{folder / 'adapter.safetensors'}: unexpected array {key!r}: the adapter is not attached at {site}")
+            raise Bad(
+                f"{folder / 'adapter.safetensors'}: unexpected array {key!r}: the adapter is not attached at {site}"
+            )
     held = {k: to_device(v) if k in trained else read_only(to_device(v)) for k, v in arrays.items()}
     if any(a.name == about["name"] for a in adapted.adapters):
         raise Bad(f"an adapter named {about['name']!r} is attached already")

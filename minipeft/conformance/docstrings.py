@@ -65,7 +65,8 @@ def read(method: type[Method]) -> Page:
     blocks = re.split(r"\n\s*\n", body)
     url = re.search(r"https?://\S+", blocks[0])
     title, _, source = blocks[0].replace("\n", " ").partition(". ")
-    rows, equations, sections = [], [], {}
+    rows, equations = [], []
+    sections: dict[str, str] = {}
     for block in blocks[1:]:
         if any(block.lstrip("\n").startswith(h) for h in HEADINGS):
             sections |= _sections(block)
@@ -86,7 +87,9 @@ def read(method: type[Method]) -> Page:
 
 def _row(line: str) -> Row | None:
     if found := _ROW.match(line):
-        return Row(found[1], tuple(s.strip() for s in found[2].split(",") if s.strip()), found[3] == "trained", found[4])
+        return Row(
+            found[1], tuple(s.strip() for s in found[2].split(",") if s.strip()), found[3] == "trained", found[4]
+        )
     if found := _WHOLE.match(line):
         return Row(found[1], ("*" + found[2],), found[3] == "trained", found[4])
     return None

@@ -62,7 +62,9 @@ def moved(adapted: Adapted, seed: int = 0, by: float = 0.1) -> Adapted:
     """The same with every trained array moved away from where it starts, so that nothing cancels."""
     rng = np.random.default_rng([seed, 7])
     theta = adapted.theta
-    return adapted.replace({k: x + to_device((by * rng.standard_normal(x.shape)).astype(x.dtype)) for k, x in theta.items()})
+    return adapted.replace(
+        {k: x + to_device((by * rng.standard_normal(x.shape)).astype(x.dtype)) for k, x in theta.items()}
+    )
 
 
 def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[str, Any]) -> float:
@@ -95,7 +97,9 @@ def close(got: Any, want: Any, cond: float, what: str, k: float = K) -> float:
     error = float(abs(got - want).max())
     ratio = error / (u * max(cond, 1e-30))
     if not ratio <= k:
-        raise Broken(f"{what}: apart by {error:.3g}, allowed {k * u * cond:.3g} (err/(u·cond) = {ratio:.3g}, K = {k:g})")
+        raise Broken(
+            f"{what}: apart by {error:.3g}, allowed {k * u * cond:.3g} (err/(u·cond) = {ratio:.3g}, K = {k:g})"
+        )
     return ratio
 
 
@@ -129,9 +133,13 @@ def identity(case: Case) -> None:
             W = to_host(plain.param(site))
             close(run.param(site), W, float(abs(W).max()) * max(W.shape), f"identity at {site}", k=K)
     seen: list[dict] = [{}, {}]
-    where = [s for s in case.adapter.at if not s.endswith((".weight", ".bias")) and hasattr(case.adapter.at[s], "apply")]
+    where = [
+        s for s in case.adapter.at if not s.endswith((".weight", ".bias")) and hasattr(case.adapter.at[s], "apply")
+    ]
     if where:
-        probes = [attach(model, _Probe(seen=s), name=f"probe{i}", targets=where).adapters[0] for i, s in enumerate(seen)]
+        probes = [
+            attach(model, _Probe(seen=s), name=f"probe{i}", targets=where).adapters[0] for i, s in enumerate(seen)
+        ]
         both = dataclasses.replace(start, adapters=(probes[0], *start.adapters, probes[1]))
         both.forward(case.batch)
         for site in where:
@@ -216,7 +224,9 @@ def _inner(case: Case, site: str) -> float:
     """Size of the numbers that meet at a site: arrays' largest entries multiplied, times the width summed over."""
     arrays = case.moved.adapters[0].grouped().get(site, {})
     sizes = [float(abs(to_host(a)).max()) for a in arrays.values() if a.size and a.dtype.kind == "f"]
-    return float(np.prod([max(s, 1.0) for s in sizes])) * max((max(a.shape) for a in arrays.values() if a.size), default=1)
+    return float(np.prod([max(s, 1.0) for s in sizes])) * max(
+        (max(a.shape) for a in arrays.values() if a.size), default=1
+    )
 
 
 def merged(case: Case) -> None:
@@ -240,7 +250,9 @@ def keeps_dtype(case: Case) -> None:
     """In float32 everything stays float32: logits, loss, gradients, merged weights, arrays after a step."""
     model = case.model if case.model.dtype == np.float32 else case.model.astype(np.float32)
     adapters = tuple(
-        dataclasses.replace(a, arrays={k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in a.arrays.items()})
+        dataclasses.replace(
+            a, arrays={k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in a.arrays.items()}
+        )
         for a in case.moved.adapters
     )
     single = dataclasses.replace(case.moved, model=model, adapters=adapters)
@@ -295,7 +307,9 @@ def table(case: Case) -> None:
         site = every[where or next(iter(case.adapter.at))]
         row = rows.get(_family_name(name, rows))
         if row is None:
-            raise Broken(f"table: array {name} at {where or 'the shared site'} is not in the docstring of {case.method.name}")
+            raise Broken(
+                f"table: array {name} at {where or 'the shared site'} is not in the docstring of {case.method.name}"
+            )
         seen.add(row.name)
         if row.trained != (key in case.adapter.trained):
             raise Broken(f"table: {name} is said to be {'trained' if row.trained else 'stored'} and is not")
@@ -310,7 +324,9 @@ def table(case: Case) -> None:
     if unseen:
         raise Broken(f"table: {', '.join(sorted(unseen))} of the docstring of {case.method.name} are nowhere")
     if page.sections["Merges"].startswith("no") == case.method.merges:
-        raise Broken(f"table: Merges says {page.sections['Merges'][:20]!r}, the class {'has' if case.method.merges else 'has no'} weight")
+        raise Broken(
+            f"table: Merges says {page.sections['Merges'][:20]!r}, the class {'has' if case.method.merges else 'has no'} weight"
+        )
 
 
 def _family_name(name: str, rows: Mapping[str, Any]) -> str:
@@ -372,7 +388,9 @@ class Verdict:
     reason: str = ""
 
 
-def check(method: Method | type[Method], families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64) -> Iterator[Verdict]:
+def check(
+    method: Method | type[Method], families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64
+) -> Iterator[Verdict]:
     """Every law on a method, family by family."""
     for family in families or tiny.ARCHS:
         there = case(method if isinstance(method, Method) else method.sized(tiny.ARCHS[family]), family, dtype)

@@ -95,7 +95,9 @@ def read_csv(path: str | Path) -> dict[str, Snippets]:
             columns = table.fieldnames or []
             for needed in ("text", "label"):
                 if needed not in columns:
-                    raise Bad(f"{path}: no column {needed!r}; found {', '.join(columns) or 'none'}{near(needed, columns)}")
+                    raise Bad(
+                        f"{path}: no column {needed!r}; found {', '.join(columns) or 'none'}{near(needed, columns)}"
+                    )
             rows = list(table)
     except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as why:
         raise Bad(f"{path}: expected a CSV file in UTF-8: {why}") from None

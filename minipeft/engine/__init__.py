@@ -5,4 +5,15 @@ from minipeft.engine.backend import use, xp
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import OPS, Tensor, gradients_flow, stop_gradient, value, value_and_grad
 
-__all__ = ["OPS", "Tensor", "gradcheck", "gradients_flow", "ops", "stop_gradient", "use", "value", "value_and_grad", "xp"]
+__all__ = [
+    "OPS",
+    "Tensor",
+    "gradcheck",
+    "gradients_flow",
+    "ops",
+    "stop_gradient",
+    "use",
+    "value",
+    "value_and_grad",
+    "xp",
+]

@@ -312,9 +312,7 @@ def gelu_tanh(x: Array) -> Any:
     c = math.sqrt(2 / math.pi)
     x2 = x * x
     t = xp.tanh(c * x * (1 + 0.044715 * x2))
-    return 0.5 * x * (1 + t), (
-        lambda g: g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x2)),
-    )
+    return 0.5 * x * (1 + t), (lambda g: g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x2)),)
 
 
 @op
@@ -583,22 +581,22 @@ def _grouped(p: Array, g: Array) -> Array:
 
 
 def _operators() -> None:
-    def right(f: Any) -> Any:
-        return lambda self, other: f(other, self)
-
+    T: Any = Tensor
     for name, f in {"add": add, "sub": sub, "mul": mul, "truediv": div, "matmul": matmul}.items():
-        setattr(Tensor, f"__{name}__", lambda self, other, f=f: f(self, _as_array(other, self)))
-        setattr(Tensor, f"__r{name}__", lambda self, other, f=f: f(_as_array(other, self), self))
-    Tensor.__neg__ = neg
-    Tensor.__abs__ = absolute
-    Tensor.__pow__ = lambda self, p: power(self, p=p)
-    Tensor.__getitem__ = lambda self, index: getitem(self, index=index)
-    Tensor.T = property(lambda self: transpose(self))
-    Tensor.sum = lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims)
-    Tensor.mean = lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims)
-    Tensor.reshape = lambda self, *shape: reshape(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
-    Tensor.swapaxes = lambda self, a, b: swapaxes(self, a=a, b=b)
-    Tensor.transpose = lambda self, *axes: transpose(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes)
+        setattr(T, f"__{name}__", lambda self, other, f=f: f(self, _as_array(other, self)))
+        setattr(T, f"__r{name}__", lambda self, other, f=f: f(_as_array(other, self), self))
+    T.__neg__ = neg
+    T.__abs__ = absolute
+    T.__pow__ = lambda self, p: power(self, p=p)
+    T.__getitem__ = lambda self, index: getitem(self, index=index)
+    T.T = property(lambda self: transpose(self))
+    T.sum = lambda self, axis=None, keepdims=False: sum(self, axis=axis, keepdims=keepdims)
+    T.mean = lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims)
+    T.reshape = lambda self, *shape: reshape(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
+    T.swapaxes = lambda self, a, b: swapaxes(self, a=a, b=b)
+    T.transpose = lambda self, *axes: transpose(
+        self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes
+    )
 
 
 def _as_array(x: Any, like: Tensor) -> Any:

@@ -182,7 +182,8 @@ def value_and_grad(f: Callable) -> Callable:
             grads = backward(root, xp.ones((), root.dtype))
             root = root.value
         found = {
-            k: grads[leaf.node] if leaf.node in grads else xp.zeros(leaf.shape, leaf.dtype) for k, leaf in leaves.items()
+            k: grads[leaf.node] if leaf.node in grads else xp.zeros(leaf.shape, leaf.dtype)
+            for k, leaf in leaves.items()
         }
         return (root if rest is None else (root, rest)), found
 

@@ -155,7 +155,10 @@ class Model:
 
     def classifier(self, labels: int, *, pool: str = "mean") -> Model:
         """This model with a linear classifier of `labels` classes on its pooled output, starting at zero."""
-        score = {"score.weight": xp.zeros((labels, self.arch.d), self.dtype), "score.bias": xp.zeros(labels, self.dtype)}
+        score = {
+            "score.weight": xp.zeros((labels, self.arch.d), self.dtype),
+            "score.bias": xp.zeros(labels, self.dtype),
+        }
         arch = dataclasses.replace(self.arch, head="classify", labels=labels, pool=pool)
         return dataclasses.replace(self, arch=arch, params={**self.params, **score})
 

@@ -55,7 +55,9 @@ def generate(
     if arch.head != "lm":
         raise Bad(f"generate needs a language-model head; this model's head is {arch.head!r}")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise Bad(f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}")
+        raise Bad(
+            f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}"
+        )
     use_cache = use_cache and all(a.method.caches for a in adapted.in_use)
     rng = np.random.default_rng(seed)
     rows = batch.rows

@@ -180,7 +180,13 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
 
 
 def attention(
-    run: Any, name: str, u: Any, tokens: Tokens, memory: Any = None, memory_tokens: Tokens | None = None, causal: bool = True
+    run: Any,
+    name: str,
+    u: Any,
+    tokens: Tokens,
+    memory: Any = None,
+    memory_tokens: Tokens | None = None,
+    causal: bool = True,
 ) -> Any:
     """Multi-head attention of u (b, t, d) over itself, or over `memory` (b, s, d): (b, t, d)."""
     arch = run.arch
@@ -215,19 +221,18 @@ def attention(
     k, v = run.at(site, (k, v), u=u)
     extra = k.shape[2] - keys  # a method's prefix
 
-    seen = tokens if memory is None else memory_tokens
-    if memory is None:
+    if memory_tokens is None:
         bias = visibility(tokens, keys, extra, causal, arch.window, q.dtype)
     else:
         bias = visibility(memory_tokens, keys, extra, False, None, q.dtype)
     if arch.positions == "relative" and memory is None:
         at = ("relative", keys, extra)
-        if at not in seen.shared:
+        if at not in tokens.shared:
             table = name.split("layers.")[0] + "relbias"
             queries = xp.arange(keys - t, keys)
             learned = relative_bias(run, table, queries, xp.arange(-extra, keys), not causal)
-            seen.shared[at] = learned if bias is None else learned + bias
-        bias = seen.shared[at]
+            tokens.shared[at] = learned if bias is None else learned + bias
+        bias = tokens.shared[at]
     scale = arch.dh**-0.5 if arch.scale is None else arch.scale
     o = ops.attention(q, k, v, scale=scale) if bias is None else ops.attention(q, k, v, bias, scale=scale)
     o = ops.reshape(ops.swapaxes(o, a=1, b=2), shape=(b, t, h * e))
@@ -274,7 +279,9 @@ def sublayer(run: Any, name: str, x: Any, f: Callable[[Any], Any]) -> Any:
     return run.at(f"{name}.res", combine(a), x=x, u=u, a=a)
 
 
-def stack(run: Any, prefix: str, h: Any, tokens: Tokens, memory: Any = None, memory_tokens: Tokens | None = None) -> Any:
+def stack(
+    run: Any, prefix: str, h: Any, tokens: Tokens, memory: Any = None, memory_tokens: Tokens | None = None
+) -> Any:
     """All layers of one stack and its final norm: (b, t, d) -> (b, t, d)."""
     arch = run.arch
     causal = arch.causal and prefix != "encoder."
@@ -334,7 +341,9 @@ def embed_image(run: Any, pixels: Any) -> Any:
     b, c, H, W = pixels.shape
     p = arch.patch
     if (c, H, W) != (arch.channels, arch.image, arch.image):
-        raise Bad(f"pixel_values: expected (b, {arch.channels}, {arch.image}, {arch.image}), found {tuple(pixels.shape)}")
+        raise Bad(
+            f"pixel_values: expected (b, {arch.channels}, {arch.image}, {arch.image}), found {tuple(pixels.shape)}"
+        )
     x = ops.reshape(pixels, shape=(b, c, H // p, p, W // p, p))
     x = ops.reshape(ops.transpose(x, axes=(0, 2, 4, 1, 3, 5)), shape=(b, (H // p) * (W // p), c * p * p))
     h = run.linear("embed.patch", x)
@@ -449,7 +458,9 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
 def shifted_right(labels: Any, start: int | None, pad: int | None) -> Any:
     """Decoder inputs from labels (b, t): the start token first, the last label dropped, −100 replaced by padding."""
     if start is None or pad is None:
-        raise Bad("labels alone do not make decoder inputs: the checkpoint names no decoder_start_token_id or pad_token_id")
+        raise Bad(
+            "labels alone do not make decoder inputs: the checkpoint names no decoder_start_token_id or pad_token_id"
+        )
     ids = xp.concatenate([xp.full((labels.shape[0], 1), start, labels.dtype), labels[:, :-1]], axis=1)
     return xp.where(ids == IGNORE, pad, ids)
 
@@ -486,6 +497,7 @@ def activation_sites(arch: Arch) -> dict[str, tuple[int, ...]]:
     if arch.labels:
         sites["score.out"] = (arch.labels,)
     return sites
+
 
 def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter of an architecture, by name, in the order of the forward pass."""

@@ -74,7 +74,7 @@ class Invertible(Method):
         d, m = sites[0].arch.d, self.sizes(sites[0])["m"]
         if d % 2:
             raise Unfit(f"{self.name}: expected a model of even width, to be halved, found {d}")
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for W, b in ("Fc", "Gk"):
             arrays |= {f"{W}1": 0.02 * rng.standard_normal((m, d // 2)), f"{b}1": np.zeros(m)}
             last = 0.02 * rng.standard_normal((d // 2, m)) * (self.start == "normal")

@@ -25,7 +25,7 @@ Differs  The paper sets k layer by layer, from how much a layer changes its inpu
 >>> found = OSF(effective_rank=1).init(Site("q.weight", (2, 2), "linear", None, np.diag([4., 1.])), None)
 >>> found["S"], abs(found["U"].T), abs(found["Uh"].array.T)
 (array([1.]), array([[0., 1.]]), array([[1., 0.]]))
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Differs  The paper trains b itself; here b stays and δ is its change, which is 
 
 >>> BitFit().weight(np.array([1., 2.]), delta=np.array([0.5, 0.]))
 array([1.5, 2. ])
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

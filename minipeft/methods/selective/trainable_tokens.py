@@ -14,7 +14,7 @@ Differs  Rows are replaced, not added to. A head that is tied to the table has t
 array([[0., 0.],
        [5., 6.],
        [0., 0.]])
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 
