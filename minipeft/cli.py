@@ -44,9 +44,7 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    backend: Annotated[
-        str | None, typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")
-    ] = None,
+    backend: Annotated[str | None, typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")] = None,
 ) -> None:
     if backend is not None:
         from minipeft.engine.backend import use
@@ -55,7 +53,10 @@ def _main(
 
 
 @app.command("list")
-def list_(json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
+def list_(
+    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    markdown: Annotated[bool, typer.Option(help="The table of README.md.")] = False,
+) -> None:
     """All methods, family by family.
 
     Example: [bold]minipeft list[/bold]
@@ -64,14 +65,13 @@ def list_(json_: Annotated[bool, typer.Option("--json", help="For machines.")] =
     from minipeft.method import METHODS, load_methods
 
     load_methods()
-    found = [
-        dict(name=n, family=cls.__module__.split(".")[2], title=(page := docstrings.read(cls)).title, size=page.sections["Size"],
-             merges=page.sections["Merges"].split(":")[0].split(".")[0], url=page.url)
-        for n, cls in METHODS.items()
-    ]  # fmt: skip
+    found = [docstrings.facts(cls) for cls in METHODS.values()]
     found.sort(key=lambda m: (m["family"], m["name"]))
     if json_:
         print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    if markdown:
+        print(docstrings.markdown(found))
         return
     from rich.table import Table
 
@@ -123,11 +123,10 @@ def compare(
         float | None, typer.Option(help="One learning rate for all (default: each method's usual one).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
+    jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes (default: one for each core).")] = None,  # noqa: UP045
     html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
     png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")
-    ] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,
 ) -> None:
     """Adapt one base to one task with every method, and measure what each costs and gives.
 
@@ -137,33 +136,36 @@ def compare(
     import dataclasses
     import time
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from minipeft import compare as job
 
     begun = time.perf_counter()
     console = _console(stderr=True)
     columns = (
-        TextColumn("{task.description:24}"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[about]}"),
+        MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    task = job.prepare(base, data, steps=steps, seed=seed)  # here first: a mistake is found before any process starts
     with Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task("preparing", total=1.0, about="")
-        task = job.prepare(base, data, steps=steps, seed=seed)
+        line = bar.add_task("comparing", total=None)
 
-        def progress(i: int, n: int, name: str, t: int, total: int, loss: float) -> None:
-            bar.update(
-                line,
-                description=name,
-                total=n,
-                completed=i + t / total,
-                about=f"method {i + 1} of {n}, step {t}, loss {loss:.3f}",
-            )
+        def progress(done: int, total: int, name: str) -> None:
+            bar.update(line, total=total, completed=done, description=f"comparing, {name} done")
 
-        rows = job.compare(task, methods or (), seed=seed, lr=lr, progress=progress)
+        rows = job.compare(
+            methods or (), seed=seed, lr=lr, jobs=jobs, progress=progress, base=base, csv=data, steps=steps
+        )
     seconds = time.perf_counter() - begun
     about = (
         f"{len(rows)} rows on {base or 'the decoder of the package'}, {data or 'the snippets of the package'}: "
@@ -460,6 +462,9 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
+    except (OSError, MemoryError) as why:
+        print(f"minipeft: {why or type(why).__name__}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("minipeft: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,17 +1,21 @@
 """The main job: adapt one base to one task with every method, and measure what each costs and gives.
 
-Every method trains on the same batches from the same start, a linear classifier beside it; "head_only" trains nothing but
-that. What a decoder lost of its original task is its loss on held-out text, before and after.
+Every method trains on the same batches from the same start, a linear classifier of the mean hidden state beside it;
+"head_only" trains nothing but that. What a decoder lost of its original task is its loss on held-out text, before and after.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from minipeft.text import Tokenizer, encode, load_tokenizer
 from minipeft.train import AdamW, fit
 
 HEAD = ("score.weight", "score.bias")
+HEAD_LR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,10 @@ def prepare(
     if arch.vocab < tokenizer.vocab and arch.vocab <= tokenizer.pad_id:
         raise Bad(f"{folder}: the tokenizer has {tokenizer.vocab} tokens, the model {arch.vocab}")
     language = model if arch.head == "lm" else None
-    pool = "mean" if not arch.causal else "last"
     kept = {k: v for k, v in model.params.items() if not k.startswith(("pooler.", "score."))}
     plain = dataclasses.replace(model, params=kept)
     classes = snippets["train"].classes
-    task = plain.classifier(len(classes), pool=pool)
+    task = plain.classifier(len(classes), pool="mean")
     if arch.max_positions:
         length = min(length, arch.max_positions - arch.first_position - 16)  # room for virtual tokens
     order = np.random.default_rng(seed).permutation(len(snippets["train"]))
@@ -152,13 +156,11 @@ def start(task: Task, method: Method, seed: int = 0, name: str = "default") -> A
     )
 
 
-def measure_method(
-    task: Task, cls: type[Method], *, seed: int = 0, lr: float | None = None, tick: Callable | None = None
-) -> Row:
+def measure_method(task: Task, cls: type[Method], *, seed: int = 0, lr: float | None = None) -> Row:
     """Train one method on the task and measure it."""
     method = _built(task, cls, seed, lr)
     begun = start(task, method, seed)
-    return _trained_row(task, begun, cls.name, lr or cls.usual_lr, seed, tick)
+    return _trained_row(task, begun, cls.name, lr or cls.usual_lr, seed)
 
 
 def _built(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method:
@@ -176,7 +178,7 @@ def _built(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method
     return cls.from_adapters(parts)  # type: ignore[attr-defined]
 
 
-def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int, tick: Callable | None) -> Row:
+def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int) -> Row:
     adapter = begun.adapters[0]
     head = sum(begun.model.params[k].size for k in HEAD)
     row = Row(name, trained=adapter.size - (0 if name == "full" else head))
@@ -194,8 +196,6 @@ def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int, ti
 
     def step(t: int, total: int, loss: float, tokens: int) -> None:
         stamps.append(time.perf_counter())
-        if tick is not None:
-            tick(t, total, loss)
 
     n = len(task.train)
     done = fit(
@@ -239,38 +239,77 @@ def untouched(task: Task) -> Row:
     )
 
 
+def measure(task: Task, name: str, *, seed: int = 0, lr: float | None = None) -> Row:
+    """One row: "base", "head_only" or a method. What does not fit the base has a row that says so."""
+    if name == "base":
+        return untouched(task)
+    try:
+        if name == "head_only":
+            alone = attach(task.model, METHODS["full"](targets=" ".join(HEAD)), seed=seed)
+            row = _trained_row(task, alone, name, lr or HEAD_LR, seed)
+            row.trained, row.share = 0, 0.0
+            return row
+        return measure_method(task, METHODS[name], seed=seed, lr=lr)
+    except Unfit as why:
+        return Row(name, note=str(why))
+
+
 def compare(
-    task: Task, names: Sequence[str] = (), *, seed: int = 0, lr: float | None = None, progress: Callable | None = None
+    names: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    lr: float | None = None,
+    jobs: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    **setting: Any,
 ) -> list[Row]:
     """The base, the classifier alone, and every method (or those named), best accuracy first.
 
-    A method that does not fit the base has a row that says so. Raises `Bad` for an unknown name.
+    `setting` are the arguments of `prepare`. Each of `jobs` processes (default: one for each core) works on one thread,
+    so that the numbers do not depend on how many there are. `progress(done, all, name)` is called after each row.
+    Raises `Bad` for an unknown name.
     """
     load_methods()
     for n in names:
         if n not in METHODS:
             raise Bad(f"method {n!r} is unknown{near(n, METHODS)}; `minipeft list` shows all {len(METHODS)}")
-    chosen = list(names) or sorted(METHODS)
-    rows = [untouched(task)]
-    head = METHODS["full"](targets="score.weight score.bias")
-    alone = attach(task.model, head, seed=seed)
-    jobs: list[tuple[str, Any]] = [("head_only", alone), *[(n, METHODS[n]) for n in chosen]]
-    for i, (name, job) in enumerate(jobs):
-
-        def tick(t: int, total: int, loss: float, i: int = i, name: str = name) -> None:
+    wanted = ["base", "head_only", *(names or sorted(METHODS))]
+    rows = []
+    with _pool(jobs or len(os.sched_getaffinity(0)), seed=seed, **setting) as pool:
+        running = {pool.submit(_work, name, seed, lr): name for name in wanted}
+        for i, done in enumerate(as_completed(running), 1):
+            rows.append(done.result())
             if progress is not None:
-                progress(i, len(jobs), name, t, total, loss)
+                progress(i, len(wanted), running[done])
+    return sorted(rows, key=lambda r: (-1.0 if r.note else r.accuracy, r.method), reverse=True)
 
-        try:
-            if name == "head_only":
-                row = _trained_row(task, job, name, 2e-2, seed, tick)
-                row.trained, row.share = 0, 0.0
-            else:
-                row = measure_method(task, job, seed=seed, lr=lr, tick=tick)
-        except Unfit as why:
-            row = Row(name, note=str(why))
-        rows.append(row)
-    return sorted(rows, key=lambda r: -1.0 if r.note else r.accuracy, reverse=True)
+
+@contextmanager
+def _pool(jobs: int, **setting: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have prepared the task, each on one thread."""
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    before = {k: os.environ.get(k) for k in threads}
+    os.environ |= threads  # a process reads these when it starts
+    try:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (setting,)) as pool:
+            yield pool
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k) if v is None else os.environ.update({k: v})
+
+
+_task: Task | None = None  # of a worker process
+
+
+def _start_worker(setting: dict[str, Any]) -> None:
+    global _task
+    load_methods()
+    _task = prepare(**setting)
+
+
+def _work(name: str, seed: int, lr: float | None) -> Row:
+    assert _task is not None
+    return measure(_task, name, seed=seed, lr=lr)
 
 
 # --- showing it -------------------------------------------------------------------------------------------------------

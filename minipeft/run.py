@@ -279,7 +279,7 @@ def attach(
 
     `targets`, `exclude` and `layers` say where (see `select`; default: the method's own). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
-    parameters trained in full beside it, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
+    parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
     methods of the same adapter, each at its own targets. `data` are batches for methods that measure inputs or gradients
     first. `seed` fixes the initial values.
     Raises `Bad` where something matches nothing, is unknown, or does not fit.
@@ -293,6 +293,8 @@ def attach(
         raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
     layers = None if layers is None else tuple(layers)
     chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
+    whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
+    chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
     at: dict[str, Method] = {}
     for site in chosen:
         fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]

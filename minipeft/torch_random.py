@@ -36,7 +36,8 @@ class TorchGenerator:
 
     def __init__(self, seed: int = UNSEEDED) -> None:
         self._bits = np.random.MT19937()
-        self._bits.state = np.random.RandomState(seed % 2**32).get_state(legacy=False)
+        state: Any = np.random.RandomState(seed % 2**32).get_state(legacy=False)
+        self._bits.state = state
         self._kept: float | None = None  # the sine of the last pair of a small normal draw
 
     def uniform(

@@ -16,7 +16,7 @@ def arch(config: dict[str, Any], head: str) -> Arch:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", config.get("rope_theta", 10000.0))
     attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
-    biased = ("q", "k", "v") if family == "qwen2" or attention_bias else ()
+    biased: tuple[str, ...] = ("q", "k", "v") if family == "qwen2" or attention_bias else ()
     biased += ("o",) if attention_bias else ()
     biased += ("gate", "up", "down") if mlp_bias else ()
     window = config.get("sliding_window") if family == "mistral" or config.get("use_sliding_window") else None

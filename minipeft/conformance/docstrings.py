@@ -107,6 +107,29 @@ def _sections(block: str) -> dict[str, str]:
     return out
 
 
+def facts(method: type[Method]) -> dict[str, str]:
+    """A method's line in a list: its name, family and file, its paper, how much it trains, whether it merges."""
+    page, module = read(method), method.__module__
+    return dict(
+        name=method.name,
+        family=module.split(".")[-2],
+        file=module.replace(".", "/") + ".py",
+        title=page.title,
+        size=re.split(r"[:;.,]", page.sections["Size"])[0],
+        merges=re.split(r"[:.]", page.sections["Merges"])[0],
+        url=page.url,
+    )
+
+
+def markdown(methods: list[dict[str, str]]) -> str:
+    """The list of methods as a Markdown table."""
+    rows = ["| method | paper | trains | merges |", "|---|---|---|---|"]
+    for m in methods:
+        title = f"[{m['title']}]({m['url']})" if m["url"] else m["title"]
+        rows.append(f"| [{m['name']}]({m['file']}) | {title} | {m['size']} | {m['merges']} |")
+    return "\n".join(rows)
+
+
 def symbols(method: Method, site: Site) -> dict[str, Any]:
     """What the letters in a docstring stand for at a site: the method's fields, the site's shape, facts of the model."""
     arch = site.arch

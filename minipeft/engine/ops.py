@@ -196,7 +196,7 @@ def broadcast_to(x: Array, *, shape: tuple) -> Any:
 @op
 def concatenate(*xs: Array, axis: int = 0) -> Any:
     y = xp.concatenate(xs, axis=axis)
-    ends = []
+    ends: list[int] = []
     for x in xs:
         ends.append((ends[-1] if ends else 0) + x.shape[axis])
     before = (slice(None),) * (axis % y.ndim)

@@ -135,7 +135,7 @@ def backward(root: Tensor, g: Array) -> dict[Node, Array]:
 
 def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Array | Put) -> None:
     have = grads.get(node)
-    if type(part) is Put:
+    if isinstance(part, Put):
         if have is None:
             have = xp.zeros(node.shape, node.dtype)
         elif id(node) not in owned:
@@ -181,11 +181,11 @@ def value_and_grad(f: Callable) -> Callable:
         if type(root) is Tensor:
             grads = backward(root, xp.ones((), root.dtype))
             root = root.value
-        found = {
+        slopes = {
             k: grads[leaf.node] if leaf.node in grads else xp.zeros(leaf.shape, leaf.dtype)
             for k, leaf in leaves.items()
         }
-        return (root if rest is None else (root, rest)), found
+        return (root if rest is None else (root, rest)), slopes
 
     return call
 
