@@ -123,7 +123,7 @@ def select(
     known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
     hints = "".join(near(p, known) for p in patterns[:1])
     limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
-    if not any(s.kind == "bias" for s in every.values()) and all(p.endswith("bias") for p in patterns):
+    if patterns and all(p.endswith("bias") for p in patterns) and not any(s.kind == "bias" for s in every.values()):
         hints = ": it has no biases"
     raise Unfit(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
 
@@ -293,6 +293,9 @@ def attach(
         raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
     layers = None if layers is None else tuple(layers)
     chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
+    for p in patterns or {}:
+        if not any(matches(model, site, p) for site in chosen):
+            raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
     at: dict[str, Method] = {}

@@ -19,7 +19,7 @@ from minipeft.engine.backend import keep_freed_memory, to_device, to_host, xp
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Step
 from minipeft.model.arch import Batch
-from minipeft.run import Adapted
+from minipeft.run import Adapted, Adapter, digest
 
 Arrays = dict[str, Any]
 
@@ -270,11 +270,13 @@ def fit(
     if not theta:
         raise Bad("nothing to train: no adapter in use has trained arrays")
     state = _State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
-    factors = {f"{a.name}/{k}": a.method.lr(k.rpartition(":")[2]) for a in adapted.in_use for k in a.trained}
-    identity = _identity(adapted, optimiser, steps, schedule, warmup, clip, seed)
-    done = 0
-    if checkpoint is not None and Path(checkpoint).exists():
-        done = _restore(Path(checkpoint), state, identity)
+    factors = {f"{a.name}/{k}": _factor(a, k) for a in adapted.in_use for k in a.trained}
+    done, identity = 0, {}
+    if checkpoint is not None:
+        data = give(1) if callable(batches) else batches  # of a function's data the first step's stand for all
+        identity = _identity(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
+        if Path(checkpoint).exists():
+            done = _restore(Path(checkpoint), state, identity)
     tokens, started = 0, time.perf_counter()
     for t in range(done + 1, steps + 1):
         micro = give(t)
@@ -297,6 +299,11 @@ def fit(
     seconds = time.perf_counter() - started
     used = sum(m.nbytes for m in state.moments.values())
     return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
+
+
+def _factor(adapter: Adapter, key: str) -> float:
+    site, _, name = key.rpartition(":")
+    return adapter.at.get(site, adapter.method).lr(name)  # "": the shared site is the method's own
 
 
 def _size(batch: Batch) -> int:
@@ -331,10 +338,13 @@ def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, to
 # --- checkpoints of a training ---------------------------------------------------------------------------------------
 
 
-def _identity(adapted: Adapted, optimiser: Any, *settings: Any) -> dict[str, str]:
+def _identity(adapted: Adapted, data: Sequence[Batch], optimiser: Any, *settings: Any) -> dict[str, str]:
+    arrays = {f"{i}:{k}": v for i, b in enumerate(data) for k, v in vars(b).items() if v is not None}
     return {
         "base": adapted.model.digest(),
-        "adapters": repr([(a.name, a.method, sorted(a.trained)) for a in adapted.in_use]),
+        "adapters": repr([(a.name, a.method, dict(a.at), sorted(a.trained)) for a in adapted.in_use]),
+        "start": digest({f"{a.name}/{k}": v for a in adapted.in_use for k, v in a.arrays.items()}),
+        "data": digest(arrays),
         "optimiser": repr(optimiser),
         "settings": repr(settings),
     }
@@ -354,7 +364,11 @@ def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
     """Fill the state from a file and return the step it was written after. Raises `Bad` if it belongs to another training."""
     from minipeft.checkpoints.files import read_header, read_tensors
 
-    found = json.loads(read_header(path).get("__metadata__", {}).get("training", "{}"))
+    about = read_header(path).get("__metadata__", {})
+    try:
+        found = dict(json.loads(about["training"]))
+    except (KeyError, TypeError, ValueError):
+        raise Bad(f"{path}: expected the checkpoint of a training, found another file") from None
     for key, expected in identity.items():
         if found.get(key) != expected:
             raise Bad(
@@ -375,17 +389,24 @@ def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
 
 
 def progress_bar(label: str = "training") -> tuple[Any, Callable]:
-    """A rich progress bar with loss, tokens per second and time left, and the callback for `fit`; use it as a context."""
+    """A rich progress bar with loss, tokens per second and time left, and the callback for `fit`; use it as a context.
+
+    It is drawn on standard error, and only if that is a terminal.
+    """
     try:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
         raise Bad('a progress bar needs rich: pip install "minipeft[cli]"') from None
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s"),
         TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )
     task = bar.add_task(label, total=None, loss=float("nan"), speed=0.0)
     started = time.perf_counter()

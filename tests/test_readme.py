@@ -4,7 +4,6 @@ import doctest
 import re
 from pathlib import Path
 
-
 from minipeft.conformance import docstrings
 from minipeft.method import METHODS, load_methods
 

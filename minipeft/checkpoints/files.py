@@ -58,10 +58,10 @@ def read_json(path: str | Path) -> Any:
     path = existing(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as why:
-        raise Bad(f"{path}: expected JSON, {why}") from None
     except OSError as why:
         raise Bad(f"{path}: cannot be read: {why.strerror}") from None
+    except (ValueError, RecursionError) as why:  # a ValueError may be broken text, broken JSON, or a number without end
+        raise Bad(f"{path}: expected JSON, {why}") from None
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -95,8 +95,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except OSError as why:
         raise Bad(f"{path}: cannot be read: {why.strerror}") from None
     try:
-        header = json.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+    except Bad as why:
+        raise Bad(f"{path}: {why}") from None
+    except (ValueError, RecursionError):
         raise Bad(f"{path}: the header is no JSON: not a safetensors file, or damaged") from None
     if not isinstance(header, dict):
         raise Bad(f"{path}: the header is no JSON object")
@@ -110,11 +112,20 @@ def read_header(path: str | Path) -> dict[str, Any]:
     at = 0
     for begin, end, name in sorted(spans):
         if begin != at:
-            raise Bad(f"{path}: {name} begins at byte {begin}, expected {at}: tensors overlap or leave a gap")
+            raise Bad(f"{path}: {name!r} begins at byte {begin}, expected {at}: tensors overlap or leave a gap")
         at = end
     if at != size - 8 - length:
         raise Bad(f"{path}: the tensors take {at} bytes, the file holds {size - 8 - length}: truncated or padded")
     return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise Bad(f"the header names {twice!r} twice")
+    return found
 
 
 def _checked(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
@@ -122,14 +133,14 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
         return isinstance(xs, list) and all(type(x) is int and x >= 0 for x in xs) and (n is None or len(xs) == n)
 
     if not isinstance(entry, dict) or not whole(entry.get("shape")) or not whole(entry.get("data_offsets"), 2):
-        raise Bad(f"{path}: the header's entry for {name} is malformed; expected dtype, shape and data_offsets")
-    if entry.get("dtype") not in DTYPES:
-        raise Bad(f"{path}: {name} has dtype {entry.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
+        raise Bad(f"{path}: the header's entry for {name!r} is malformed; expected dtype, shape and data_offsets")
+    if not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
+        raise Bad(f"{path}: {name!r} has dtype {entry.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
     begin, end = entry["data_offsets"]
     expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
     if end - begin != expected:
         raise Bad(
-            f"{path}: {name} of shape {entry['shape']} and dtype {entry['dtype']} takes {expected} bytes, the header gives it {end - begin}"
+            f"{path}: {name!r} of shape {entry['shape']} and dtype {entry['dtype']} takes {expected} bytes, the header gives it {end - begin}"
         )
     return begin, end, name
 
@@ -149,7 +160,11 @@ def read_tensors(path: str | Path, dtype: Any = None, keys: Any = None) -> dict[
         names = list(keys)
     chosen = set(names)
     out = {}
-    for name, entry in safetensors.deserialize(path.read_bytes()):
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as why:
+        raise Bad(f"{path}: {why}") from None
+    for name, entry in entries:
         if name not in chosen:
             continue
         a = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<")).reshape(entry["shape"])

@@ -54,13 +54,14 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
     for m in adapter.at.values():
         if m not in distinct:
             distinct.append(m)
+    every = sites(adapted.model)
     about = {
         "format": FORMAT,
         "name": adapter.name,
         "method": _encode(adapter.method),
         "methods": [_encode(m) for m in distinct],
-        "at": {site: distinct.index(m) for site, m in adapter.at.items()},
-        "trained": sorted(adapter.trained),
+        "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
+        "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
         "options": {k: _encode(v) for k, v in adapter.options.items()},
         "base": adapted.model.digest(),
         "family": adapted.model.arch.family,
@@ -73,7 +74,11 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
 
 
 def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool = False) -> Adapted:
-    """Attach an adapter saved by `save_adapter`. Raises `Bad` if it was trained on another base, unless `any_base`."""
+    """Attach an adapter saved by `save_adapter`; the base is held as the adapter's method holds it, quantised perhaps.
+
+    Raises `Bad` for files that cannot be read or do not fit each other, and for an adapter trained on another base,
+    unless `any_base`: then the sites must have the shapes they had.
+    """
     from minipeft.checkpoints.files import read_json, read_tensors
 
     adapted = model if isinstance(model, Adapted) else Adapted(model)
@@ -82,32 +87,52 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else type(about).__name__
         raise Bad(f"{folder / 'adapter.json'}: expected an adapter of format {FORMAT}, found {found}")
-    if not any_base and about["base"] != adapted.model.digest():
-        raise Bad(
-            f"{folder}: this adapter belongs to another base ({about['family']}, digest {about['base'][:12]}); "
-            f"this base is {adapted.model.arch.family}, digest {adapted.model.digest()[:12]}"
-        )
     try:
         methods = [_decode(m) for m in about["methods"]]
-        method, at = _decode(about["method"]), {site: methods[i] for site, i in about["at"].items()}
-    except (KeyError, TypeError, IndexError) as why:
-        raise Bad(f"{folder / 'adapter.json'}: cannot be read: {why}") from None
-    arrays = read_tensors(folder / "adapter.safetensors")
-    known, trained = sites(adapted.model), frozenset(about["trained"])
-    for site in at:
+        method, at = _decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
+        shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
+        places = {site: tuple(shape) for site, shape, _ in about["at"]}
+        name, base, family = str(about["name"]), str(about["base"]), str(about["family"])
+        options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        if not all(isinstance(m, Method) for m in [method, *methods]):
+            raise TypeError("its methods are malformed")
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as why:
+        if isinstance(why, Bad):
+            raise
+        raise Bad(f"{folder / 'adapter.json'}: cannot be read: {type(why).__name__}: {why}") from None
+    if any(a.name == name for a in adapted.adapters):
+        raise Bad(f"an adapter named {name!r} is attached already")
+    known = sites(adapted.model)
+    if held := {s: W for s, m in at.items() if s in known and (W := m.base(known[s])) is not None}:
+        quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
+        adapted = dataclasses.replace(adapted, model=quantised)
+    if not any_base and base != adapted.model.digest():
+        raise Bad(
+            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}); "
+            f"this base is {adapted.model.arch.family}, digest {adapted.model.digest()[:12]}"
+        )
+    for site, shape in places.items():
         if site not in known:
             raise Bad(f"{folder}: site {site!r} is not in this model{near(site, known)}")
-    if lost := sorted(trained - set(arrays)):
-        raise Bad(f"{folder / 'adapter.safetensors'}: trained array {lost[0]!r} is missing{near(lost[0], arrays)}")
-    for key in arrays:
-        site = key.rpartition(":")[0]
-        if site and site not in at:
+        if tuple(known[site].shape) != shape:
             raise Bad(
-                f"{folder / 'adapter.safetensors'}: unexpected array {key!r}: the adapter is not attached at {site}"
+                f"{folder}: site {site!r}: expected shape {shape}, found {tuple(known[site].shape)} in this model"
             )
-    held = {k: to_device(v) if k in trained else read_only(to_device(v)) for k, v in arrays.items()}
-    if any(a.name == about["name"] for a in adapted.adapters):
-        raise Bad(f"an adapter named {about['name']!r} is attached already")
-    options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    adapter = Adapter(about["name"], method, at, held, trained, options)
+    arrays = _fitting(folder / "adapter.safetensors", read_tensors(folder / "adapter.safetensors"), shapes)
+    trained = frozenset(k for k, (_, is_trained) in shapes.items() if is_trained)
+    placed = {k: to_device(a) if k in trained else read_only(to_device(a)) for k, a in arrays.items()}
+    adapter = Adapter(name, method, at, placed, trained, options)
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter))
+
+
+def _fitting(path: Path, arrays: dict[str, np.ndarray], shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays in the order of `shapes`. Raises `Bad` for one that is missing, unexpected, or of another shape."""
+    for key in arrays:
+        if key not in shapes:
+            raise Bad(f"{path}: unexpected array {key!r}{near(key, set(shapes) - set(arrays))}")
+    for key, (shape, _) in shapes.items():
+        if key not in arrays:
+            raise Bad(f"{path}: array {key!r} is missing")
+        if arrays[key].shape != shape:
+            raise Bad(f"{path}: {key}: expected shape {shape}, found {arrays[key].shape}")
+    return {key: arrays[key] for key in shapes}

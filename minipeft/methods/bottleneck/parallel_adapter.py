@@ -10,7 +10,7 @@ where a = FFN(u) is the output of the feed-forward and u its input.
     bu  (d)     trained   0
     g   (1)     trained   1, a factor on s; only with learned_scale
 
-Size     2 d m + m + d numbers per site, one site a layer, one more with learned_scale; m = d / reduction.
+Size     2 d m + m + d + learned_scale numbers per site, one site a layer; m = d / reduction.
 Merges   no: f is not linear.
 Differs  The paper's adapter reads the feed-forward's own input, which pre-norm models normalise: reads="input". That of
          AdapterHub reads the residual stream: reads="residual". The two are the same in post-norm models.

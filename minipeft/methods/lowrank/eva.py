@@ -17,7 +17,7 @@ Ranks are shared out after every batch: of all sites' directions, the Σ r that 
 of the variance are kept. A site is done while each direction it keeps has a cosine of at least `tau` with what it was
 before the last batch; batches are repeated until all sites are. A site that keeps no direction is given up.
 
-Size     r (in + out) numbers per adapted matrix, out more with lora_bias; Σ r stays what it was.
+Size     r (in + out) + lora_bias out numbers per adapted matrix; Σ r stays what it was.
 Merges   exactly: W' is an ordinary weight.
 Dropout  as LoRA.
 Differs  Padding is left out, prompts are not. Sites with the same inputs share one PCA, and the first is served first.

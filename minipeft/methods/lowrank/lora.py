@@ -8,7 +8,7 @@
     B  (out, r)   trained   0, hence W' = W before training
     c  (out)      trained   0; only with lora_bias, on linears
 
-Size     r (in + out) numbers per adapted matrix, out more with lora_bias.
+Size     r (in + out) + lora_bias out numbers per adapted matrix; r (V + d) on an embedding.
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ; an embedding has none.
 Differs  The paper draws A from a Gaussian (§4.1); the authors' loralib and HF peft draw it Kaiming-uniformly with

@@ -7,7 +7,7 @@
     B  (out, r)   trained   0, hence W' = W before training; learning rate λ η
     c  (out)      trained   0, learning rate λ η; only with lora_bias, on linears
 
-Size     r (in + out) numbers per adapted matrix, out more with lora_bias.
+Size     r (in + out) + lora_bias out numbers per adapted matrix.
 Merges   exactly: W' is an ordinary weight.
 Dropout  as LoRA.
 Differs  λ = 16 is what the paper recommends (§5). HF peft also gives every trained vector λ η, as c here, decays no

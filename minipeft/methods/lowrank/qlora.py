@@ -7,7 +7,7 @@
     B  (out, r)   trained   0, hence W' = Ŵ before training
     c  (out)      trained   0; only with lora_bias
 
-Size     r (in + out) numbers per adapted matrix, out more with lora_bias.
+Size     r (in + out) + lora_bias out numbers per adapted matrix.
 Merges   exactly: to Ŵ + s B A in full precision. `requantized` gives what four bits keep of it.
 Dropout  as LoRA.
 Differs  The base model, not the adapter, holds the codes: an adapter trained here is an ordinary LoRA. Constants are

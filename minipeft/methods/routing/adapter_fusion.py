@@ -16,10 +16,10 @@ where a is the output of the feed-forward and g the residual sum that the adapte
     bd0  (m0)     stored   as that adapter's
     Wu0  (d, m0)  stored   as that adapter's
     bu0  (d)      stored   as that adapter's
-    Wd1  (m1, d)  stored   those of the second, and so on, four arrays for every adapter
-    bd1  (m1)     stored   as that adapter's
-    Wu1  (d, m1)  stored   as that adapter's
-    bu1  (d)      stored   as that adapter's
+    Wd1  (m1, d)  stored   as that adapter's; only with two adapters or more, and so on
+    bd1  (m1)     stored   as that adapter's; only with two adapters or more, and so on
+    Wu1  (d, m1)  stored   as that adapter's; only with two adapters or more, and so on
+    bu1  (d)      stored   as that adapter's; only with two adapters or more, and so on
 
 Size     3 d² + 2 d numbers per site, one site a layer.
 Merges   no: the weights s depend on the token.

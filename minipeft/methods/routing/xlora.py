@@ -11,8 +11,8 @@ linear, or with depth > 1 linears of `hidden` units with ReLU in between. With l
     v0     (K)        trained   U(±1/√d); shared
     A0     (r0, in)   stored    as the expert's A; trained with train_experts
     B0     (out, r0)  stored    as the expert's B; trained with train_experts
-    A1     (r1, in)   stored    and so on, two arrays for every expert
-    B1     (out, r1)  stored    as that expert's B
+    A1     (r1, in)   stored    as the second's; only with two experts or more, and so on
+    B1     (out, r1)  stored    as that expert's; only with two experts or more
     index  (1)        stored    the number of this matrix among the adapted ones; only with layerwise
 
 Size     (d + 1) K numbers in all: the classifier.

@@ -11,7 +11,7 @@ on the hidden state h that leaves a layer, at the first n_pre and the last n_suf
     b_s  (r)     trained   U(±1/√d); only with n_suf and not tied
     R_s  (r, d)  trained   orthonormal rows; only with n_suf and not tied
 
-Size       2 r d + r numbers per site, one site a layer; twice that with n_suf and not tied.
+Size       edits (2 r d + r) numbers per site, one site a layer; edits is 2 with n_suf and not tied, else 1.
 Merges     no: it acts at some positions.
 Positions  Counted among the tokens that the mask shows; a token that is both is among the last. In generation only
            tokens of the prompt are edited.
@@ -62,6 +62,9 @@ class LoReFT(Method):
             )
         if not 0 <= self.dropout < 1:
             raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+
+    def sizes(self, site: Site) -> dict[str, int]:
+        return dict(edits=2 if self.n_suf and not self.tied else 1)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         (d,) = site.shape

@@ -1,0 +1,211 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from minipeft.checkpoints.native import load_adapter, save_adapter
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
+from minipeft.method import METHODS, load_methods
+from minipeft.methods.lowrank.lora import LoRA
+from minipeft.methods.selective.bitfit import BitFit
+from minipeft.run import Adapted, attach
+
+load_methods()
+SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
+Q = "layers.0.attn.q.weight"
+
+
+def moved(adapted, seed=0):
+    rng = np.random.default_rng(seed)
+    theta = adapted.theta
+    return adapted.replace({k: x + (0.1 * rng.standard_normal(x.shape)).astype(x.dtype) for k, x in theta.items()})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_method_comes_back_bit_for_bit(name, dtype, tmp_path):
+    family = "bert" if name == "bitfit" else "llama"
+    model = tiny.model(family, dtype)
+    method = METHODS[name].sized(model.arch)
+    batch = tiny.example(model, tasks=getattr(method, "n_tasks", 1))
+    saved = moved(attach(model, method, data=[batch], name="mine"))
+    held = {k: (np.array(v), v.dtype) for k, v in saved.adapters[0].arrays.items()}
+    save_adapter(saved, tmp_path)
+    loaded = load_adapter(tiny.model(family, dtype), tmp_path)  # the plain base, as read from its files
+    a, b = saved.adapters[0], loaded.adapters[0]
+    assert list(b.arrays) == list(held) and b.trained == a.trained and b.name == "mine"
+    for k, (v, kind) in held.items():
+        assert b.arrays[k].dtype == kind and b.arrays[k].shape == v.shape and b.arrays[k].tobytes() == v.tobytes()
+    assert list(b.at.items()) == list(a.at.items()) and b.method == method and b.options == a.options
+    assert np.array_equal(saved.logits(batch), loaded.logits(batch))
+    for k in b.stored:
+        with pytest.raises(ValueError, match="read-only"):
+            b.arrays[k][...] = 0
+
+
+@settings(max_examples=10)
+@given(
+    st.sampled_from(sorted(tiny.ARCHS)), st.integers(1, 5), st.floats(0.1, 9), st.booleans(),
+    st.sampled_from(["none", "all"]), st.integers(1, 4),
+)  # fmt: skip
+def test_settings_come_back(tmp_path_factory, family, r, alpha, rslora, bias, other):
+    folder = tmp_path_factory.mktemp("adapter")
+    model = tiny.model(family)
+    patterns = {"layers.0.*": {"r": other, "dropout": 0.1}}
+    method = LoRA(r=r, alpha=alpha, rslora=rslora)
+    saved = attach(model, method, targets="all-linear", patterns=patterns, bias=bias, train_whole=["final.norm"][: family != "bert"])  # fmt: skip
+    save_adapter(saved, folder)
+    loaded = load_adapter(model, folder).adapters[0]
+    assert loaded.method == method and dict(loaded.at) == dict(saved.adapters[0].at)
+    assert loaded.at["layers.0.mlp.up.weight"] == dataclasses.replace(method, r=other, dropout=0.1)
+    assert loaded.options == saved.adapters[0].options
+
+
+def test_sites_keep_their_order_beyond_the_tenth_layer(tmp_path):
+    """Methods may count their sites, so "layers.10" must not come before "layers.2"."""
+    arch = dataclasses.replace(tiny.ARCHS["llama"], layers=12)
+    small = tiny.model()
+    params = {n: small.params[n] for n in small.params if "layers" not in n}
+    layers = {f"layers.{i}.{n.removeprefix('layers.0.')}": W for i in range(12) for n, W in small.params.items() if n.startswith("layers.0.")}  # fmt: skip
+    model = dataclasses.replace(small, arch=arch, params=params | layers)
+    saved = attach(model, LoRA(), targets="q_proj")
+    save_adapter(saved, tmp_path)
+    assert list(load_adapter(model, tmp_path).adapters[0].at) == [f"layers.{i}.attn.q.weight" for i in range(12)]
+
+
+def test_one_of_several_adapters(tmp_path):
+    model = tiny.model("bert")
+    both = attach(attach(model, LoRA(), name="one"), BitFit(), name="two")
+    with pytest.raises(Bad, match="expected one adapter or a name, found 2: one, two"):
+        save_adapter(both, tmp_path)
+    with pytest.raises(Bad, match="adapter 'tow' is not attached"):
+        save_adapter(both, tmp_path, "tow")
+    assert not list(tmp_path.iterdir())
+    save_adapter(both, tmp_path, "two")
+    loaded = load_adapter(attach(model, LoRA(), name="one"), tmp_path)
+    assert [a.method.name for a in loaded.adapters] == ["lora", "bitfit"]
+    with pytest.raises(Bad, match="an adapter named 'two' is attached already"):
+        load_adapter(loaded, tmp_path)
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        save_adapter(attach(tiny.model(), LoRA()), tmp_path / folder)
+    for file in ("adapter.json", "adapter.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_adapter(moved(attach(tiny.model(), LoRA(r=3), targets="q_proj")), tmp_path)
+    return tmp_path
+
+
+def test_another_base(folder):
+    with pytest.raises(Bad, match=r"this adapter belongs to another base \(llama, digest \w{12}\); this base is llama"):
+        load_adapter(tiny.model(seed=1), folder)
+    with pytest.raises(Bad, match="this base is gpt2"):
+        load_adapter(tiny.model("gpt2"), folder)
+    with pytest.raises(Bad, match="another base"):
+        load_adapter(tiny.model(dtype=np.float32), folder)
+
+
+def test_one_changed_weight_is_another_base(folder):
+    model = tiny.model()
+    W = model.params["final.norm.weight"].copy()
+    W[3] = np.nextafter(W[3], 2)
+    with pytest.raises(Bad, match="another base"):
+        load_adapter(dataclasses.replace(model, params={**model.params, "final.norm.weight": W}), folder)
+
+
+def test_any_base_of_the_same_shapes(folder):
+    other, batch = tiny.model(seed=1), tiny.example(tiny.model())
+    loaded = load_adapter(other, folder, any_base=True)
+    assert abs(loaded.logits(batch) - Adapted(other).logits(batch)).max() > 1e-3
+    with pytest.raises(Bad, match=r"site 'layers.0.attn.q.weight' is not in this model"):
+        load_adapter(tiny.model("gpt2"), folder, any_base=True)
+    arch = dataclasses.replace(other.arch, heads=3)
+    halved = {n: W[:12] if n.endswith("attn.q.weight") else W for n, W in other.params.items()}
+    with pytest.raises(Bad, match=r"site 'layers.0.attn.q.weight': expected shape \(24, 24\), found \(12, 24\)"):
+        load_adapter(dataclasses.replace(other, arch=arch, params=halved), folder, any_base=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a.pop(f"{Q}:A"), rf"array '{Q}:A' is missing"),
+        (lambda a: a.update({f"{Q}:C": a[f"{Q}:A"]}), f"unexpected array '{Q}:C'"),
+        (lambda a: a.update({f"{Q}:AA": a.pop(f"{Q}:A")}), rf"unexpected array '{Q}:AA' \(did you mean {Q}:A\?\)"),
+        (lambda a: a.update({f"{Q}:A": a[f"{Q}:A"].T}), rf"{Q}:A: expected shape \(3, 24\), found \(24, 3\)"),
+        (lambda a: a.clear(), "is missing"),
+    ],
+)
+def test_arrays_that_do_not_fit(folder, change, says):
+    arrays = read_tensors(folder / "adapter.safetensors")
+    change(arrays)
+    write_tensors(folder / "adapter.safetensors", arrays)
+    with pytest.raises(Bad, match=says) as caught:
+        load_adapter(tiny.model(), folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a["method"].update(method="lroa"), r"method 'lroa' is unknown \(did you mean lora"),
+        (lambda a: a["methods"][0].update(method="dro"), "method 'dro' is unknown"),
+        (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r\?\)"),
+        (lambda a: a["method"].update(r=0), "r must be at least 1"),
+        (lambda a: a["method"].update(r="many"), "cannot be read"),
+        (lambda a: a.update(format=2), "expected an adapter of format 1, found 2"),
+        (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]]), "'layers.9.attn.q.weight' is not in this model"),
+    ],
+)  # fmt: skip
+def test_descriptions_that_do_not_fit(folder, change, says):
+    about = read_json(folder / "adapter.json")
+    change(about)
+    write_json(folder / "adapter.json", about)
+    with pytest.raises(Bad, match=says) as caught:
+        load_adapter(tiny.model(), folder)
+    assert "\n" not in str(caught.value)
+
+
+JUNK = st.sampled_from([None, 0, -1, 1.5, True, "", "lora", [], [[]], [1, 2], [["x", [1], 0]], {}, {"method": "lora"}, {"method": []}])  # fmt: skip
+
+
+@given(st.sampled_from(["format", "name", "method", "methods", "at", "arrays", "options", "base", "family"]), JUNK)
+def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, junk):
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(attach(tiny.model(), LoRA(r=3), targets="q_proj"), folder)
+    about = read_json(folder / "adapter.json")
+    for change in (about | {key: junk}, {k: v for k, v in about.items() if k != key}):
+        write_json(folder / "adapter.json", change)
+        try:
+            loaded = load_adapter(tiny.model(), folder)
+        except Bad as why:
+            assert "\n" not in str(why)
+        else:
+            assert key in ("name", "family", "options", "method") and len(loaded.adapters) == 1
+
+
+def test_files_that_are_missing_or_broken(folder, tmp_path):
+    (folder / "adapter.json").write_text(json.dumps([]))
+    with pytest.raises(Bad, match="expected an adapter of format 1, found list"):
+        load_adapter(tiny.model(), folder)
+    with pytest.raises(Bad, match=r"adapter\.json: no such file"):
+        load_adapter(tiny.model(), tmp_path / "nowhere")
+
+
+def test_a_truncated_file(folder):
+    file = folder / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(Bad, match="truncated"):
+        load_adapter(tiny.model(), folder)
