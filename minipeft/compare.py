@@ -45,6 +45,7 @@ class Task:
     train: tuple[Batch, ...]
     test: tuple[Batch, ...]
     text: tuple[Batch, ...]  # held-out text, for the original task
+    text_before: float | None  # the base's loss on it
     classes: tuple[str, ...]
 
 
@@ -71,8 +72,8 @@ class Row:
 
 
 def prepare(
-    base: str | Path | None = None, csv: str | Path | None = None, *, steps: int = 40, rows: int = 32, length: int = 40,
-    held_out: int = 600, seed: int = 0,
+    base: str | Path | None = None, csv: str | Path | None = None, *, steps: int = 40, rows: int = 32, length: int = 32,
+    held_out: int = 400, seed: int = 0,
 ) -> Task:  # fmt: skip
     """The task: the base of the package or a checkpoint folder, on the snippets of the package or a user's CSV file."""
     folder = Path(base) if base is not None else datasets.BASE
@@ -96,7 +97,7 @@ def prepare(
     test = _batches(tokenizer, snippets["test"].first(held_out), 100, length, None)
     text = []
     if language is not None:
-        ids, mask = encode(tokenizer, datasets.held_out_text()[:200], length)
+        ids, mask = encode(tokenizer, datasets.held_out_text()[:100], length)
         text = [
             batch(
                 input_ids=ids,
@@ -107,7 +108,8 @@ def prepare(
         ]
     if language is not None:
         language = dataclasses.replace(task, arch=dataclasses.replace(arch, labels=len(classes)))
-    return Task(task, language, tuple(train), tuple(test), tuple(text), classes)
+    made = Task(task, language, tuple(train), tuple(test), tuple(text), None, classes)
+    return dataclasses.replace(made, text_before=text_loss(Adapted(task), made))
 
 
 def _batches(tokenizer: Tokenizer, snippets: datasets.Snippets, rows: int, length: int, order: Any) -> list[Batch]:
@@ -185,7 +187,7 @@ def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int) ->
     row.share = 100 * row.trained / (task.model.size - head)
     digest = task.model.digest() if begun.model is task.model else begun.model.digest()
     row.loss_before, _ = judge(begun, task.test)
-    row.text_before = text_loss(Adapted(task.model), task)
+    row.text_before = task.text_before
 
     tracemalloc.start()
     fit(begun, task.train[:1], steps=1, optimiser=AdamW(lr=lr), clip=1.0, seed=seed)
@@ -227,14 +229,13 @@ def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int) ->
 def untouched(task: Task) -> Row:
     """The base as it is, with an untrained classifier."""
     loss, accuracy = judge(Adapted(task.model), task.test)
-    text = text_loss(Adapted(task.model), task)
     return Row(
         "base",
         loss_before=loss,
         loss_after=loss,
         accuracy=accuracy,
-        text_before=text,
-        text_after=text,
+        text_before=task.text_before,
+        text_after=task.text_before,
         merge_error=None,
     )
 

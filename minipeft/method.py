@@ -170,7 +170,7 @@ class Method:
     ties: ClassVar[bool] = True  # a change of the token table changes a tied head too
     caches: ClassVar[bool] = True  # generation may keep keys and values
     offset: ClassVar[int] = 0  # position of the first text token
-    usual_lr: ClassVar[float] = 5e-3  # a learning rate for AdamW that suits it on small models
+    usual_lr: ClassVar[float] = 1e-2  # a learning rate for AdamW that suits it on small models
     parts: ClassVar[str] = ""  # the method it is built over, by `from_adapters`
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
@@ -178,8 +178,10 @@ class Method:
         cls.name = cls.__dict__.get("name") or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
         if not register:
             return
-        if cls.name in METHODS and METHODS[cls.name].__module__ != cls.__module__:
-            raise TypeError(f"two methods are named {cls.name!r}: {METHODS[cls.name].__module__} and {cls.__module__}")
+        other = METHODS.get(cls.name, cls)
+        mine, theirs = (f"{c.__module__}.{c.__qualname__}" for c in (cls, other))
+        if mine != theirs:  # the same class again is a module read again
+            raise TypeError(f"two methods are named {cls.name!r}: {theirs} and {mine}")
         METHODS[cls.name] = cls
 
     @classmethod

@@ -78,12 +78,14 @@ def encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask (b, t), int64, padded on one side to the longest text, cut at `max_length`.
 
-    A cut text keeps its last token, which may be special. Raises `Bad` for no text at all.
+    A cut text keeps its last token, which may be special. Raises `Bad` for no text at all, or no room for it.
     """
     if not texts:
         raise Bad("encode: expected at least one text, found none")
     if side not in ("left", "right"):
         raise Bad(f"encode: side must be left or right, found {side!r}")
+    if max_length < 1:
+        raise Bad(f"encode: max_length must be at least 1, found {max_length}")
     rows = [tokenizer.encode_one(t) or [tokenizer.pad_id] for t in texts]
     rows = [r if len(r) <= max_length else [*r[: max_length - 1], r[-1]] for r in rows]
     t = max(map(len, rows))

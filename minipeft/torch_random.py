@@ -75,6 +75,8 @@ class TorchGenerator:
             raise Bad(f"permutation: n must not be negative, found {n}")
         if n >= LARGE:
             return _inside_out(self._u64(n) % np.arange(1, n + 1, dtype=np.uint64))
+        if n == 0:
+            return np.arange(0)
         left = np.arange(n, 1, -1)
         return _swapped(np.append(n - left + self._bits.random_raw(left.size).astype(np.int64) % left, range(n - 1, n)))
 

@@ -59,7 +59,7 @@ def read(method: type[Method]) -> Page:
     text = sys.modules[method.__module__].__doc__ or ""
     lines = text.splitlines()
     where = f"{method.name}: its docstring"
-    if not lines or ":" not in lines[0]:
+    if not lines or ": " not in lines[0]:
         raise Bad(f"{where} must begin with 'Title: …. Authors year, URL'")
     body = text.split(">>>")[0]
     blocks = re.split(r"\n\s*\n", body)
@@ -74,7 +74,7 @@ def read(method: type[Method]) -> Page:
         found = [_row(line) for line in block.splitlines()]
         if any(found):
             rows += [r for r in found if r]
-        else:
+        elif block.strip():
             equations.append(block.strip("\n"))
     for needed in ("Size", "Merges", "Differs"):
         if needed not in sections:
@@ -172,5 +172,7 @@ def evaluate(expression: str, table: Mapping[str, Any]) -> int:
             out.append(repr(table[token]))
         else:
             out.append(token)
-    value = eval("".join(out).replace("/", "//"), {"__builtins__": {}})
-    return int(value)
+    try:
+        return int(eval("".join(out).replace("/", "//"), {"__builtins__": {}}))
+    except (SyntaxError, TypeError, ZeroDivisionError) as why:
+        raise Bad(f"cannot read the expression {expression!r}: {why}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,11 +99,13 @@ def read_csv(path: str | Path) -> dict[str, Snippets]:
                     raise Bad(
                         f"{path}: no column {needed!r}; found {', '.join(columns) or 'none'}{near(needed, columns)}"
                     )
-            rows = list(table)
-    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as why:
+            rows = [(table.line_num, row) for row in table]
+    except (UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error, EOFError) as why:
         raise Bad(f"{path}: expected a CSV file in UTF-8: {why}") from None
+    except OSError as why:
+        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
     out = []
-    for i, row in enumerate(rows, 2):
+    for i, row in rows:
         text, label, split = (row["text"] or "").strip(), (row["label"] or "").strip(), row.get("split") or ""
         if not text:
             raise Bad(f"{path}: line {i} has no text")

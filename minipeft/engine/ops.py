@@ -537,8 +537,10 @@ def _rows(x: Array) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    y = xp.exp(-abs(x))  # never overflows
-    return xp.where(x >= 0, 1, y) / (1 + y)
+    y = xp.asarray(xp.minimum(-x, 0.99 * math.log(float(xp.finfo(x.dtype).max))))  # exp must not overflow
+    xp.exp(y, out=y)
+    y += 1
+    return xp.reciprocal(y, out=y)
 
 
 def _restore(g: Array, ndim: int, axis: Any, keepdims: bool) -> Array:

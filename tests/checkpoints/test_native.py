@@ -162,7 +162,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
     [
         (lambda a: a["method"].update(method="lroa"), r"method 'lroa' is unknown \(did you mean lora"),
         (lambda a: a["methods"][0].update(method="dro"), "method 'dro' is unknown"),
-        (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r\?\)"),
+        (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
         (lambda a: a["method"].update(r="many"), "cannot be read"),
         (lambda a: a.update(format=2), "expected an adapter of format 1, found 2"),

@@ -44,6 +44,7 @@ class ParallelAdapter(Houlsby):
     learned_scale: bool = False
     reads: str = "input"  # reading: "input" | "residual"
     identity: ClassVar[bool] = True
+    usual_lr: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,7 +33,7 @@ class LoRAPlus(LoRA):
 
     ratio: float = 16.0  # λ
     name: ClassVar[str] = "lora_plus"
-    usual_lr: ClassVar[float] = 1e-3
+    usual_lr: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()

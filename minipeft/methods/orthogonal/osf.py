@@ -47,7 +47,7 @@ class OSF(Method):
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
     effective_rank: int | float | None = None
     name: ClassVar[str] = "osf"
-    usual_lr: ClassVar[float] = 1e-3
+    usual_lr: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         rank = self.effective_rank

@@ -15,7 +15,7 @@ array([[3., 4.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Full(Method):
     """Full fine-tuning of the targeted parameters."""
 
     targets: str = "*.weight *.bias *.cls"
+    usual_lr: ClassVar[float] = 2e-3
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W

@@ -44,7 +44,7 @@ class FourierFT(Method):
     seed: int = 777
     start: str = "normal"  # "normal" | "zero"
     name: ClassVar[str] = "fourierft"
-    usual_lr: ClassVar[float] = 5e-2
+    usual_lr: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:
         if self.n_frequency < 1:
