@@ -8,6 +8,7 @@ during a step, less what it held before the model was made.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -133,10 +134,8 @@ def worker(side: str, size: str, method: str) -> None:
     before = _resident("VmRSS")
     step = (our_step if side == "ours" else peft_step)(size, method)
     step()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    except OSError:
-        pass
     step()
     about = {"peak": _resident("VmHWM") - before, "loss": step()}
     if side == "ours":

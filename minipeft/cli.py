@@ -146,8 +146,11 @@ def compare(
     )
 
     from minipeft import compare as job
+    from minipeft.method import method_class
 
     begun = time.perf_counter()
+    for name in methods or ():
+        method_class(name)
     console = _console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -25,8 +25,8 @@ from minipeft import data as datasets
 from minipeft.checkpoints import load
 from minipeft.checkpoints.native import save_adapter
 from minipeft.engine.backend import to_host
-from minipeft.errors import Bad, Unfit, near
-from minipeft.method import METHODS, Method, load_methods
+from minipeft.errors import Bad, Unfit
+from minipeft.method import METHODS, Method, load_methods, method_class
 from minipeft.model.arch import Batch, Model, batch
 from minipeft.run import Adapted, attach, merge
 from minipeft.text import Tokenizer, encode, load_tokenizer
@@ -271,10 +271,7 @@ def compare(
     Raises `Bad` for an unknown name.
     """
     load_methods()
-    for n in names:
-        if n not in METHODS:
-            raise Bad(f"method {n!r} is unknown{near(n, METHODS)}; `minipeft list` shows all {len(METHODS)}")
-    wanted = ["base", "head_only", *(names or sorted(METHODS))]
+    wanted = ["base", "head_only", *(method_class(n).name for n in names or sorted(METHODS))]
     rows = []
     with _pool(jobs or len(os.sched_getaffinity(0)), seed=seed, **setting) as pool:
         running = {pool.submit(_work, name, seed, lr): name for name in wanted}

@@ -12,7 +12,7 @@ Checked against torch 2.13: permutations and float32 uniforms equal bit for bit;
 last bits, in which torch itself depends on the processor.
 
 >>> TorchGenerator(0).permutation(5)              # torch.randperm(5, generator=torch.Generator().manual_seed(0))
-array([4, 1, 2, 0, 3])
+array([4, 0, 1, 3, 2])
 """
 
 from __future__ import annotations

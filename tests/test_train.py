@@ -391,7 +391,14 @@ def test_the_checkpoint_of_another_training(changes, differs, undisturbed, tmp_p
 
 def test_a_file_that_is_no_checkpoint(undisturbed, tmp_path):
     path = tmp_path / "training.safetensors"
-    for metadata in (None, {"format": "pt"}, {"training": "{"}, {"training": "[]"}, {"training": '"ab"'}, {"training": json.dumps({})}):
+    for metadata in (
+        None,
+        {"format": "pt"},
+        {"training": "{"},
+        {"training": "[]"},
+        {"training": '"ab"'},
+        {"training": json.dumps({})},
+    ):
         write_tensors(path, {"x": np.zeros(2)}, metadata)
         with pytest.raises(Bad, match=r"training\.safetensors: "):
             train(path)

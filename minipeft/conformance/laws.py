@@ -398,7 +398,7 @@ def check(
 ) -> Iterator[Verdict]:
     """Every law on a method, family by family."""
     for family in families or tiny.ARCHS:
-        there = case(method if isinstance(method, Method) else method.sized(tiny.ARCHS[family]), family, dtype)
+        there = case(method if isinstance(method, Method) else method.sized(tiny.arch(family)), family, dtype)
         for law, f in LAWS.items():
             if there is None:
                 yield Verdict(law, family, "n/a")

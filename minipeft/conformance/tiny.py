@@ -39,14 +39,19 @@ ARCHS = {
 }  # fmt: skip
 
 
-def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Model:
-    """A random model of a family. Raises `Bad` for an unknown one."""
+def arch(family: str) -> Arch:
+    """The tiny architecture of a family. Raises `Bad` for an unknown one."""
     if family not in ARCHS:
         raise Bad(f"family {family!r}: expected one of {', '.join(ARCHS)}{near(family, ARCHS)}")
-    arch = ARCHS[family]
+    return ARCHS[family]
+
+
+def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Model:
+    """A random model of a family. Raises `Bad` for an unknown one."""
+    made = arch(family)
     rng = np.random.default_rng([seed, *family.encode()])
     params = {}
-    for name, shape in shapes(arch).items():
+    for name, shape in shapes(made).items():
         if ".norm.weight" in name:
             W = 1 + 0.1 * rng.standard_normal(shape)
         elif name.endswith(".bias"):
@@ -56,7 +61,7 @@ def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Mode
         else:
             W = rng.standard_normal(shape) * (shape[-1] ** -0.5)
         params[name] = to_device(W.astype(dtype))
-    return Model(arch, params, family_names(arch))
+    return Model(made, params, family_names(made))
 
 
 def example(model: Model, rows: int = 3, t: int = 7, seed: int = 1, padding: str = "right", tasks: int = 2) -> Batch:

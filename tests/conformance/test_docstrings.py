@@ -109,6 +109,8 @@ def test_symbols_of_other_sites():
     bias = symbols(LoRA(), every["layers.0.mlp.up.bias"])
     assert bias["out"] == bias["size"] == 40 and "in" not in bias
     assert symbols(LoRA(), every["layers.0.mlp.hidden"])["d"] == 40 and bias["d"] == 24
+    places = symbols(LoRA(), sites(tiny.model("gpt2"))["embed.positions.weight"])
+    assert (places["V"], places["d"]) == (40, 24)  # rows and columns of the table itself
     words = symbols(LoRA(), sites(tiny.model())["embed.tokens.weight"])
     assert (words["V"], words["d"], words["H"], words["G"], words["e"], words["L"]) == (50, 24, 6, 3, 4, 2)
 

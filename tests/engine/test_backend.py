@@ -48,7 +48,9 @@ class TestUse:
         assert backend.name() == "numpy"  # a refusal leaves the choice as it was
         assert xp.exp is np.exp
 
-    @pytest.mark.parametrize("error", [None, RuntimeError("no driver\n\n  install one")], ids=["no-device", "no-driver"])
+    @pytest.mark.parametrize(
+        "error", [None, RuntimeError("no driver\n\n  install one")], ids=["no-device", "no-driver"]
+    )
     def test_cupy_without_a_gpu(self, monkeypatch, error):
         def count():
             if error:

@@ -629,7 +629,7 @@ FUSED = {
     "log_softmax": (log_softmax_parts, log_softmax_condition),
     "gelu": (gelu_parts, elementwise_condition(lambda x: x, lambda x: 1 + x * np.exp(-x * x / 2) * (1 + x * x))),
     "gelu_tanh": (gelu_tanh_parts, elementwise_condition(lambda x: x, lambda x: 1 + x * (1 + 0.134145 * x**2))),
-    "silu": (lambda x: ops.mul(x, ops.sigmoid(x)), lambda g, x: (v := silu_mul_condition(g, x, 1.0))[:1] + (v[1][:1],)),
+    "silu": (lambda x: ops.mul(x, ops.sigmoid(x)), lambda g, x: (*(v := silu_mul_condition(g, x, 1.0))[:1], v[1][:1])),
     "silu_mul": (lambda x, y: ops.mul(ops.mul(x, ops.sigmoid(x)), y), silu_mul_condition),
     "softplus": (lambda x: ops.log(ops.add(1, ops.exp(x))), elementwise_condition(lambda x: 1 + x, lambda x: 1)),
     "layer_norm": (layer_norm_parts, layer_norm_condition),

@@ -1,8 +1,8 @@
 import layers
 import numpy as np
 import pytest
-from minipeft.conformance import tiny
 
+from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.routing.poly import Poly
 from minipeft.run import attach, merge

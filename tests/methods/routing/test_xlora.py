@@ -3,8 +3,8 @@ import dataclasses
 import layers
 import numpy as np
 import pytest
-from minipeft.conformance import tiny
 
+from minipeft.conformance import tiny
 from minipeft.engine import gradcheck, gradients_flow
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
