@@ -241,16 +241,17 @@ class Adapted:
         *,
         train: bool = False,
         rng: np.random.Generator | None = None,
+        penalty: bool = True,
     ) -> Any:
-        """The task's loss plus the methods' penalties, a scalar. Raises `Bad` for a batch without labels."""
+        """The task's loss plus the methods' penalties (or without), a scalar. Raises `Bad` for a batch without labels."""
         run = self.run(theta, train=train, rng=rng)
         loss = run.forward(batch).loss
         if loss is None:
             raise Bad("batch: a loss needs labels and a model with a head")
-        for adapter in self.in_use:
-            penalty = adapter.method.penalty(run.arrays[adapter.name])
-            if penalty is not None:
-                loss = loss + penalty
+        for adapter in self.in_use if penalty else ():
+            more = adapter.method.penalty(run.arrays[adapter.name])
+            if more is not None:
+                loss = loss + more
         return loss
 
     def value_and_grad(

@@ -44,6 +44,10 @@ def _vector(a: Any, arch: Arch) -> Any:
     return a.reshape(-1)
 
 
+def _column(a: Any, arch: Arch) -> Any:
+    return a.reshape(-1, 1)
+
+
 def _half(a: Any, arch: Arch) -> Any:
     """Of the prompt rows of an encoder-decoder PEFT uses the first half."""
     return a[: len(a) // 2] if arch.encoder_layers else a
@@ -64,8 +68,8 @@ class Spec:
     embedding_keys: Mapping[str, Key] | None = None  # at a token table, if they differ
     at_site: Callable[[Config, str, Mapping[str, Any]], Config] = lambda config, module, arrays: {}  # fields that vary by site
     root_keys: Mapping[str, Key] = field(default_factory=dict)  # shared arrays, whose keys name no module
-    activations: Callable[[str], str] | None = None  # our site of their module, for methods on activations
-    their_module: Callable[[str], str] | None = None  # and back
+    on_blocks: bool = False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
+    plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
 
     @property
     def is_prompt(self) -> bool:
@@ -127,10 +131,150 @@ def _oft_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
     return dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
 
 
+def _adalora_config(m: Any, arch: Arch) -> Config:
+    return dict(
+        init_r=m.r, target_r=m.target_r, lora_alpha=m.alpha, lora_dropout=m.dropout, tinit=m.tinit, tfinal=m.tfinal,
+        total_step=m.tinit + m.tfinal + 1, deltaT=m.deltaT, beta1=m.beta1, beta2=m.beta2, orth_reg_weight=m.gamma,
+        fan_in_fan_out=arch.family == "gpt2",
+    )  # fmt: skip
+
+
+def _osf_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
+    return dict(effective_rank=min(len(arrays["U"]), arrays["V"].shape[1]) - len(arrays["S"]))
+
+
+def _adaption_config(m: Any, arch: Arch) -> Config:
+    return dict(adapter_len=m.K, target_modules="attn" if arch.fused_qkv else "self_attn")
+
+
+XLORA = {
+    "layerwise": "layerwise_scalings", "depth": "xlora_depth", "hidden": "xlora_size", "dropout": "xlora_dropout_p",
+    "softmax": "enable_softmax", "temperature": "softmax_temperature", "top_k": "top_k_lora",
+    "top_k_softmax": "enable_softmax_topk", "pass_value": "scaling_pass_value", "gamma": "global_scaling_weight",
+    "train_experts": "use_trainable_adapters",
+}  # fmt: skip
+
+
+def _xlora_config(m: Any, arch: Arch) -> Config:
+    options = {theirs: getattr(m, ours) for ours, theirs in XLORA.items()}
+    return options | dict(hidden_size=arch.d, top_k_lora=m.top_k or None)
+
+
+def _classifier(m: Any) -> dict[str, Key]:
+    """The keys of X-LoRA's classifier, a sequence of linears with ReLU and, if there is any, dropout between them."""
+    stride = 3 if m.dropout else 2
+    leaves = [(ours, theirs) for ours, theirs in (("V", "weight"), ("v", "bias"))]
+    return {
+        f"{ours}{i}": Key(f"base_model.internal_xlora_classifier.layers.{i * stride}.{theirs}")
+        for i in range(m.depth)
+        for ours, theirs in leaves
+    }
+
+
+# --- what PEFT can hold of an adapter ---------------------------------------------------------------------------------
+
+
+def _with(adapter: Adapter, method: Method, at: Mapping[str, Method], arrays: Mapping[str, Any]) -> Adapter:
+    """The adapter with another method, which trains these arrays."""
+    rest = {k: v for k, v in adapter.arrays.items() if adapter.at.get(k.rpartition(":")[0], adapter.method).name == "full"}
+    trained = frozenset(arrays) | (adapter.trained & rest.keys())
+    return dataclasses.replace(
+        adapter, method=method, at={**adapter.at, **at}, arrays={**arrays, **rest}, trained=trained
+    )
+
+
+def _as_lora(model: Model, adapter: Adapter) -> Adapter:
+    """Factors A0, B0 that are subtracted from the base, as further directions: B A − B0 A0 = [B, B0] [A; −A0]."""
+    from minipeft.methods.lowrank.lora import LoRA
+
+    def doubled(m: Any) -> Method:
+        alpha = m.alpha * (2**0.5 if m.rslora else 2)
+        return LoRA(r=2 * m.r, alpha=alpha, dropout=m.dropout, rslora=m.rslora)
+
+    at = {site: doubled(m) for site, m in adapter.at.items() if m.name == adapter.method.name}
+    arrays = {}
+    for site, own in adapter.grouped().items():
+        if site in at:
+            own = {k: to_host(a) for k, a in own.items()}
+            arrays[f"{site}:A"] = np.concatenate([own["A"], -own["A0"]])
+            arrays[f"{site}:B"] = np.concatenate([own["B"], own["B0"]], axis=1)
+    return _with(adapter, doubled(adapter.method), at, arrays)
+
+
+def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
+    """P-tuning's network, evaluated: the prompt alone."""
+    from minipeft.methods.prompt.prompt_tuning import PromptTuning
+
+    method: Any = adapter.method
+    if method.name == "prompt_tuning":
+        return adapter
+    plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool)
+    at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
+    own = adapter.grouped()
+    arrays = {f"{site}:P": method.prompt(None, **own[site]) for site in at}
+    return _with(adapter, plain, at, arrays)
+
+
+def _adds(arch: Arch) -> str:
+    """How PEFT adds the second attention of an adaption prompt."""
+    return "bare" if arch.fused_qkv else "projected"
+
+
+def _as_adaption(model: Model, adapter: Adapter) -> Adapter:
+    """LLaMA-Adapter in PEFT's reading. Raises `Bad` where that computes something else."""
+    method: Any = adapter.method
+    wants = _adds(model.arch)
+    blocks = [site for site in adapter.at if site.endswith("attn.heads")]
+    if method.adds == "heads" and wants == "projected" and not any(f"{s[:-5]}o.bias" in model.params for s in blocks):
+        method = dataclasses.replace(method, adds=wants)  # without a bias the two are the same
+    if method.adds != wants:
+        raise Bad(f"llama_adapter: adds={method.adds!r} is not what PEFT computes on {model.arch.family}; expected {wants!r}")
+    top = [f"layers.{n}.attn.heads" for n in range(model.arch.layers)][-len(blocks) :]
+    if blocks != top:
+        raise Bad(f"llama_adapter: PEFT adapts the topmost layers; expected {', '.join(top)}, found {', '.join(blocks)}")
+    at = {site: dataclasses.replace(m, adds=wants) for site, m in adapter.at.items() if m.name == method.name}  # type: ignore[call-arg]
+    at |= {f"{s[:-5]}o.out": method for s in blocks}
+    return dataclasses.replace(adapter, method=method, at={**adapter.at, **at})
+
+
+def _as_prefixes(model: Model, adapter: Adapter) -> Adapter:
+    """Prefix tuning's projection, folded in."""
+    method: Any = adapter.method
+    plain = dataclasses.replace(method, hidden=0)
+    at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
+    return _with(adapter, plain, at, {":E": method.flat(**adapter.grouped()[""])})
+
+
+PATTERNS = {  # peft_type -> their dictionaries of what differs by module, and our fields
+    "LORA": {"rank_pattern": "r", "alpha_pattern": "alpha"},
+    "LOHA": {"rank_pattern": "r", "alpha_pattern": "alpha"},
+    "FOURIERFT": {"n_frequency_pattern": "n_frequency"},
+    "OSF": {"rank_pattern": "effective_rank"},
+}
+
 SPECS: dict[str, Spec] = {
     "lora": _LORA,
     "dora": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True)),
     "pissa": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights="pissa")),
+    "lora_ga": dataclasses.replace(_LORA, plain=_as_lora),
+    "adalora": Spec(
+        "ADALORA",
+        keys={"P": Key("lora_B"), "Q": Key("lora_A"), "lam": Key("lora_E", _vector, _column)},
+        fields=lambda c, arch: dict(
+            r=c["init_r"], target_r=min(c["target_r"], c["init_r"]), alpha=float(c["lora_alpha"]), dropout=float(c.get("lora_dropout") or 0),
+            tinit=c["tinit"], tfinal=c["tfinal"], deltaT=c["deltaT"], beta1=c["beta1"], beta2=c["beta2"],
+            gamma=float(c["orth_reg_weight"]), sensitivity="after",
+        ),
+        config=_adalora_config,
+        at_site=lambda c, module, arrays: dict(kept=len(arrays["lam"])) if "lam" in arrays else {},
+    ),
+    "osf": Spec(
+        "OSF",
+        keys={"U": Key("osf_svd_params.U_low"), "S": Key("osf_svd_params.S_low"), "V": Key("osf_svd_params.V_low")},
+        fields=lambda c, arch: dict(effective_rank=c.get("effective_rank")),
+        config=lambda m, arch: dict(effective_rank=m.effective_rank),
+        at_site=lambda c, module, arrays: _osf_site(c, module, arrays) if len(arrays) == 3 else {},
+    ),
     "vera": Spec(
         "VERA",
         keys={"lambda_d": Key("vera_lambda_d"), "lambda_b": Key("vera_lambda_b")},
@@ -185,7 +329,7 @@ SPECS: dict[str, Spec] = {
     ),
     "ia3": Spec(
         "IA3",
-        keys={"l": Key("ia3_l", _vector, lambda a, arch: a.reshape(-1, 1)),
+        keys={"l": Key("ia3_l", _vector, _column),
               "l_ff": Key("ia3_l", _vector, lambda a, arch: a.reshape(1, -1))},
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(fan_in_fan_out=arch.family == "gpt2"),
@@ -215,6 +359,19 @@ SPECS: dict[str, Spec] = {
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
             num_transformer_submodules=2 if arch.encoder_layers else 1, prompt_tuning_init="RANDOM",
         ),
+        plain=_as_prompt,
+    ),
+    "p_tuning": Spec(  # their file holds the evaluated prompt, which is read as prompt tuning
+        "P_TUNING",
+        keys={},
+        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
+        fields=lambda c, arch: {},
+        config=lambda m, arch: dict(
+            num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
+            num_transformer_submodules=2 if arch.encoder_layers else 1, encoder_reparameterization_type=m.encoder.upper(),
+            encoder_hidden_size=m.hidden or arch.d, encoder_num_layers=m.layers, encoder_dropout=m.dropout,
+        ),
+        plain=_as_prompt,
     ),
     "prefix_tuning": Spec(
         "PREFIX_TUNING",
@@ -225,6 +382,21 @@ SPECS: dict[str, Spec] = {
             num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=arch.layers, num_attention_heads=arch.kv,
             num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
         ),
+        plain=_as_prefixes,
+    ),
+    "llama_adapter": Spec(
+        "ADAPTION_PROMPT",
+        keys={"A": Key("adaption_prompt", lambda a, arch: a[0], lambda a, arch: a[None]), "g": Key("adaption_gate")},
+        fields=lambda c, arch: dict(K=c["adapter_len"], adds=_adds(arch)),
+        config=_adaption_config,
+        on_blocks=True,
+        plain=_as_adaption,
+    ),
+    "x_lora": Spec(
+        "XLORA",
+        keys={},
+        fields=lambda c, arch: {ours: c[theirs] for ours, theirs in XLORA.items() if c.get(theirs) is not None},
+        config=_xlora_config,
     ),
     "poly": Spec(
         "POLY",
@@ -239,14 +411,15 @@ def spec_of(method: Method) -> Spec:
     """How this method is written by PEFT. Raises `Bad` for one PEFT has not."""
     for cls in type(method).__mro__:
         if (name := cls.__dict__.get("name")) in SPECS:
-            return SPECS[name]
+            spec = SPECS[name]
+            return dataclasses.replace(spec, root_keys=_classifier(method)) if name == "x_lora" else spec
     raise Bad(f"{method.name} cannot be written for PEFT: it has no such method; PEFT has {', '.join(sorted(SPECS))}")
 
 
 def _method_name(config: Config) -> str:
     """Our method for their configuration. Raises `Bad`, with near misses, for what we do not compute."""
     kind = config.get("peft_type")
-    known = {s.peft_type for s in SPECS.values()} | {"P_TUNING"}
+    known = {s.peft_type for s in SPECS.values()}
     if kind not in known:
         raise Bad(f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}")
     for option in REFUSED.get(kind, ()):
@@ -259,7 +432,7 @@ def _method_name(config: Config) -> str:
         if isinstance(start, str) and start.lower() in ("olora", "corda", "loftq", "mica"):
             raise Bad(f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported")
         return "dora" if config.get("use_dora") else "lora"
-    if kind == "P_TUNING":  # their file holds the evaluated prompt
+    if kind == "P_TUNING":
         return "prompt_tuning"
     return next(n for n, s in SPECS.items() if s.peft_type == kind)
 
@@ -334,9 +507,8 @@ def load_peft(model: Model | Adapted, folder: str | Path, name: str = "default")
     """
     folder = Path(folder)
     config = read_config(folder)
-    if config.get("peft_type") == "XLORA":
-        return _load_xlora(model, folder, config, name)
-    return load_peft_parts(model, config, read_adapter_tensors(folder), folder, name)
+    load_parts = _load_xlora if config.get("peft_type") == "XLORA" else load_peft_parts
+    return load_parts(model, config, read_adapter_tensors(folder), folder, name)
 
 
 def load_peft_parts(
@@ -348,10 +520,7 @@ def load_peft_parts(
     method_name = _method_name(config)
     spec = SPECS[method_name]
     cls = method_class(method_name)
-    try:
-        fields = spec.fields(config, base.arch)
-    except KeyError as why:
-        raise Bad(f"{folder / 'adapter_config.json'}: a {spec.peft_type} adapter needs {why.args[0]!r}") from None
+    fields = _fields(spec, config, base.arch, folder)
     found, root, whole, tokens = _sorted_keys(base, spec, tensors, folder)
     per_site, modules = {}, {}
     every = sites(base)
@@ -360,18 +529,18 @@ def load_peft_parts(
         per_site[site] = spec.at_site(config, module, arrays)
     if method_name == "ia3":
         fields["inputs"] = " ".join(s for s, arrays in found.items() if "l_ff" in arrays) or "none"
-    if method_name == "adalora":
-        fields |= dict(r=config["init_r"])
     method = cls(**fields)
-    wanted = _wanted(base, config, folder) if spec.activations is None and found else None
+    wanted = _wanted(base, config, folder) if not spec.on_blocks and found else None
     if wanted is not None and (lost := sorted(wanted - set(found))):
         keys = [k.suffix for n, k in _keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
         raise Bad(f"{folder}: {len(lost)} target modules have no tensors, the first {their_name(base, lost[0].removesuffix('.weight'))}: {', '.join(keys) or 'its keys'} missing")
-    beside = []
-    if tokens is not None:
-        beside.append(method_class("trainable_tokens")(tokens=tuple(config["trainable_token_indices"]), head_bias="drop"))
+    if tokens and not isinstance(config.get("trainable_token_indices"), (list, dict)):
+        raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
+    beside = [_rows(base, config, site, spec) for site in tokens]
     if found or root:
-        targets = list(found) if found else method.targets
+        targets = list(found) or method.targets
+        if spec.on_blocks:
+            targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
         adapted = attach(
             adapted, method, name=name, targets=targets, patterns=per_site, train_whole=list(whole), beside=beside,
             bias="none",
@@ -382,10 +551,57 @@ def load_peft_parts(
     new |= {f"{site}:W1": v for site, v in whole.items()}
     held = adapted.adapter(name).arrays
     new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in root.items()}
-    if tokens is not None:
-        new["embed.tokens.weight:T"] = tokens
+    new |= {f"{site}:T": v for site, v in tokens.items()}
     options = dict(bias=_bias_option(config), train_whole=[], peft=dict(config))
     return _filled(adapted, name, new, folder, spec, modules, options)
+
+
+def _fields(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
+    try:
+        return spec.fields(config, arch)
+    except KeyError as why:
+        raise Bad(f"{folder / 'adapter_config.json'}: a {spec.peft_type} adapter needs {why.args[0]!r}") from None
+
+
+def _rows(model: Model, config: Config, site: str, spec: Spec) -> Method:
+    """Trained tokens beside another method; their configuration gives a list, or a list for each module."""
+    given = config["trainable_token_indices"]
+    if isinstance(given, dict):
+        module = their_name(model, site.removesuffix(".weight"))
+        named = [v for k, v in given.items() if module == k or module.endswith("." + k)]
+        if not named:
+            raise Bad(f"adapter_config.json: trainable_token_indices has no tokens for {module}{near(module, given)}")
+        given = named[0]
+    return method_class("trainable_tokens")(tokens=tuple(given), head_bias="drop", targets=site)
+
+
+def _load_xlora(
+    model: Model | Adapted, config: Config, tensors: Mapping[str, np.ndarray], folder: Path, name: str = "default"
+) -> Adapted:
+    """X-LoRA: the classifier, and the experts in sub-folders, named after them or where the configuration says."""
+    adapted = model if isinstance(model, Adapted) else Adapted(model)
+    cls: Any = method_class("x_lora")
+    experts = []
+    for k, (key, place) in enumerate((config.get("adapters") or {}).items()):
+        where = next((p for p in (folder / str(place), folder / key, folder / str(k)) if (p / "adapter_config.json").exists()), None)
+        if where is None:
+            raise Bad(f"{folder}: expert {key!r} of the XLORA adapter is neither in {folder / key} nor in {place}")
+        own = {}
+        for full, a in read_adapter_tensors(where).items():
+            if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
+                own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
+        experts.append(load_peft_parts(adapted.model, read_config(where), own, where).adapters[0])
+    if not experts:
+        raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
+    method = cls.from_adapters(experts, **_fields(SPECS["x_lora"], config, adapted.model.arch, folder))
+    spec = spec_of(method)
+    adapted = attach(adapted, method, name=name)
+    names = {k.suffix: n for n, k in spec.root_keys.items()}
+    if strange := sorted(set(tensors) - set(names)):
+        raise Bad(f"{folder}: unexpected key {strange[0]!r} in an XLORA adapter{near(strange[0], names, 1)}")
+    new = {f":{names[k]}": a for k, a in tensors.items()}
+    new |= {k: to_host(a) for k, a in adapted.adapter(name).arrays.items() if not k.startswith(":")}  # the experts'
+    return _filled(adapted, name, new, folder, spec, {}, dict(bias="none", train_whole=[], peft=dict(config)))
 
 
 def _bias_option(config: Config) -> str:
@@ -398,20 +614,35 @@ def _keys_at(spec: Spec, site: Site) -> Mapping[str, Key]:
 
 
 def _module_of(model: Model, spec: Spec, site: str) -> str:
-    if spec.their_module is not None:
-        return their_name(model, spec.their_module(site)) if "{" not in site else site
+    """Their module of our site."""
+    if spec.on_blocks:
+        return their_name(model, site.removesuffix("heads") + "o").rpartition(".")[0]
     return their_name(model, site.removesuffix(".weight"))
+
+
+def _our_site(model: Model, spec: Spec, theirs: str) -> str | None:
+    """Our site of their module, None if there is none."""
+    if spec.on_blocks:
+        blocks = [s for s in sites(model) if s.endswith("attn.heads")]
+        return next((s for s in blocks if _module_of(model, spec, s) == theirs), None)
+    ours = our_name(model, theirs)
+    return None if ours is None else f"{ours}.weight"
+
+
+def plain_key(key: str) -> str:
+    """A key without the wrapper that PEFT puts around a module that is trained whole."""
+    return key.replace(".modules_to_save.", ".").replace(".modules_to_save.default.", ".")
 
 
 def _sorted_keys(
     model: Model, spec: Spec, tensors: Mapping[str, np.ndarray], folder: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any], Any]:
-    """Their tensors as {site: {array: value}}, shared arrays, parameters trained whole, and trained token rows."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Their tensors as {site: {array: value}}, shared arrays, parameters trained whole, and trained token rows by site."""
     every = sites(model)
     found: dict[str, dict[str, Any]] = {}
     root: dict[str, Any] = {}
     whole: dict[str, Any] = {}
-    tokens = None
+    tokens: dict[str, Any] = {}
     both = [*spec.keys.values(), *(spec.embedding_keys or {}).values()]
     suffixes = sorted({k.suffix for k in both}, key=len, reverse=True)
     strange = []
@@ -419,6 +650,9 @@ def _sorted_keys(
         if shared := [n for n, k in spec.root_keys.items() if key == k.suffix]:
             root[shared[0]] = spec.root_keys[shared[0]].ours(a, model.arch)
             continue
+        if ".original_module." in key:
+            continue  # the base's own, stored beside what is trained whole
+        key = plain_key(key)
         body = key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
         suffix = next((s for s in suffixes if body.endswith("." + s)), None)
         if suffix is not None:
@@ -432,7 +666,11 @@ def _sorted_keys(
                     found.setdefault(ours, {})[name] = k.ours(a, model.arch)
             continue
         if body.endswith(".token_adapter.trainable_tokens_delta"):
-            tokens = a  # the same rows stand at a tied head once more
+            ours = our_name(model, body.removesuffix(".token_adapter.trainable_tokens_delta"))
+            if ours is None:
+                strange.append(key)
+            elif not (ours == "head" and model.arch.tied):  # there the same rows stand once more
+                tokens[f"{ours}.weight"] = a
             continue
         module, _, leaf = body.replace(".base_layer.", ".").rpartition(".")
         ours = our_name(model, module)
@@ -455,13 +693,6 @@ def _sorted_keys(
 def _fits(name: str, a: np.ndarray) -> bool:
     """(IA)³ keeps two of our arrays under one key, told apart by their shape."""
     return not (name == "l" and a.shape[0] == 1) and not (name == "l_ff" and a.shape[0] != 1)
-
-
-def _our_site(model: Model, spec: Spec, theirs: str) -> str | None:
-    if spec.activations is not None:
-        return spec.activations(theirs)
-    ours = our_name(model, theirs)
-    return None if ours is None else f"{ours}.weight"
 
 
 def _filled(
@@ -526,7 +757,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             out[start + theirs] = a.T if model.names.is_transposed(module) and leaf == "weight" else a
             continue
         if method.name == "trainable_tokens" and adapter.method.name != "trainable_tokens":
-            out[f"{ROOT}{their_name(model, 'embed.tokens')}.token_adapter.trainable_tokens_delta"] = a
+            out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.token_adapter.trainable_tokens_delta"] = a
             continue
         keys = _keys_at(spec, every[site])
         if name not in keys:
@@ -546,15 +777,25 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     if name is None and len(adapted.adapters) != 1:
         raise Bad(f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}")
     adapter = adapted.adapter(name or adapted.adapters[0].name)
-    model, spec = adapted.model, spec_of(adapter.method)
-    config = spec.config(adapter.method, model.arch) | dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
+    model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
+    config = spec.config(adapter.method, model.arch)
+    adapter = spec.plain(model, adapter)
+    spec = dataclasses.replace(spec_of(adapter.method), peft_type=spec.peft_type)
+    config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
     main = {s: m for s, m in adapter.at.items() if m.name not in ("full", "trainable_tokens") or type(m) is type(adapter.method)}
-    if spec.activations is None and not spec.is_prompt:
+    if spec.on_blocks:
+        config["adapter_layers"] = sum(s.endswith("attn.heads") for s in main)
+    elif spec.peft_type == "XLORA":
+        config["adapters"] = {str(k): str(folder / str(k)) for k in range(len(adapter.method.experts))}  # type: ignore[attr-defined]
+    elif not spec.is_prompt:
         config["target_modules"] = sorted(_module_of(model, spec, s) for s in main)
-        for theirs, ours in {"rank_pattern": "r", "alpha_pattern": "alpha"}.items():
-            differ = {s: getattr(m, ours) for s, m in main.items() if getattr(m, ours, None) != getattr(adapter.method, ours, None)}
-            if differ and spec.peft_type in ("LORA", "LOHA"):
+        for theirs, ours in PATTERNS.get(spec.peft_type, {}).items():
+            differ = {s: getattr(m, ours) for s, m in main.items() if getattr(m, ours) != getattr(adapter.method, ours)}
+            if differ:
                 config[theirs] = {re.escape(_module_of(model, spec, s)): v for s, v in differ.items()}
+    if spec.peft_type == "ADALORA" and any(m.kept is not None for m in main.values()):  # type: ignore[attr-defined]
+        used = {f"{_module_of(model, spec, s)}.lora_E": len(adapter.arrays[f"{s}:lam"]) for s in main}
+        config["rank_pattern"] = {key: [n < k for n in range(config["init_r"])] for key, k in used.items()}
     if spec.peft_type == "IA3":
         config["feedforward_modules"] = sorted(_module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays)
     whole = {s for s, m in adapter.at.items() if m.name == "full"}
@@ -564,17 +805,17 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
-    if extra := [m for m in adapter.at.values() if m.name == "trainable_tokens" and m is not adapter.method]:
-        if adapter.method.name != "trainable_tokens":
-            config["trainable_token_indices"] = list(extra[0].tokens)  # type: ignore[attr-defined]
+    rows: dict[str, Any] = {s: m for s, m in adapter.at.items() if m.name == "trainable_tokens"}
+    if rows and adapter.method.name != "trainable_tokens":
+        config["trainable_token_indices"] = {their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()}
     task = {"lm": "SEQ_2_SEQ_LM" if model.arch.encoder_layers else "CAUSAL_LM", "classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
-    folder = Path(folder)
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
-
-
-def _load_xlora(model: Model | Adapted, folder: Path, config: Config, name: str) -> Adapted:
-    raise Bad("XLORA is not supported")
+    for k, expert in enumerate(getattr(adapter.method, "experts", ())):
+        own = {s: expert for s in adapter.at if f"{s}:A{k}" in adapter.arrays}
+        arrays = {f"{s}:{n}": adapter.arrays[f"{s}:{n}{k}"] for s in own for n in "AB"}
+        alone = Adapter("expert", expert, own, arrays, frozenset(arrays))
+        save_peft(Adapted(model, (alone,)), folder / str(k))
