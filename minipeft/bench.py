@@ -92,7 +92,7 @@ def peft_step(size: str, method: str) -> Callable[[], float]:
         "dora": lambda: peft.LoraConfig(r=8, target_modules="all-linear", use_dora=True),
         "oft": lambda: peft.OFTConfig(oft_block_size=32, target_modules="all-linear"),
         "prefix_tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=16),
-   }[method]()
+    }[method]()
     model = peft.get_peft_model(transformers.LlamaForCausalLM(config), made).train()
     ids = torch.randint(0, s["vocab"], (s["b"], s["t"]))
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

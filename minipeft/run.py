@@ -299,6 +299,8 @@ def attach(
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
+    if method.ties and model.arch.tied and "embed.tokens.weight" in {s.name for s in chosen}:
+        chosen = [s for s in chosen if s.name != "head.weight"]  # it follows the table
     at: dict[str, Method] = {}
     for site in chosen:
         fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]

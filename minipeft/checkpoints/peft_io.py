@@ -66,9 +66,13 @@ class Spec:
     fields: Callable[[Config, Arch], Config]  # their configuration -> our fields
     config: Callable[[Any, Arch], Config]  # our method -> their configuration
     embedding_keys: Mapping[str, Key] | None = None  # at a token table, if they differ
-    at_site: Callable[[Config, str, Mapping[str, Any]], Config] = lambda config, module, arrays: {}  # fields that vary by site
+    at_site: Callable[[Config, str, Mapping[str, Any]], Config] = (
+        lambda config, module, arrays: {}
+    )  # fields that vary by site
     root_keys: Mapping[str, Key] = field(default_factory=dict)  # shared arrays, whose keys name no module
-    on_blocks: bool = False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
+    on_blocks: bool = (
+        False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
+    )
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
 
     @property
@@ -114,7 +118,12 @@ def _lora_config(m: Any, arch: Arch) -> Config:
 
 _LORA = Spec(
     "LORA",
-    keys={"A": Key("lora_A.weight"), "B": Key("lora_B.weight"), "c": Key("lora_B.bias"), "m": Key("lora_magnitude_vector")},
+    keys={
+        "A": Key("lora_A.weight"),
+        "B": Key("lora_B.weight"),
+        "c": Key("lora_B.bias"),
+        "m": Key("lora_magnitude_vector"),
+    },
     embedding_keys={
         "A": Key("lora_embedding_B", _t, _t),
         "B": Key("lora_embedding_A", _t, _t),
@@ -176,29 +185,32 @@ def _classifier(m: Any) -> dict[str, Key]:
 
 def _with(adapter: Adapter, method: Method, at: Mapping[str, Method], arrays: Mapping[str, Any]) -> Adapter:
     """The adapter with another method, which trains these arrays."""
-    rest = {k: v for k, v in adapter.arrays.items() if adapter.at.get(k.rpartition(":")[0], adapter.method).name == "full"}
+    rest = {
+        k: v for k, v in adapter.arrays.items() if adapter.at.get(k.rpartition(":")[0], adapter.method).name == "full"
+    }
     trained = frozenset(arrays) | (adapter.trained & rest.keys())
     return dataclasses.replace(
         adapter, method=method, at={**adapter.at, **at}, arrays={**arrays, **rest}, trained=trained
     )
 
 
-def _as_lora(model: Model, adapter: Adapter) -> Adapter:
-    """Factors A0, B0 that are subtracted from the base, as further directions: B A − B0 A0 = [B, B0] [A; −A0]."""
+def _doubled_rank(m: Any) -> Any:
+    """LoRA of twice the rank and the same scale."""
     from minipeft.methods.lowrank.lora import LoRA
 
-    def doubled(m: Any) -> Method:
-        alpha = m.alpha * (2**0.5 if m.rslora else 2)
-        return LoRA(r=2 * m.r, alpha=alpha, dropout=m.dropout, rslora=m.rslora)
+    return LoRA(r=2 * m.r, alpha=m.alpha * (2**0.5 if m.rslora else 2), dropout=m.dropout, rslora=m.rslora)
 
-    at = {site: doubled(m) for site, m in adapter.at.items() if m.name == adapter.method.name}
+
+def _as_lora(model: Model, adapter: Adapter) -> Adapter:
+    """Factors A0, B0 that are subtracted from the base, as further directions: B A − B0 A0 = [B, B0] [A; −A0]."""
+    at = {site: _doubled_rank(m) for site, m in adapter.at.items() if m.name == adapter.method.name}
     arrays = {}
     for site, own in adapter.grouped().items():
         if site in at:
             own = {k: to_host(a) for k, a in own.items()}
             arrays[f"{site}:A"] = np.concatenate([own["A"], -own["A0"]])
             arrays[f"{site}:B"] = np.concatenate([own["B"], own["B0"]], axis=1)
-    return _with(adapter, doubled(adapter.method), at, arrays)
+    return _with(adapter, _doubled_rank(adapter.method), at, arrays)
 
 
 def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
@@ -228,10 +240,14 @@ def _as_adaption(model: Model, adapter: Adapter) -> Adapter:
     if method.adds == "heads" and wants == "projected" and not any(f"{s[:-5]}o.bias" in model.params for s in blocks):
         method = dataclasses.replace(method, adds=wants)  # without a bias the two are the same
     if method.adds != wants:
-        raise Bad(f"llama_adapter: adds={method.adds!r} is not what PEFT computes on {model.arch.family}; expected {wants!r}")
+        raise Bad(
+            f"llama_adapter: adds={method.adds!r} is not what PEFT computes on {model.arch.family}; expected {wants!r}"
+        )
     top = [f"layers.{n}.attn.heads" for n in range(model.arch.layers)][-len(blocks) :]
     if blocks != top:
-        raise Bad(f"llama_adapter: PEFT adapts the topmost layers; expected {', '.join(top)}, found {', '.join(blocks)}")
+        raise Bad(
+            f"llama_adapter: PEFT adapts the topmost layers; expected {', '.join(top)}, found {', '.join(blocks)}"
+        )
     at = {site: dataclasses.replace(m, adds=wants) for site, m in adapter.at.items() if m.name == method.name}  # type: ignore[call-arg]
     at |= {f"{s[:-5]}o.out": method for s in blocks}
     return dataclasses.replace(adapter, method=method, at={**adapter.at, **at})
@@ -256,7 +272,7 @@ SPECS: dict[str, Spec] = {
     "lora": _LORA,
     "dora": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True)),
     "pissa": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights="pissa")),
-    "lora_ga": dataclasses.replace(_LORA, plain=_as_lora),
+    "lora_ga": dataclasses.replace(_LORA, plain=_as_lora, config=lambda m, arch: _lora_config(_doubled_rank(m), arch)),
     "adalora": Spec(
         "ADALORA",
         keys={"P": Key("lora_B"), "Q": Key("lora_A"), "lam": Key("lora_E", _vector, _column)},
@@ -421,7 +437,9 @@ def _method_name(config: Config) -> str:
     kind = config.get("peft_type")
     known = {s.peft_type for s in SPECS.values()}
     if kind not in known:
-        raise Bad(f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}")
+        raise Bad(
+            f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}"
+        )
     for option in REFUSED.get(kind, ()):
         if config.get(option):
             raise Bad(f"adapter_config.json: {option} is not supported for {kind}")
@@ -430,7 +448,9 @@ def _method_name(config: Config) -> str:
         if isinstance(start, str) and start.startswith("pissa"):
             return "pissa"
         if isinstance(start, str) and start.lower() in ("olora", "corda", "loftq", "mica"):
-            raise Bad(f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported")
+            raise Bad(
+                f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported"
+            )
         return "dora" if config.get("use_dora") else "lora"
     if kind == "P_TUNING":
         return "prompt_tuning"
@@ -477,7 +497,9 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
     folder = Path(folder)
     file = folder / "adapter_model.safetensors"
     if not file.exists() and (folder / "adapter_model.bin").exists():
-        raise Bad(f"{folder / 'adapter_model.bin'}: a pickle can run any code when it is read; save the adapter as safetensors")
+        raise Bad(
+            f"{folder / 'adapter_model.bin'}: a pickle can run any code when it is read; save the adapter as safetensors"
+        )
     return read_tensors(file)
 
 
@@ -533,7 +555,9 @@ def load_peft_parts(
     wanted = _wanted(base, config, folder) if not spec.on_blocks and found else None
     if wanted is not None and (lost := sorted(wanted - set(found))):
         keys = [k.suffix for n, k in _keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
-        raise Bad(f"{folder}: {len(lost)} target modules have no tensors, the first {their_name(base, lost[0].removesuffix('.weight'))}: {', '.join(keys) or 'its keys'} missing")
+        raise Bad(
+            f"{folder}: {len(lost)} target modules have no tensors, the first {their_name(base, lost[0].removesuffix('.weight'))}: {', '.join(keys) or 'its keys'} missing"
+        )
     if tokens and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     beside = [_rows(base, config, site, spec) for site in tokens]
@@ -572,7 +596,8 @@ def _rows(model: Model, config: Config, site: str, spec: Spec) -> Method:
         if not named:
             raise Bad(f"adapter_config.json: trainable_token_indices has no tokens for {module}{near(module, given)}")
         given = named[0]
-    return method_class("trainable_tokens")(tokens=tuple(given), head_bias="drop", targets=site)
+    rows: Any = method_class("trainable_tokens")
+    return rows(tokens=tuple(given), head_bias="drop", targets=site)
 
 
 def _load_xlora(
@@ -583,7 +608,10 @@ def _load_xlora(
     cls: Any = method_class("x_lora")
     experts = []
     for k, (key, place) in enumerate((config.get("adapters") or {}).items()):
-        where = next((p for p in (folder / str(place), folder / key, folder / str(k)) if (p / "adapter_config.json").exists()), None)
+        where = next(
+            (p for p in (folder / str(place), folder / key, folder / str(k)) if (p / "adapter_config.json").exists()),
+            None,
+        )
         if where is None:
             raise Bad(f"{folder}: expert {key!r} of the XLORA adapter is neither in {folder / key} nor in {place}")
         own = {}
@@ -660,7 +688,9 @@ def _sorted_keys(
             ours = _our_site(model, spec, theirs)
             if ours is None or ours not in every:
                 known = [n for s in every if (n := model.names.theirs(s.rpartition(".")[0]))]
-                raise Bad(f"{folder}: {key} names a module this {model.arch.family} base has not: it belongs to another base{near(theirs, known, 1)}")
+                raise Bad(
+                    f"{folder}: {key} names a module this {model.arch.family} base has not: it belongs to another base{near(theirs, known, 1)}"
+                )
             for name, k in _keys_at(spec, every[ours]).items():
                 if k.suffix == suffix and _fits(name, a):
                     found.setdefault(ours, {})[name] = k.ours(a, model.arch)
@@ -696,7 +726,13 @@ def _fits(name: str, a: np.ndarray) -> bool:
 
 
 def _filled(
-    adapted: Adapted, name: str, new: Mapping[str, Any], folder: Path, spec: Spec, modules: Mapping[str, str], options: Config
+    adapted: Adapted,
+    name: str,
+    new: Mapping[str, Any],
+    folder: Path,
+    spec: Spec,
+    modules: Mapping[str, str],
+    options: Config,
 ) -> Adapted:
     """The adapter with its arrays replaced by those of a file, every trained one of which must be there and fit."""
     adapter = adapted.adapter(name)
@@ -710,15 +746,20 @@ def _filled(
         return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
 
     if lost := sorted(adapter.trained - set(new)):
-        raise Bad(f"{folder}: adapter_model.safetensors lacks {label(lost[0])}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""))
+        raise Bad(
+            f"{folder}: adapter_model.safetensors lacks {label(lost[0])}"
+            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+        )
     if odd := sorted(set(new) - set(adapter.arrays)):
         raise Bad(f"{folder}: unexpected tensor {label(odd[0])} for this configuration")
     arrays = dict(adapter.arrays)
-    for key, a in new.items():
+    for key, a in sorted(new.items()):
         expected = tuple(arrays[key].shape)
         if tuple(a.shape) != expected:
             turned = "; it looks transposed" if tuple(a.shape[::-1]) == expected else ""
-            raise Bad(f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {expected}, found {tuple(a.shape)}{turned}")
+            raise Bad(
+                f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {expected}, found {tuple(a.shape)}{turned}"
+            )
         if a.dtype.kind == "f" and not np.isfinite(a).all():
             raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
@@ -751,7 +792,9 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             module, _, leaf = site.rpartition(".")
             bare = model.names.theirs(site)
             theirs = bare or f"{their_name(model, module)}.{leaf}"
-            inner = leaf == "bias" and f"{module}.weight" in adapter.at and adapter.at[f"{module}.weight"].name != "full"
+            inner = (
+                leaf == "bias" and f"{module}.weight" in adapter.at and adapter.at[f"{module}.weight"].name != "full"
+            )
             theirs = theirs.replace(".bias", ".base_layer.bias") if inner else theirs
             start = "base_model." if spec.is_prompt else ROOT
             out[start + theirs] = a.T if model.names.is_transposed(module) and leaf == "weight" else a
@@ -775,14 +818,20 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
 def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
     """Write one adapter (default: the only one) as PEFT would. Raises `Bad` for methods or settings PEFT has not."""
     if name is None and len(adapted.adapters) != 1:
-        raise Bad(f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}")
+        raise Bad(
+            f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
+        )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
     model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
     config = spec.config(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)
     spec = dataclasses.replace(spec_of(adapter.method), peft_type=spec.peft_type)
     config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
-    main = {s: m for s, m in adapter.at.items() if m.name not in ("full", "trainable_tokens") or type(m) is type(adapter.method)}
+    main = {
+        s: m
+        for s, m in adapter.at.items()
+        if m.name not in ("full", "trainable_tokens") or type(m) is type(adapter.method)
+    }
     if spec.on_blocks:
         config["adapter_layers"] = sum(s.endswith("attn.heads") for s in main)
     elif spec.peft_type == "XLORA":
@@ -797,7 +846,9 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         used = {f"{_module_of(model, spec, s)}.lora_E": len(adapter.arrays[f"{s}:lam"]) for s in main}
         config["rank_pattern"] = {key: [n < k for n in range(config["init_r"])] for key, k in used.items()}
     if spec.peft_type == "IA3":
-        config["feedforward_modules"] = sorted(_module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays)
+        config["feedforward_modules"] = sorted(
+            _module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays
+        )
     whole = {s for s, m in adapter.at.items() if m.name == "full"}
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
@@ -807,8 +858,14 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
     rows: dict[str, Any] = {s: m for s, m in adapter.at.items() if m.name == "trainable_tokens"}
     if rows and adapter.method.name != "trainable_tokens":
-        config["trainable_token_indices"] = {their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()}
-    task = {"lm": "SEQ_2_SEQ_LM" if model.arch.encoder_layers else "CAUSAL_LM", "classify": "SEQ_CLS", "tokens": "TOKEN_CLS"}
+        config["trainable_token_indices"] = {
+            their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()
+        }
+    task = {
+        "lm": "SEQ_2_SEQ_LM" if model.arch.encoder_layers else "CAUSAL_LM",
+        "classify": "SEQ_CLS",
+        "tokens": "TOKEN_CLS",
+    }
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)

@@ -71,13 +71,17 @@ class Report:
     def worst(self) -> Compared | None:
         """The tensor furthest off, None if nothing was compared."""
         rank = {"equal": 0, "float32": 1, "differs": 2}
-        return max(self.tensors, key=lambda t: (rank[t.outcome], t.ratio if t.ratio is not None else t.relative), default=None)
+        return max(
+            self.tensors, key=lambda t: (rank[t.outcome], t.ratio if t.ratio is not None else t.relative), default=None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For machines."""
         tensors = [dataclasses.asdict(t) | {"outcome": t.outcome} for t in self.tensors]
         worst = self.worst.name if self.worst else None
-        return dict(case=self.case, method=self.method, agrees=self.agrees(), worst=worst, problem=self.problem, tensors=tensors)
+        return dict(
+            case=self.case, method=self.method, agrees=self.agrees(), worst=worst, problem=self.problem, tensors=tensors
+        )
 
 
 def replay(base: Model, folder: str | Path) -> Report:
@@ -145,7 +149,12 @@ def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compa
         if mine.shape != want.shape:
             raise Bad(f"{name}: expected shape {want.shape}, computed {mine.shape}")
         off = abs(mine - want)
-        if name == "logits" and want.ndim == 3 and inputs.attention_mask is not None and not adapted.model.arch.encoder_layers:
+        if (
+            name == "logits"
+            and want.ndim == 3
+            and inputs.attention_mask is not None
+            and not adapted.model.arch.encoder_layers
+        ):
             text = inputs.attention_mask.shape[1]
             off[:, off.shape[1] - text :] *= to_host(inputs.attention_mask)[:, :, None]  # padding has no meaning
         if (row := _padding_row(adapted, name)) is not None and not want[row].any():

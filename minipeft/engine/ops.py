@@ -596,9 +596,7 @@ def _operators() -> None:
     T.mean = lambda self, axis=None, keepdims=False: mean(self, axis=axis, keepdims=keepdims)
     T.reshape = lambda self, *shape: reshape(self, shape=shape[0] if isinstance(shape[0], tuple) else shape)
     T.swapaxes = lambda self, a, b: swapaxes(self, a=a, b=b)
-    T.transpose = lambda self, *axes: transpose(
-        self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes
-    )
+    T.transpose = lambda self, *axes: transpose(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes)
 
 
 def _as_array(x: Any, like: Tensor) -> Any:

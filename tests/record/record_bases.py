@@ -45,23 +45,47 @@ def bases() -> dict[str, Base]:
     """Sizes differ from one another wherever the architecture lets them."""
     common = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     llama = common | dict(
-        hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3,
-        max_position_embeddings=32, tie_word_embeddings=False,
+        hidden_size=24,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
     )
     gpt2 = common | dict(n_embd=20, n_layer=2, n_head=4, n_inner=28, n_positions=24)
     bert = common | dict(
-        hidden_size=20, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=24,
+        hidden_size=20,
+        intermediate_size=28,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=24,
     )
     roberta = bert | dict(pad_token_id=1, bos_token_id=0, type_vocab_size=1)
     t5 = common | dict(
-        d_model=16, d_kv=5, num_heads=4, d_ff=22, num_layers=2, num_decoder_layers=3, decoder_start_token_id=0,
-        relative_attention_num_buckets=8, relative_attention_max_distance=6,
+        d_model=16,
+        d_kv=5,
+        num_heads=4,
+        d_ff=22,
+        num_layers=2,
+        num_decoder_layers=3,
+        decoder_start_token_id=0,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=6,
     )
-    llama3 = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                  original_max_position_embeddings=16)
+    llama3 = dict(
+        rope_type="llama3",
+        rope_theta=500.0,
+        factor=4.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=16,
+    )
     linear = dict(rope_type="linear", rope_theta=10000.0, factor=2.5)
     half, brain = torch.float16, torch.bfloat16
-    vit = dict(hidden_size=20, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28, image_size=8, patch_size=4)
+    vit = dict(
+        hidden_size=20, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28, image_size=8, patch_size=4
+    )
     return {
         "gpt2": Base(tf.GPT2LMHeadModel, tf.GPT2Config(**gpt2)),
         "llama": Base(tf.LlamaForCausalLM, tf.LlamaConfig(**llama), save=dict(max_shard_size="12KB")),
@@ -100,7 +124,9 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
     if getattr(config, "type_vocab_size", 0) > 1:
         out["token_type_ids"] = (torch.arange(t)[None] >= t // 2) * mask
     if not cls.__name__.endswith(("LM", "HeadModel", "Generation", "Classification")):
-        return out | dict(weights=torch.randn(rows, t, config.hidden_size, generator=rng, dtype=torch.float64) * mask[:, :, None])
+        return out | dict(
+            weights=torch.randn(rows, t, config.hidden_size, generator=rng, dtype=torch.float64) * mask[:, :, None]
+        )
     if cls.__name__.endswith("SequenceClassification"):
         labels = draw(0, config.num_labels, rows)
     elif cls.__name__.endswith("TokenClassification"):
@@ -137,7 +163,9 @@ def record(name: str, base: Base) -> None:
             if generates(base.cls) and (padding != "right" or base.config.is_encoder_decoder):
                 asked = {k: given[k] for k in ("input_ids", "attention_mask")}
                 made = model.generate(**asked, max_new_tokens=8, do_sample=False, use_cache=False)
-                found["generated"] = made[:, 1 if base.config.is_encoder_decoder else given["input_ids"].shape[1] :].contiguous()
+                found["generated"] = made[
+                    :, 1 if base.config.is_encoder_decoder else given["input_ids"].shape[1] :
+                ].contiguous()
             expected |= {f"{padding}/{k}": v for k, v in found.items()}
     save_file(expected, folder / "expected.safetensors")
 

@@ -44,7 +44,9 @@ Tensors = dict[str, torch.Tensor]
 
 # --- bases: sizes differ from one another wherever the architecture lets them ------------------------------------------
 
-COMMON = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager", use_cache=False)
+COMMON = dict(
+    vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager", use_cache=False
+)
 LLAMA = COMMON | dict(
     hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=32, tie_word_embeddings=False, attention_bias=True, mlp_bias=True,
@@ -181,7 +183,9 @@ def expect(case: Case, folder: Path) -> Tensors:
     with as_float64(*DOWNCASTING):
         torch.manual_seed(1)  # reading draws an initial value that the file then replaces
         base, config = load_base(case.base, torch.float64), peft.PeftConfig.from_pretrained(folder)
-        if case.config.peft_type == "XLORA":  # PEFT looks for experts where the configuration says, from the working directory
+        if (
+            case.config.peft_type == "XLORA"
+        ):  # PEFT looks for experts where the configuration says, from the working directory
             config.adapters = {k: str(folder / v) for k, v in config.adapters.items()}
         model = PeftModel.from_pretrained(base, folder, is_trainable=not case.is_prompt, config=config).double().eval()
         saved = load_file(folder / "adapter_model.safetensors")
@@ -190,7 +194,10 @@ def expect(case: Case, folder: Path) -> Tensors:
             assert torch.equal(read[k], v.double() if v.is_floating_point() else v), f"PEFT did not read {k}"
         if case.is_prompt:  # projections are folded on saving, and only the inference mode reads the folded prompt
             prompt = model.prompt_encoder["default"].embedding.weight
-            for p in [prompt, *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters())]:
+            for p in [
+                prompt,
+                *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters()),
+            ]:
                 p.requires_grad_(True)
         torch.set_default_dtype(torch.float64)  # LoHa and FourierFT make constants of it in their forward
         try:
@@ -207,7 +214,11 @@ def expect(case: Case, folder: Path) -> Tensors:
     trained |= {k: grads[k] for k in saved if k in grads}
     if case.is_prompt:
         trained["prompt_embeddings"] = prompt.grad
-    wants = {k: trained[k] for k, v in saved.items() if v.is_floating_point() and k in trained and not trained[k].isnan().any()}
+    wants = {
+        k: trained[k]
+        for k, v in saved.items()
+        if v.is_floating_point() and k in trained and not trained[k].isnan().any()
+    }
     assert wants and any(g.any() for g in wants.values()), "nothing is trained"
     for k, g in wants.items():
         assert g.shape == saved[k].shape and g.dtype == torch.float64, k
@@ -256,7 +267,9 @@ def save_xlora(case: Case, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as trained:
         paths = {}
         for k in range(3):
-            expert = LoraConfig(r=2 + k, lora_alpha=5 + k, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+            expert = LoraConfig(
+                r=2 + k, lora_alpha=5 + k, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"
+            )
             paths[str(k)] = f"{trained}/{k}"
             save_adapter(Case(case.base, f"expert{k}", expert), Path(paths[str(k)]))
         case.config.adapters = paths
@@ -367,7 +380,13 @@ def cases() -> list[Case]:
         llama("xlora-topk", on(lm, peft.XLoraConfig, hidden_size=24, layerwise_scalings=True, top_k_lora=2, enable_softmax_topk=True),
               build=save_xlora),
     ]  # fmt: skip
-    kinds = [("llama", lm, "none"), ("gpt2", lm, "none"), ("bert-cls", cls, "right"), ("llama-cls", cls, "right"), ("t5", s2s, "right")]
+    kinds = [
+        ("llama", lm, "none"),
+        ("gpt2", lm, "none"),
+        ("bert-cls", cls, "right"),
+        ("llama-cls", cls, "right"),
+        ("t5", s2s, "right"),
+    ]
     for base, task, padding in kinds:
         prompt, prefix = "prompt-tuning", "prefix-tuning"
         out += [

@@ -1,8 +1,8 @@
 import layers
 import numpy as np
 import pytest
-import tiny
 
+from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.run import Adapted, attach, merge
@@ -48,7 +48,7 @@ def test_merging_scales_the_bias_of_a_fused_linear():
     merged = merge(adapted)
     name = "layers.0.attn.qkv.bias"
     np.testing.assert_array_equal(merged.params[name], 2 * model.params[name])
-    batch = tiny.batch(model)
+    batch = tiny.example(model)
     np.testing.assert_allclose(Adapted(merged).logits(batch), adapted.logits(batch), rtol=0, atol=1e-12)
 
 

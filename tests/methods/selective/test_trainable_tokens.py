@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import tiny
 
+from minipeft.conformance import tiny
 from minipeft.engine import ops, value_and_grad
 from minipeft.errors import Bad
 from minipeft.methods.selective.trainable_tokens import TrainableTokens
@@ -31,7 +31,7 @@ def test_it_starts_as_the_rows_and_replaces_them_in_the_given_order():
 
 def test_a_tied_head_follows_and_stays_tied():
     model, _, adapted, _ = moved("gpt2")
-    run, batch = adapted.run(), tiny.batch(model)
+    run, batch = adapted.run(), tiny.example(model)
     np.testing.assert_array_equal(run.param("head.weight"), run.param(E))
     merged = merge(adapted)
     assert merged.arch.tied and "head.weight" not in merged.params
@@ -42,7 +42,7 @@ def test_an_untied_head_stays_unless_it_is_targeted():
     model, _, adapted, _ = moved("llama")
     np.testing.assert_array_equal(adapted.run().param("head.weight"), model.params["head.weight"])
     head = attach(model, TrainableTokens(tokens=(7,)), targets="head.weight")
-    batch = tiny.batch(model)
+    batch = tiny.example(model)
     before = head.logits(batch)
     after = head.replace({"default/head.weight:T": np.ones((1, model.arch.d))}).logits(batch)
     changed = abs(after - before).max(axis=(0, 1)) > 1e-9

@@ -1,8 +1,8 @@
 import layers
 import numpy as np
 import pytest
-import tiny
 
+from minipeft.conformance import tiny
 from minipeft.method import frozen
 from minipeft.methods.structured.vera import VeRA
 from minipeft.run import attach

@@ -1,0 +1,100 @@
+"""Recorded cases of PEFT (tests/record/record_peft.py) are computed again, and a wrong number is seen."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minipeft.checkpoints import load
+from minipeft.checkpoints.files import read_tensors, write_tensors
+from minipeft.cli import main
+from minipeft.conformance.replay import replay
+
+ROOT = Path(__file__).parents[1] / "data" / "peft"
+CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
+COARSE = {
+    "llama/oft-coft": "PEFT measures the rotation against a radius in float32",
+    "bert-cls/lora-bias-all": "the gradient of a key's bias is 0 but for rounding: softmax does not see it",
+}
+
+
+@pytest.fixture(scope="module")
+def bases():
+    return {p.name: load(p / "base", np.float64) for p in ROOT.iterdir()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_what_peft_computed(case, bases):
+    report = replay(bases[case.split("/")[0]], ROOT / case)
+    assert report.agrees(strict=case not in COARSE), report
+    assert report.of("logits") and report.of("loss") and report.of("grad")
+
+
+def test_what_is_listed_as_coarse_is_coarse(bases):
+    for case in COARSE:
+        assert not replay(bases[case.split("/")[0]], ROOT / case).agrees(strict=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "key"),
+    [("llama/dora", "lora_magnitude_vector"), ("llama/loha", "hada_w1_b"), ("gpt2/prefix-tuning", "prompt")],
+)
+def test_an_adapter_off_by_a_millionth_is_seen(case, key, bases, tmp_path):
+    shutil.copytree(ROOT / case, tmp_path / "case")
+    path = tmp_path / "case" / "adapter" / "adapter_model.safetensors"
+    tensors = read_tensors(path)
+    name = next(k for k in tensors if key in k)
+    tensors[name] = (tensors[name].astype(np.float64) * (1 + 1e-6)).astype(np.float32)
+    write_tensors(path, tensors)
+    report = replay(bases[case.split("/")[0]], tmp_path / "case")
+    assert not report.agrees(strict=True)
+    assert report.worst is not None and report.worst.outcome != "equal"
+
+
+@pytest.mark.parametrize("what", ["logits", "loss", "grad::"])
+def test_every_expected_tensor_counts(what, bases, tmp_path):
+    shutil.copytree(ROOT / "llama/lora", tmp_path / "case")
+    path = tmp_path / "case" / "expected.safetensors"
+    expected = read_tensors(path)
+    name = next(k for k in expected if k.startswith(what))
+    expected[name] = expected[name] + 1e-4 * np.abs(expected[name]).max()
+    write_tensors(path, expected)
+    report = replay(bases["llama"], tmp_path / "case")
+    assert not report.agrees() and report.worst.name == name
+
+
+def test_a_gradient_of_the_wrong_tensor_is_reported(bases, tmp_path):
+    shutil.copytree(ROOT / "llama/lora", tmp_path / "case")
+    path = tmp_path / "case" / "expected.safetensors"
+    expected = read_tensors(path)
+    name = next(k for k in expected if k.startswith("grad::"))
+    write_tensors(path, {k: v for k, v in expected.items() if k != name})
+    assert f"lacks {name}" in replay(bases["llama"], tmp_path / "case").problem
+    write_tensors(path, expected | {"grad::nothing": expected[name]})
+    assert "grad::nothing is no trained tensor" in replay(bases["llama"], tmp_path / "case").problem
+
+
+def run(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(w) for w in words])
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_command_line(capsys, tmp_path):
+    good, missing = ROOT / "gpt2/lora-gpt2", tmp_path / "none"
+    code, out, _ = run(["replay", "--base", ROOT / "gpt2/base", good, ROOT / "gpt2/dora-gpt2"], capsys)
+    assert code == 0 and "2 of 2 cases agree" in out
+    code, out, _ = run(["replay", "--base", ROOT / "gpt2/base", "--json", good, missing], capsys)
+    first, second = json.loads(out)
+    assert code == 1 and first["agrees"] and not second["agrees"] and str(missing) in second["problem"]
+    assert {t["name"].split("::")[0] for t in first["tensors"]} == {"logits", "loss", "grad"}
+    code, _, err = run(["replay", "--base", missing, good], capsys)
+    assert code == 2 and str(missing) in err and "Traceback" not in err
+
+
+def test_an_adapter_of_another_base_is_one_line(bases):
+    report = replay(bases["gpt2"], ROOT / "llama/lora")
+    assert "belongs to another base" in report.problem and "\n" not in report.problem

@@ -1,0 +1,61 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import reference
+
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
+from minipeft.methods.prompt.prefix_tuning import PrefixTuning
+from minipeft.model.arch import batch
+from minipeft.run import attach
+
+IDS = np.array([5, 9, 3, 17, 30])
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+@pytest.mark.parametrize("positions, start", [("after", 3), ("zero", 0)])
+def test_keys_and_values_of_grouped_heads(hidden, positions, start):
+    """Row 2l of the flat prefix is layer l's keys, row 2l + 1 its values, each in groups of the key/value heads."""
+    adapted = attach(tiny.model(), PrefixTuning(p=3, hidden=hidden, positions=positions))
+    s, arch = adapted.adapters[0].grouped()[""], adapted.model.arch
+    flat = s["E"] if not hidden else np.tanh(s["E"] @ s["A1"].T + s["c1"]) @ s["A2"].T + s["c2"]
+    rows = flat.reshape(3, 2 * arch.layers, arch.kv, arch.dh)
+
+    def keys(k, v, n):
+        return [*rows[:, 2 * n], *k], [*rows[:, 2 * n + 1], *v]
+
+    want = reference.llama(adapted.model, IDS, start=start, keys=keys)
+    np.testing.assert_allclose(adapted.logits(batch(input_ids=IDS[None]))[0], want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "family, side", [*((f, "right") for f in ("llama", "gpt2", "bert", "t5")), ("llama", "left"), ("gpt2", "left")]
+)
+def test_padding_changes_nothing(family, side):
+    model = tiny.model(family)
+    adapted, given = attach(model, PrefixTuning(p=3)), tiny.example(model, padding=side)
+    if side == "left":  # positions follow the mask
+        given = dataclasses.replace(given, position_ids=np.maximum(given.attention_mask.cumsum(axis=1) - 1, 0))
+    together = adapted.logits(given)
+    for row in range(3):
+        shown = given.attention_mask[row] == 1
+        labels = given.labels[row][shown] if given.labels.ndim == 2 and family != "t5" else given.labels[row]
+        alone = adapted.logits(batch(input_ids=given.input_ids[row][shown][None], labels=labels[None]))[0]
+        both = together[row][shown] if family in ("llama", "gpt2") else together[row]
+        np.testing.assert_allclose(both, alone, rtol=0, atol=1e-12)
+
+
+def test_zero_keys_are_no_identity():
+    model = tiny.model()
+    adapted = attach(model, PrefixTuning(p=3, start="zero", positions="zero"))
+    none = np.zeros((model.arch.kv, model.arch.dh))
+    want = reference.llama(model, IDS, keys=lambda k, v, n: ([none] * 3 + k, [none] * 3 + v))
+    got = adapted.logits(batch(input_ids=IDS[None]))[0]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    assert abs(got - reference.llama(model, IDS)).max() > 1e-3
+
+
+def test_an_unknown_layout_is_refused():
+    with pytest.raises(Bad, match="layout must be one of ordered, peft, found 'other'"):
+        PrefixTuning(layout="other")
