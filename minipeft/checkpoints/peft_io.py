@@ -841,7 +841,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         for theirs, ours in PATTERNS.get(spec.peft_type, {}).items():
             differ = {s: getattr(m, ours) for s, m in main.items() if getattr(m, ours) != getattr(adapter.method, ours)}
             if differ:
-                config[theirs] = {re.escape(_module_of(model, spec, s)): v for s, v in differ.items()}
+                config[theirs] = {_module_of(model, spec, s): v for s, v in differ.items()}
     if spec.peft_type == "ADALORA" and any(m.kept is not None for m in main.values()):  # type: ignore[attr-defined]
         used = {f"{_module_of(model, spec, s)}.lora_E": len(adapter.arrays[f"{s}:lam"]) for s in main}
         config["rank_pattern"] = {key: [n < k for n in range(config["init_r"])] for key, k in used.items()}
@@ -869,6 +869,10 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
+    if spec.is_prompt and model.arch.head in ("classify", "tokens"):  # there PEFT expects the classifier beside the prompt
+        leaves = [n for n in model.params if n.startswith("score.")]
+        own = {f"base_model.{their_name(model, 'score')}.{n.rpartition('.')[2]}": to_host(model.params[n]) for n in leaves}
+        tensors = own | tensors
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
     for k, expert in enumerate(getattr(adapter.method, "experts", ())):
