@@ -560,13 +560,15 @@ def load_peft_parts(
         )
     if tokens and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
+    full: Any = method_class("full")
     beside = [_rows(base, config, site, spec) for site in tokens]
+    beside += [full(targets=" ".join(whole), head="stays")] if whole else []
     if found or root:
         targets = list(found) or method.targets
         if spec.on_blocks:
             targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
         adapted = attach(
-            adapted, method, name=name, targets=targets, patterns=per_site, train_whole=list(whole), beside=beside,
+            adapted, method, name=name, targets=targets, patterns=per_site, beside=beside,
             bias="none",
         )  # fmt: skip
     else:
@@ -657,9 +659,18 @@ def _our_site(model: Model, spec: Spec, theirs: str) -> str | None:
     return None if ours is None else f"{ours}.weight"
 
 
-def plain_key(key: str) -> str:
-    """A key without the wrapper that PEFT puts around a module that is trained whole."""
-    return key.replace(".modules_to_save.", ".").replace(".modules_to_save.default.", ".")
+def plain_key(model: Model, key: str) -> str:
+    """The one key of what PEFT stores under several: without the wrapper of a module that is trained whole, and with the
+
+    token table's name for trained tokens of what shares it, a tied head or the stacks of an encoder-decoder.
+    """
+    key = key.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
+    module, dot, leaf = key.partition(".token_adapter.trainable_tokens_delta")
+    if not dot:
+        module, dot, leaf = key.partition(".trainable_tokens_delta")
+    shared = ("encoder.embed_tokens", "decoder.embed_tokens", *(["lm_head"] if model.arch.tied else []))
+    same = dot and module.removeprefix(ROOT) in shared
+    return ROOT + their_name(model, "embed.tokens") + dot + leaf if same else key
 
 
 def _sorted_keys(
@@ -680,7 +691,7 @@ def _sorted_keys(
             continue
         if ".original_module." in key:
             continue  # the base's own, stored beside what is trained whole
-        key = plain_key(key)
+        key = plain_key(model, key)
         body = key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
         suffix = next((s for s in suffixes if body.endswith("." + s)), None)
         if suffix is not None:
@@ -699,7 +710,7 @@ def _sorted_keys(
             ours = our_name(model, body.removesuffix(".token_adapter.trainable_tokens_delta"))
             if ours is None:
                 strange.append(key)
-            elif not (ours == "head" and model.arch.tied):  # there the same rows stand once more
+            else:
                 tokens[f"{ours}.weight"] = a
             continue
         module, _, leaf = body.replace(".base_layer.", ".").rpartition(".")
@@ -850,6 +861,10 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             _module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays
         )
     whole = {s for s, m in adapter.at.items() if m.name == "full"}
+    if model.arch.tied and getattr(adapter.at.get("embed.tokens.weight"), "head", "") == "follows":
+        raise Bad(
+            "full at embed.tokens.weight: PEFT leaves a tied head as it was; expected head='stays', found 'follows'"
+        )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
         config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
@@ -869,9 +884,14 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
-    if spec.is_prompt and model.arch.head in ("classify", "tokens"):  # there PEFT expects the classifier beside the prompt
+    if spec.is_prompt and model.arch.head in (
+        "classify",
+        "tokens",
+    ):  # there PEFT expects the classifier beside the prompt
         leaves = [n for n in model.params if n.startswith("score.")]
-        own = {f"base_model.{their_name(model, 'score')}.{n.rpartition('.')[2]}": to_host(model.params[n]) for n in leaves}
+        own = {
+            f"base_model.{their_name(model, 'score')}.{n.rpartition('.')[2]}": to_host(model.params[n]) for n in leaves
+        }
         tensors = own | tensors
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)

@@ -142,7 +142,8 @@ def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compa
     cond = _conditions(adapted, inputs, with_grads, got, penalty)
     out = []
     for key, want in wants.items():
-        name = plain_key(key)
+        kind, sep, own = key.rpartition("::")
+        name = kind + sep + plain_key(adapted.model, own)
         if name not in got:
             raise Bad(f"expected.safetensors: {name} is no trained tensor of this adapter")
         mine, want = np.asarray(got[name]), np.asarray(want, np.float64)

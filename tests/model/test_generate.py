@@ -28,7 +28,7 @@ def recorded():
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("name, padding", recorded())
+@pytest.mark.parametrize("name, padding", list(recorded()))
 def test_greedy_generation_is_that_of_transformers(name, padding, use_cache):
     """Rows that have ended are filled with padding, as there."""
     group = {

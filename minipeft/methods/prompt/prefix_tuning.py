@@ -19,7 +19,8 @@ Positions  The text starts at position p: positions="after". AdapterHub starts i
 Differs    The paper has prefixes in the encoder and in cross-attention too; like HF peft we put them in the self-attention
            of the decoder, other `targets` add others. start="zero" is no identity: zero keys take their share of the
            softmax. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n: layout="peft"; ours is
-           layout="ordered". HF peft saves E with the projection folded in.
+           layout="ordered". HF peft saves E with the projection folded in, and lets a sliding window move past
+           the prefix; here every query sees it.
 
 >>> class Here: state, index = {}, 1
 >>> E = np.arange(4.).reshape(1, 4)                                           # p = 1, n = 2, G = e = 1

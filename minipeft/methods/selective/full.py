@@ -6,7 +6,8 @@
 
 Size     size numbers per parameter: as many as W has.
 Merges   exactly: W' is an ordinary weight.
-Differs  Nothing is frozen, yet the base is not written to: the trained copy stands beside it.
+Differs  Nothing is frozen, yet the base is not written to: the trained copy stands beside it. A head that is tied to a
+         trained token table stays tied: head="follows". HF peft's modules_to_save leaves it as it was: head="stays".
 
 >>> Full().weight(np.zeros((1, 2)), W1=np.array([[3., 4.]]))
 array([[3., 4.]])
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.errors import Bad
 from minipeft.method import Method, Site
 
 
@@ -27,7 +29,17 @@ class Full(Method):
     """Full fine-tuning of the targeted parameters."""
 
     targets: str = "*.weight *.bias *.cls"
+    head: str = "follows"  # reading, of a tied head: "follows" | "stays"
     usual_lr: ClassVar[float] = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.head not in ("follows", "stays"):
+            raise Bad(f"{self.name}: head must be 'follows' or 'stays', found {self.head!r}")
+
+    @property
+    def ties(self) -> bool:  # type: ignore[override]
+        """Whether a tied head changes with the table."""
+        return self.head == "follows"
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
