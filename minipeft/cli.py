@@ -395,6 +395,7 @@ def check(
     import dataclasses
 
     import numpy as np
+    from rich.progress import Progress
 
     from minipeft.conformance import laws
     from minipeft.method import METHODS, load_methods, method_class
@@ -404,8 +405,12 @@ def check(
         raise Bad(f"--dtype {dtype}: expected float64 or float32")
     chosen = [method_class(n) for n in names] if names else [METHODS[n] for n in sorted(METHODS)]
     verdicts = {}
-    for cls in chosen:
-        verdicts[cls.name] = list(laws.check(cls, family or None, np.dtype(dtype).type))
+    with Progress(console=_console(stderr=True), transient=True) as bar:
+        line = bar.add_task("checking", total=len(chosen))
+        for cls in chosen:
+            bar.update(line, description=cls.name)
+            verdicts[cls.name] = list(laws.check(cls, family or None, np.dtype(dtype).type))
+            bar.advance(line)
     if json_:
         print(json.dumps({n: [dataclasses.asdict(v) for v in vs] for n, vs in verdicts.items()}, indent=2))
     else:
