@@ -1,5 +1,9 @@
 """Settings that every test shares."""
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded: the workers share the cores already
+
 from hypothesis import HealthCheck, settings
 
 collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries, not tests
