@@ -156,6 +156,6 @@ def test_peft_computes_the_same(setting, hf, tmp_path):
 
 
 def test_every_method_that_peft_has_is_here():
-    from minipeft.checkpoints.peft_io import SPECS
+    from minipeft.checkpoints.peft_specs import SPECS
 
     assert set(SPECS) <= {s[1] for s in SETTINGS.values()}

@@ -10,7 +10,8 @@ import pytest
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors, write_tensors
-from minipeft.checkpoints.peft_io import SPECS, load_peft, save_peft
+from minipeft.checkpoints.peft_io import load_peft, save_peft
+from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
