@@ -17,27 +17,29 @@ from minipeft.run import Adapted, Adapter, sites
 FORMAT = 1
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """A setting, or a method with all of its own, for JSON."""
     if isinstance(value, Method):
-        return {"method": value.name} | {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"method": value.name} | {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
-        return [_encode(v) for v in value]
+        return [encode(v) for v in value]
     if isinstance(value, np.generic):
         return value.item()
     return value
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """The other way. Raises `Bad` for a method or a setting that is unknown."""
     if isinstance(value, dict) and "method" in value:
         cls = method_class(value["method"])
         known = {f.name for f in dataclasses.fields(cls)}
-        given = {k: _decode(v) for k, v in value.items() if k != "method"}
+        given = {k: decode(v) for k, v in value.items() if k != "method"}
         for k in given:
             if k not in known:
                 raise Bad(f"adapter.json: {cls.name} has no setting {k!r}{near(k, known)}")
         return cls(**given)
     if isinstance(value, list):
-        return tuple(_decode(v) for v in value)
+        return tuple(decode(v) for v in value)
     return value
 
 
@@ -58,11 +60,11 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
     about = {
         "format": FORMAT,
         "name": adapter.name,
-        "method": _encode(adapter.method),
-        "methods": [_encode(m) for m in distinct],
+        "method": encode(adapter.method),
+        "methods": [encode(m) for m in distinct],
         "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
         "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
-        "options": {k: _encode(v) for k, v in adapter.options.items()},
+        "options": {k: encode(v) for k, v in adapter.options.items()},
         "base": adapted.model.digest(),
         "family": adapted.model.arch.family,
     }
@@ -88,8 +90,8 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
         found = about.get("format") if isinstance(about, dict) else type(about).__name__
         raise Bad(f"{folder / 'adapter.json'}: expected an adapter of format {FORMAT}, found {found}")
     try:
-        methods = [_decode(m) for m in about["methods"]]
-        method, at = _decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
+        methods = [decode(m) for m in about["methods"]]
+        method, at = decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
         shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
         places = {site: tuple(shape) for site, shape, _ in about["at"]}
         name, base, family = str(about["name"]), str(about["base"]), str(about["family"])

@@ -1,0 +1,167 @@
+"""minipeft itself as an implementation under test: what the recorded cases were computed with, and the mutants start from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import minipeft
+from minipeft.checkpoints.native import decode, encode
+from minipeft.checkpoints.peft_io import read_adapter_tensors, read_config
+from minipeft.checkpoints.peft_specs import SPECS, method_name
+from minipeft.conformance.cases import Case, Rejected, Unsupported
+from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at, bias_of, held
+from minipeft.engine import ops, value_and_grad
+from minipeft.engine.tensor import value
+from minipeft.errors import Bad, near
+from minipeft.method import METHODS, Method, load_methods, method_class
+from minipeft.train import SGD, AdamW
+
+
+def method_of(case: Case) -> Method:
+    """The method of a case, with its configuration."""
+    load_methods()
+    return decode({"method": case.method, **case.config})
+
+
+def config_of(method: Method) -> dict[str, Any]:
+    """The configuration of a method, for case.json: all fields but where it attaches."""
+    encoded = encode(method)
+    return {k: v for k, v in encoded.items() if k not in ("method", "targets")}
+
+
+class Own:
+    """Every ask, by the engine and the methods' own files."""
+
+    def info(self) -> dict[str, Any]:
+        load_methods()
+        names = [n for n, c in METHODS.items() if c.__module__.startswith("minipeft.")]
+        return dict(
+            name="minipeft",
+            version=minipeft.__version__,
+            language="Python",
+            dtypes=["float64", "float32"],
+            methods=sorted(names),
+        )
+
+    def method(self, case: Case) -> Method:
+        return method_of(case)
+
+    def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
+        """The outputs at the case's place."""
+        return PLACES[case.place].call(self.method(case), inputs, arrays)
+
+    def forward(self, case: Case) -> Arrays:
+        out = self.outputs(case, case.named("input", "base"), case.named("array", "stored"))
+        return {k: value(v) for k, v in out.items()}
+
+    def vjp(self, case: Case) -> Arrays:
+        moving = {k: v for k, v in case.named("input", "array").items() if v.dtype.kind == "f"}
+        fixed, g = case.named("base", "stored"), case.named("cotangent")
+        ids = {k: v for k, v in case.named("input").items() if v.dtype.kind != "f"}
+
+        def f(theta: Arrays) -> Any:
+            every = {**fixed, **ids, **theta}
+            inputs = {k: every[k] for k in every if case.roles[k] in ("input", "base")}
+            out = self.outputs(case, inputs, {k: every[k] for k in every if case.roles[k] in ("array", "stored")})
+            total: Any = 0.0
+            for name, y in out.items():
+                total = total + ops.sum(y * g[f"g.{name}"])
+            return total
+
+        return {k: value(v) for k, v in value_and_grad(f)(moving)[1].items()}
+
+    def merge(self, case: Case) -> Arrays:
+        method, own = self.method(case), case.named("array", "stored")
+        base = case.named("base")
+        if not hasattr(method, "weight"):
+            raise Unsupported(f"{method.name} does not merge")
+        if case.place == "bias":
+            return dict(W=base["W"], b=value(method.weight(base["b"], **own)))
+        merged = dict(W=value(method.weight(held(method, base["W"]), **own)))
+        if "b" in base and (b := bias_of(method, base["b"], own)) is not None:
+            merged["b"] = value(b)
+        return merged
+
+    def delta(self, case: Case) -> Arrays:
+        return dict(delta=self.merge(case)["W"] - held(self.method(case), case.tensors["W"]))
+
+    def unmerge(self, case: Case) -> Arrays:
+        self.merge(case)  # returns new arrays: the base was never written to
+        return case.named("base")
+
+    def init(self, case: Case) -> Arrays:
+        arrays, _ = arrays_at(PLACES[case.place], self.method(case), np.random.default_rng(case.seed), case.tensors)
+        return {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+
+    def train(self, case: Case) -> Arrays:
+        theta, target = case.named("array"), case.named("target")
+        fixed, inputs = case.named("stored"), case.named("input", "base")
+        settings = dict(case.options["optimiser"])
+        steps, kind = settings.pop("steps"), settings.pop("kind")
+        optimiser: Any = {"sgd": SGD, "adamw": AdamW}[kind](**settings)
+        state = optimiser.init(theta)
+
+        def f(theta: Arrays) -> Any:
+            total: Any = 0.0
+            for name, y in self.outputs(case, inputs, {**fixed, **theta}).items():
+                off = y - target[f"target.{name}"]
+                total = total + 0.5 * ops.sum(off * off)
+            return total
+
+        for t in range(1, steps + 1):
+            grads = {k: value(g) for k, g in value_and_grad(f)(theta)[1].items()}
+            theta, state = optimiser.step(theta, grads, state, t, dict.fromkeys(theta, optimiser.lr))
+        return theta | {k: v for k, v in case.named("base").items() if k == "W"}
+
+    def load(self, case: Case) -> Arrays:
+        try:
+            method, arrays = load_one(case)
+        except Bad as why:
+            raise Rejected(str(why)) from None
+        return {k: value(v) for k, v in PLACES[case.place].call(method, case.named("input", "base"), arrays).items()}
+
+
+MODULE = "base_model.model.layer."  # the one module of the files in `load` cases
+
+
+def load_one(case: Case) -> tuple[Method, Arrays]:
+    """The method and the arrays of one linear, named `layer`, from files of PEFT. Raises `Bad` for files that do not fit."""
+    folder = case.folder / "adapter" if case.folder is not None else None
+    if folder is None:
+        raise Bad("a load case lies in a folder")
+    config, tensors = read_config(folder), read_adapter_tensors(folder)
+    name = method_name(config)
+    spec = SPECS[name]
+    try:
+        fields = spec.fields(config, ARCH)
+    except KeyError as why:
+        raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
+    suffixes: dict[str, list[str]] = {}
+    for array, key in spec.keys.items():
+        suffixes.setdefault(MODULE + key.suffix, []).append(array)
+    found: Arrays = {}
+    for key, a in tensors.items():
+        if key in {k.suffix for k in spec.root_keys.values()}:
+            continue
+        if key not in suffixes:
+            raise Bad(f"unexpected key {key!r}{near(key, suffixes)}")
+        for array in suffixes[key]:
+            if not (name == "ia3" and array == "l_ff"):
+                found[array] = spec.keys[array].ours(a, ARCH)
+    fields |= spec.at_site(config, "layer", found)
+    method = method_class(name)(**fields)
+    drawn, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
+    for array in trained:
+        if array not in found:
+            raise Bad(f"adapter_model.safetensors lacks {MODULE}{spec.keys[array].suffix}")
+    for array, a in found.items():
+        if array not in drawn or a.shape != drawn[array].shape:
+            expected = drawn[array].shape if array in drawn else "none"
+            raise Bad(f"{MODULE}{spec.keys[array].suffix}: expected shape {expected}, found {a.shape}")
+    every = drawn | found
+    return method, {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in every.items()}
+
+
+implementation = Own()

@@ -1,0 +1,435 @@
+"""Makes the recorded cases: `python -m minipeft.conformance.record [FOLDER]`. Running it again gives the same bytes.
+
+Of every method in the registry, every option its fields name is tried at every check that applies. Nothing is written that
+two witnesses do not agree on, and nothing degenerate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.checkpoints.native import decode
+from minipeft.checkpoints.peft_specs import SPECS
+from minipeft.conformance import cases as files
+from minipeft.conformance import docstrings
+from minipeft.conformance.cases import Case
+from minipeft.conformance.closed import CLOSED
+from minipeft.conformance.own import MODULE, Own, config_of
+from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, T, arrays_at, place_of
+from minipeft.errors import Bad
+from minipeft.method import METHODS, Method, load_methods
+
+OWN = Own()
+SETTINGS: dict[str, Any] = dict(
+    r=2, alpha=6.0, reduction=5.0, p=3, K=3, block=7, n_frequency=9, scaling=7.0, n_tasks=2, n_skills=3, tokens=(2, 5, 7),
+    effective_rank=3, s=2.5, gamma=1.5, T=0.7, n_pre=2, n_suf=1, target_r=1, temperature=0.8, eps=0.3, scale=1.75,
+)  # fmt: skip
+ONLY = {
+    "s": "parallel_adapter",
+    "T": "ladder_side",
+    "gamma": "x_lora",
+    "eps": "oft",
+    "scale": "shira",
+}  # names with other meanings
+HIDDEN = {"p_tuning": 5, "x_lora": 6}
+PLAIN = (
+    "p_tuning",
+    "adapter_fusion",
+    "ladder_side",
+    "llama_adapter",
+)  # whose options make large files or act elsewhere
+OPTIMISERS = {
+    "sgd": dict(kind="sgd", lr=0.01, momentum=0.5, weight_decay=0.1, steps=3),
+    "adamw": dict(kind="adamw", lr=0.05, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, steps=3),
+}
+
+
+def usual(cls: type[Method]) -> Method:
+    """The method with settings under which nothing is 0 or 1 or equal to something else."""
+    method = cls.sized(ARCH)
+    known = {f.name for f in dataclasses.fields(cls)}
+    chosen = {k: v for k, v in SETTINGS.items() if k in known and ONLY.get(k, cls.name) == cls.name}
+    if "hidden" in known and cls.name in HIDDEN:
+        chosen["hidden"] = HIDDEN[cls.name]
+    if cls.name == "oft":
+        chosen["r"] = 0
+    return dataclasses.replace(method, **chosen)
+
+
+def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """What each field may be else: both values of a flag, and the words that its comment lists."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for owner in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(owner) or owner is Method:
+            continue
+        for line in inspect.getsource(owner).splitlines():
+            if told := re.match(r'    (\w+): str = "[^"]*"  # .*?((?:"[\w.-]+"(?:, | \| )?){2,})', line):
+                found[told[1]] = tuple(re.findall(r'"([^"]+)"', told[2]))
+            elif flag := re.match(r"    (\w+): bool = ", line):
+                found[flag[1]] = (False, True)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in found.items() if k in fields and k != "targets"}
+
+
+def readings(cls: type[Method]) -> tuple[str, ...]:
+    """Fields whose comment calls them a reading: where paper and practice split."""
+    lines = "\n".join(inspect.getsource(c) for c in cls.__mro__ if dataclasses.is_dataclass(c) and c is not Method)
+    return tuple(re.findall(r"    (\w+): str = .*# reading", lines))
+
+
+def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
+    """The method as usual, and with each option changed alone."""
+    method = usual(cls)
+    yield "usual", method
+    for field, choices in options(cls).items() if cls.name not in PLAIN else ():
+        for choice in choices:
+            if choice == getattr(method, field):
+                continue
+            try:
+                yield f"{field}={choice}", dataclasses.replace(method, **{field: choice})
+            except Bad:
+                continue  # an option that does not go with the others
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def generator(*what: Any) -> np.random.Generator:
+    """A generator that a case's name fixes."""
+    return np.random.default_rng(zlib.crc32("/".join(map(str, what)).encode()))
+
+
+def single(a: np.ndarray) -> np.ndarray:
+    """The values as float32 holds them, so that an implementation in float32 is given the same numbers."""
+    return a.astype(np.float32).astype(np.float64) if a.dtype.kind == "f" else a
+
+
+def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
+    """What meets the method there."""
+    out: Arrays = {}
+    for name, shape in place.inputs.items():
+        if name == "ids":
+            out[name] = rng.integers(0, WORDS, shape)
+            out[name].flat[:3] = (2, 5, 2)  # trained tokens, one of them twice
+        elif name == "task_ids":
+            out[name] = np.arange(shape[0]) % method.n_tasks
+        else:
+            out[name] = single(rng.standard_normal(shape) * (shape[-1] ** -0.5 if name[0] == "W" else 1.0))
+    return out
+
+
+def moved(arrays: Arrays, trained: tuple[str, ...], rng: np.random.Generator) -> Arrays:
+    """Arrays in training: those that start at 0 or 1 have left it."""
+    return {k: single(v + 0.4 * rng.standard_normal(v.shape) if k in trained else v) for k, v in arrays.items()}
+
+
+# --- one case ---------------------------------------------------------------------------------------------------------
+
+
+def conditions(case: Case) -> dict[str, float]:
+    """How much each result moves for relative changes of every number that goes in: the largest of a few random ones, times 4."""
+    rng, step = np.random.default_rng(5), 2.0**-26
+    at = answer(case)
+    sizes = {k: float(abs(v).max()) for k, v in at.items() if v.dtype.kind == "f"}
+    for _ in range(4):
+        nudged = {
+            k: v * (1 + step * rng.choice([-1.0, 1.0], v.shape)) if v.dtype.kind == "f" else v
+            for k, v in case.inputs.items()
+        }
+        there = answer(dataclasses.replace(case, inputs=nudged))
+        for k in sizes:
+            sizes[k] = max(sizes[k], float(abs(there[k] - at[k]).max()) / step)
+    return {k: 4 * v for k, v in sizes.items()}
+
+
+def answer(case: Case) -> Arrays:
+    """What minipeft computes."""
+    return {k: np.asarray(v) for k, v in getattr(OWN, case.ask)(case).items()}
+
+
+def slope(case: Case, name: str, rng: np.random.Generator) -> tuple[float, float]:
+    """The derivative of Σ g·output by one input along a random direction: by central differences, and by the gradient."""
+    direction = rng.standard_normal(case.inputs[name].shape)
+    step = 1e-5
+
+    def at(by: float) -> float:
+        moved = dataclasses.replace(case, inputs={**case.inputs, name: case.inputs[name] + by * direction})
+        out = OWN.forward(moved)
+        return sum(float((out[k] * case.inputs[f"g.{k}"]).sum()) for k in out)
+
+    return (at(step) - at(-step)) / (2 * step), float((case.want[name] * direction).sum())
+
+
+def finished(case: Case) -> Case:
+    """The case with what is wanted, after its witnesses have agreed."""
+    want = answer(case)
+    if case.ask == "vjp":  # what the outputs do not depend on is not asked for
+        want = {k: v for k, v in want.items() if v.any()}
+    cond = conditions(case)
+    done = dataclasses.replace(case, want={k: want[k] for k in sorted(want)}, cond={k: cond.get(k, 0.0) for k in want})
+    return dataclasses.replace(done, witnesses=witnesses(done))
+
+
+def witnesses(case: Case) -> tuple[str, ...]:
+    """Who agrees with what is wanted. Raises `Bad` if one does not."""
+    found = ["the method's own file, in float64"]
+    if case.ask == "forward":
+        arrays = case.named("array", "stored")
+        method = OWN.method(case)
+        if case.method in CLOSED:
+            closed = CLOSED[case.method](method, {**case.named("input", "base"), **arrays})
+            _agree(case, closed, "closed form")
+            found.append("a closed form written apart, number by number")
+        if hasattr(method, "forward") and hasattr(method, "weight") and case.place == "linear":
+            merged = OWN.merge(case)
+            b = merged.get("b", 0.0)
+            _agree(case, dict(y=case.tensors["x"] @ merged["W"].T + b), "merged weight")
+            found.append("the merged weight")
+    elif case.ask == "vjp":
+        rng = generator(case.id, "slope")
+        method = OWN.method(case)
+        detached = (
+            getattr(method, "grad", "full") == "detached" or case.method == "osf" or getattr(method, "coft", False)
+        )
+        for name in case.want:
+            if detached and case.roles[name] == "array":
+                continue
+            by_differences, by_gradient = slope(case, name, rng)
+            scale = max(abs(by_differences), case.cond[name], 1e-3)
+            if not abs(by_differences - by_gradient) <= 1e-7 * scale:
+                raise Bad(
+                    f"{case.id}: the gradient of {name} is {by_gradient}, by central differences {by_differences}"
+                )
+        found.append(
+            "central differences along a random direction" + (", but for what is held constant" if detached else "")
+        )
+    elif case.ask in ("delta", "merge"):
+        found.append("the outputs with the merged weight")
+    elif case.ask == "train":
+        found.append("the optimiser's equations, written apart")
+        _agree(case, _trained(case), "optimiser")
+    return tuple(found)
+
+
+def _agree(case: Case, other: Mapping[str, np.ndarray], what: str) -> None:
+    for k, v in other.items():
+        if k in case.want and not (abs(v - case.want[k]) <= 8 * 2.0**-53 * case.cond[k]).all():
+            worst = float(abs(v - case.want[k]).max())
+            raise Bad(f"{case.id}: {k} differs from the {what} by {worst}")
+
+
+def _trained(case: Case) -> Arrays:
+    """SGD and AdamW from their equations, with gradients from the vjp."""
+    o = case.options["optimiser"]
+    theta = {k: v.copy() for k, v in case.named("array").items()}
+    m = {k: np.zeros_like(v) for k, v in theta.items()}
+    v2 = {k: np.zeros_like(v) for k, v in theta.items()}
+    for t in range(1, o["steps"] + 1):
+        now = dataclasses.replace(case, inputs={**case.inputs, **theta})
+        out = OWN.forward(now)
+        g = {f"g.{k}": out[k] - case.inputs[f"target.{k}"] for k in out}
+        asked = dataclasses.replace(
+            now, inputs={**now.inputs, **g}, roles={**now.roles, **dict.fromkeys(g, "cotangent")}
+        )
+        grads = OWN.vjp(asked)
+        for k, x in theta.items():
+            if o["kind"] == "sgd":
+                m[k] = o["momentum"] * m[k] + grads[k]
+                theta[k] = x - o["lr"] * (m[k] + o["weight_decay"] * x)
+            else:
+                m[k] = o["beta1"] * m[k] + (1 - o["beta1"]) * grads[k]
+                v2[k] = o["beta2"] * v2[k] + (1 - o["beta2"]) * grads[k] ** 2
+                step = (m[k] / (1 - o["beta1"] ** t)) / (np.sqrt(v2[k] / (1 - o["beta2"] ** t)) + o["eps"])
+                theta[k] = x - o["lr"] * (step + o["weight_decay"] * x)
+    return theta
+
+
+# --- all cases of a method --------------------------------------------------------------------------------------------
+
+
+def of_method(cls: type[Method]) -> Iterator[Case]:
+    """Every case of one method."""
+    page = docstrings.read(cls)
+    for variant, method in variants(cls):
+        yield from of_variant(cls, variant, method, page)
+
+
+def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page) -> Iterator[Case]:
+    place = place_of(method)
+    rng = generator(cls.name, variant)
+    inputs = inputs_of(place, method, rng)
+    start, trained = arrays_at(place, method, rng, inputs)
+    arrays = moved(start, trained, rng)
+    roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
+    roles |= {k: "array" if k in trained else "stored" for k in arrays}
+    about: Arrays = dict(
+        method=cls.name, variant=variant, config=config_of(method), place=place.name, source=page.source,
+        readings={f: str(getattr(method, f)) for f in readings(cls)}, equation=page.equations.strip("\n"), roles=roles,
+    )  # fmt: skip
+    forward = finished(Case(check="forward", ask="forward", inputs={**inputs, **arrays}, **about))
+    g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
+    everything = {**inputs, **arrays, **g}
+    asked = about | dict(roles=roles | dict.fromkeys(g, "cotangent"))
+    grad = finished(Case(check="grad", ask="vjp", inputs=everything, **asked))
+    if variant != "usual" and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
+        return  # the option says how training starts, or acts elsewhere
+    yield forward
+    yield grad
+    weights = place.name in ("linear", "bias") and hasattr(method, "weight")
+    if weights:
+        yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
+        if place.name == "linear":
+            yield finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
+        if type(method).base is Method.base:
+            yield dataclasses.replace(
+            Case(check="unmerge", ask="unmerge", inputs={**inputs, **arrays}, **about), tolerance="COND", k=8.0,
+            want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
+            witnesses=("the base", "the definition"),
+        )  # fmt: skip
+    if variant == "usual":
+        yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
+
+
+def _tells(case: Case, other: Mapping[str, Any]) -> bool:
+    """Whether another configuration gives other results."""
+    try:
+        found = answer(dataclasses.replace(case, config=other))
+    except (TypeError, ValueError, KeyError, IndexError):
+        return True  # it has other arrays
+    return any(k not in found or not np.array_equal(v, found[k]) for k, v in case.want.items())
+
+
+def checks_of_usual(
+    cls: type[Method], method: Method, place: Place, inputs: Arrays, start: Arrays, arrays: Arrays, about: Arrays,
+    rng: np.random.Generator, forward: Case,
+) -> Iterator[Case]:  # fmt: skip
+    """Training, initial values and files, tried at the usual settings alone."""
+    hooks = (type(method).after_step, type(method).after_backward, type(method).penalty)
+    if hooks == (Method.after_step, Method.after_backward, Method.penalty):
+        target = {f"target.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
+        for name, settings in OPTIMISERS.items():
+            asked = about | dict(
+                variant=name, options=dict(optimiser=settings), roles=about["roles"] | dict.fromkeys(target, "target"),
+            )  # fmt: skip
+            case = finished(Case(check="train", ask="train", inputs={**inputs, **arrays, **target}, **asked))
+            yield dataclasses.replace(case, k=8.0 * settings["steps"])
+    base = {k: v for k, v in inputs.items() if about["roles"][k] == "base"}
+    measured = {"G": inputs["W"] * 0 + single(rng.standard_normal((OUT, IN)))} if "grads" in method.needs else {}
+    measured |= {"X": single(rng.standard_normal((9, IN)))} if "inputs" in method.needs else {}
+    shapes = {k: np.zeros(v.shape) for k, v in start.items()}
+    roles = dict.fromkeys(base, "base") | dict.fromkeys(measured, "input")
+    yield dataclasses.replace(
+        Case(check="init", ask="init", inputs={**base, **measured}, **(about | dict(roles=roles))), tolerance="SHAPES",
+        want={k: v for k, v in shapes.items() if about["roles"].get(k) == "array"}, cond=dict.fromkeys(shapes, 0.0),
+        witnesses=("the method's table of arrays", "the shapes that init gives"),
+    )  # fmt: skip
+    if cls.name in SPECS and SPECS[cls.name].keys and place.name == "linear" and "m_emb" not in arrays:
+        yield from files_of(cls, method, inputs, arrays, about, forward)
+
+
+# --- files of adapters ------------------------------------------------------------------------------------------------
+
+
+def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays, forward: Case) -> Iterator[Case]:
+    """An adapter as PEFT writes it, for a model whose one linear is named `layer`; and files that must be refused."""
+    from safetensors.numpy import save
+
+    spec = SPECS[cls.name]
+    tensors: Arrays = {}
+    for name, key in spec.keys.items():
+        if name in arrays:
+            tensors[MODULE + key.suffix] = np.ascontiguousarray(key.theirs(arrays[name], ARCH).astype(
+                np.float32 if arrays[name].dtype.kind == "f" else np.int32))  # fmt: skip
+    if cls.name == "shira":
+        tensors[MODULE + "shira_indices"] = np.stack([arrays["rows"], arrays["cols"]]).astype(np.int32)
+    config = spec.config(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=["layer"], inference_mode=True)
+    roles = {k: r for k, r in about["roles"].items() if k in inputs}
+
+    def case(variant: str, tensors: Arrays, config: Arrays = config, **more: Any) -> Case:
+        files = {
+            "adapter_model.safetensors": save(tensors, {"format": "pt"}),
+            "adapter_config.json": files_json(config),
+        }
+        made = about | dict(variant=variant, roles=roles, inputs=inputs, files=files)
+        return Case(**(dict(check="load", ask="load") | made | more))
+
+    stored = {k for k in arrays if k not in spec.keys}
+    if not stored or cls.name in ("pissa", "osf", "vera", "fourierft"):
+        yield case(
+            "plain", tensors, want=forward.want, cond=forward.cond,
+            witnesses=("the forward case of the same arrays", "the keys that PEFT writes"),
+        )  # fmt: skip
+    first = next(k for k in sorted(tensors) if tensors[k].dtype.kind == "f")
+    told = dict(tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table"))
+    yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
+    yield case(
+        "unexpected", tensors | {MODULE + "lora_Q.weight": tensors[first]}, flags=("unknown keys are dropped",), **told
+    )
+    short = np.ascontiguousarray(tensors[first][:-1]) if tensors[first].shape[0] > 1 else tensors[first][:, :-1].copy()
+    yield case("misshaped", tensors | {first: short}, flags=("shapes are not checked",), **told)
+    other = {k.replace(".layer.", ".another."): v for k, v in tensors.items()}
+    yield case("wrong_adapter", other, flags=("an adapter of another model loads silently",), **told)
+
+
+def files_json(config: Arrays) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+# --- lint -------------------------------------------------------------------------------------------------------------
+
+
+def lint(case: Case) -> list[str]:
+    """What makes a case too kind: sizes that are equal, zeros and ones, results that do not depend on the arrays."""
+    said = []
+    if len({B, T, IN, OUT, WORDS}) < 5:
+        said.append("sizes are equal")
+    for k, v in case.inputs.items():
+        if v.dtype.kind != "f" or case.roles[k] in ("stored",):
+            continue
+        if not v.any():
+            said.append(f"{k} is zero")
+        if v.size > 1 and (v == v.flat[0]).all():
+            said.append(f"{k} is constant")
+        if not (single(v) == v).all():
+            said.append(f"{k} is not exact in float32")
+    if case.tolerance == "COND" and case.ask in ("forward", "vjp", "delta"):
+        said += [f"{k} is zero everywhere" for k, v in case.want.items() if not v.any()]
+    scale = getattr(decode({"method": case.method, **case.config}), "scale", 3.0)
+    if isinstance(scale, float) and scale in (0.0, 1.0):
+        said.append(f"the scale is {scale}")
+    if len(case.witnesses) < 2:
+        said.append("it has fewer than two witnesses")
+    return [f"{case.id}: {s}" for s in said]
+
+
+def record(names: list[str] | None = None) -> list[Case]:
+    """All cases of all methods, or of some. Raises `Bad` where a witness disagrees or a case is degenerate."""
+    load_methods()
+    chosen = names or sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
+    made = [case for name in chosen for case in of_method(METHODS[name])]
+    if problems := [p for case in made for p in lint(case)]:
+        raise Bad("; ".join(problems[:5]))
+    return made
+
+
+def main(argv: list[str]) -> None:
+    """Record everything into a folder, by default the one that is shipped."""
+    folder = Path(argv[0]) if argv else files.SHIPPED
+    made = record()
+    files.write(made, folder)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"{folder}: {len(made)} cases of {len({c.method for c in made})} methods, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
