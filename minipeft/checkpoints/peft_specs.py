@@ -134,6 +134,8 @@ _LORA = Spec(
 
 def _oft_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
     a = arrays.get("Q", arrays.get("Q_emb"))  # β(β − 1)/2 numbers a block
+    if a is None:
+        return {}
     return dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
 
 
@@ -208,6 +210,16 @@ def _as_lora(model: Model, adapter: Adapter) -> Adapter:
             arrays[f"{site}:A"] = np.concatenate([own["A"], -own["A0"]])
             arrays[f"{site}:B"] = np.concatenate([own["B"], own["B0"]], axis=1)
     return _with(adapter, _doubled_rank(adapter.method), at, arrays)
+
+
+def _scaled_values(model: Model, adapter: Adapter) -> Adapter:
+    """SHiRA's scale, which PEFT does not save, within its values."""
+    method: Any = adapter.method
+    at = {site: dataclasses.replace(m, scale=1.0) for site, m in adapter.at.items() if m.name == method.name}  # type: ignore[call-arg]
+    arrays = {k: to_host(a) * method.scale if k.endswith(":v") else a for k, a in adapter.arrays.items()}
+    return dataclasses.replace(
+        adapter, method=dataclasses.replace(method, scale=1.0), at={**adapter.at, **at}, arrays=arrays
+    )
 
 
 def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
@@ -307,7 +319,7 @@ SPECS: dict[str, Spec] = {
         config=lambda m, arch: dict(
             n_frequency=m.n_frequency, scaling=m.scaling, random_loc_seed=m.seed, fan_in_fan_out=arch.family == "gpt2"
         ),
-        at_site=lambda c, module, arrays: dict(n_frequency=int(arrays["c"].shape[0])),
+        at_site=lambda c, module, arrays: dict(n_frequency=_pattern(c, "n_frequency_pattern", module, c["n_frequency"])),
     ),
     "oft": Spec(
         "OFT",
@@ -353,6 +365,7 @@ SPECS: dict[str, Spec] = {
               "rows": Key("shira_indices", lambda a, arch: a[0]), "cols": Key("shira_indices", lambda a, arch: a[1])},
         fields=lambda c, arch: dict(r=c["r"], seed=c.get("random_seed")),
         config=lambda m, arch: dict(r=m.r, random_seed=m.seed, mask_type="random"),
+        plain=_scaled_values,
     ),
     "trainable_tokens": Spec(
         "TRAINABLE_TOKENS",

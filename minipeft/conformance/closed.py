@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.special import erf
 
+from minipeft.conformance.places import held
+
 Tensors = dict[str, np.ndarray]
 CLOSED: dict[str, Callable[[Any, Tensors], Tensors]] = {}
 
@@ -56,6 +58,12 @@ def lora(m: Any, t: Tensors) -> Tensors:
 
 
 CLOSED["lora_plus"] = CLOSED["eva"] = lora
+
+
+@closed
+def qlora(m: Any, t: Tensors) -> Tensors:
+    """LoRA over the quantised weight, whose numbers have witnesses of their own."""
+    return lora(m, t | {"W": held(m, t["W"])})
 
 
 @closed

@@ -65,6 +65,8 @@ def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     if "task_ids" in inputs:
         ids = inputs["task_ids"]
         facts = dict(task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)))
+    if "keep" in inputs:  # a training pass whose dropout mask is given
+        facts |= dict(train=True, dropout=lambda x, p: x * (inputs["keep"] * (1 / (1 - p))))
     spot = here(**facts)
     if "h" in inputs:  # a first pass of the model, whose hidden states choose
         shared = {k: v for k, v in arrays.items() if k[0] in "Vv"}

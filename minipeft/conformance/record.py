@@ -21,13 +21,14 @@ import numpy as np
 from minipeft.checkpoints.native import decode
 from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.conformance import cases as files
-from minipeft.conformance import docstrings
+from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.closed import CLOSED
 from minipeft.conformance.own import MODULE, Own, config_of
 from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, T, arrays_at, place_of
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
+from minipeft.run import Adapter
 
 OWN = Own()
 SETTINGS: dict[str, Any] = dict(
@@ -187,10 +188,22 @@ def witnesses(case: Case) -> tuple[str, ...]:
         arrays = case.named("array", "stored")
         method = OWN.method(case)
         if case.method in CLOSED:
-            closed = CLOSED[case.method](method, {**case.named("input", "base"), **arrays})
+            given = {**case.named("input", "base"), **arrays}
+            closed = CLOSED[case.method](method, given)
+            if "keep" in given:  # the change of the kept input, beside the base's output for all of it
+                x, kept = given["x"], given["x"] * given["keep"] / (1 - method.dropout)  # type: ignore[attr-defined]
+                W = places.held(method, given["W"])
+                if "A0" in given:  # a residual base
+                    W = W - method.scale * given["B0"] @ given["A0"]  # type: ignore[attr-defined]
+                closed = dict(y=x @ W.T + CLOSED[case.method](method, given | {"x": kept})["y"] - kept @ W.T)
             _agree(case, closed, "closed form")
             found.append("a closed form written apart, number by number")
-        if hasattr(method, "forward") and hasattr(method, "weight") and case.place == "linear":
+        if (
+            hasattr(method, "forward")
+            and hasattr(method, "weight")
+            and case.place == "linear"
+            and "keep" not in case.inputs
+        ):
             merged = OWN.merge(case)
             b = merged.get("b", 0.0)
             _agree(case, dict(y=case.tensors["x"] @ merged["W"].T + b), "merged weight")
@@ -281,8 +294,10 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
     everything = {**inputs, **arrays, **g}
     asked = about | dict(roles=roles | dict.fromkeys(g, "cotangent"))
     grad = finished(Case(check="grad", ask="vjp", inputs=everything, **asked))
-    if variant != "usual" and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
-        return  # the option says how training starts, or acts elsewhere
+    if variant != "usual":
+        names = set(arrays_at(place, usual(cls), generator(cls.name), inputs)[0])
+        if names == set(arrays) and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
+            return  # the option says how training starts, or acts elsewhere
     yield forward
     yield grad
     weights = place.name in ("linear", "bias") and hasattr(method, "weight")
@@ -296,8 +311,23 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
             witnesses=("the base", "the definition"),
         )  # fmt: skip
+    if type(method).base is not Method.base and _tells_of_base(cls, variant, method):
+        held = dict(roles={"W": "base"})
+        case = finished(Case(check="dequantize", ask="dequantize", inputs={"W": inputs["W"]}, **(about | held)))
+        yield dataclasses.replace(
+            case, tolerance="EXACT" if case.want["W"].dtype.kind != "f" else "COND",
+            witnesses=("the method's own file", "the same numbers from bitsandbytes, recorded"),
+        )  # fmt: skip
     if variant == "usual":
         yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
+
+
+def _tells_of_base(cls: type[Method], variant: str, method: Method) -> bool:
+    """Whether this variant holds the base in a way of its own."""
+    if variant == "usual":
+        return True
+    W = generator("held").standard_normal((OUT, IN))
+    return not np.array_equal(places.held(method, W), places.held(usual(cls), W))
 
 
 def _tells(case: Case, other: Mapping[str, Any]) -> bool:
@@ -323,28 +353,46 @@ def checks_of_usual(
             )  # fmt: skip
             case = finished(Case(check="train", ask="train", inputs={**inputs, **arrays, **target}, **asked))
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
+    dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
+    if dropped and hasattr(method, "forward"):
+        keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}
+        asked = about | dict(config=about["config"] | dict(dropout=0.3), roles=about["roles"] | {"keep": "base"})
+        yield finished(Case(check="dropout", ask="forward", inputs={**inputs, **arrays, **keep}, **asked))
     base = {k: v for k, v in inputs.items() if about["roles"][k] == "base"}
     measured = {"G": inputs["W"] * 0 + single(rng.standard_normal((OUT, IN)))} if "grads" in method.needs else {}
     measured |= {"X": single(rng.standard_normal((9, IN)))} if "inputs" in method.needs else {}
     shapes = {k: np.zeros(v.shape) for k, v in start.items()}
+    identity = {}
+    if method.identity and place.name == "linear":
+        identity, measured = dict(identity=True), measured | dict(x=inputs["x"])
     roles = dict.fromkeys(base, "base") | dict.fromkeys(measured, "input")
     yield dataclasses.replace(
-        Case(check="init", ask="init", inputs={**base, **measured}, **(about | dict(roles=roles))), tolerance="SHAPES",
+        Case(check="init", ask="init", inputs={**base, **measured}, **(about | dict(roles=roles, options=identity))), tolerance="SHAPES",
         want={k: v for k, v in shapes.items() if about["roles"].get(k) == "array"}, cond=dict.fromkeys(shapes, 0.0),
         witnesses=("the method's table of arrays", "the shapes that init gives"),
     )  # fmt: skip
     if cls.name in SPECS and SPECS[cls.name].keys and place.name == "linear" and "m_emb" not in arrays:
-        yield from files_of(cls, method, inputs, arrays, about, forward)
+        yield from files_of(cls, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
+
+
+def trained_of(about: Arrays) -> list[str]:
+    return [k for k, r in about["roles"].items() if r == "array"]
 
 
 # --- files of adapters ------------------------------------------------------------------------------------------------
 
 
-def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays, forward: Case) -> Iterator[Case]:
+def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]:
     """An adapter as PEFT writes it, for a model whose one linear is named `layer`; and files that must be refused."""
     from safetensors.numpy import save
 
-    spec = SPECS[cls.name]
+    spec, site = SPECS[cls.name], "layer.weight"
+    trained = frozenset(f"{site}:{k}" for k in trained_of(about))
+    adapter = Adapter("case", method, {site: method}, {f"{site}:{k}": v for k, v in arrays.items()}, trained)
+    config = spec.config(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=["layer"], inference_mode=True)
+    held = spec.plain(None, adapter)  # type: ignore[arg-type]
+    arrays = {k: single(v) if k in spec.keys else v for k, v in held.grouped()[site].items()}
+    want = places.PLACES["linear"].call(held.method, inputs, arrays)
     tensors: Arrays = {}
     for name, key in spec.keys.items():
         if name in arrays:
@@ -352,7 +400,6 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
                 np.float32 if arrays[name].dtype.kind == "f" else np.int32))  # fmt: skip
     if cls.name == "shira":
         tensors[MODULE + "shira_indices"] = np.stack([arrays["rows"], arrays["cols"]]).astype(np.int32)
-    config = spec.config(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=["layer"], inference_mode=True)
     roles = {k: r for k, r in about["roles"].items() if k in inputs}
 
     def case(variant: str, tensors: Arrays, config: Arrays = config, **more: Any) -> Case:
@@ -363,12 +410,13 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
         made = about | dict(variant=variant, roles=roles, inputs=inputs, files=files)
         return Case(**(dict(check="load", ask="load") | made | more))
 
-    stored = {k for k in arrays if k not in spec.keys}
-    if not stored or cls.name in ("pissa", "osf", "vera", "fourierft"):
-        yield case(
-            "plain", tensors, want=forward.want, cond=forward.cond,
-            witnesses=("the forward case of the same arrays", "the keys that PEFT writes"),
-        )  # fmt: skip
+    plain = case("plain", tensors, want={"y": want["y"]}, cond={})
+    cond = conditions(
+        dataclasses.replace(plain, ask="forward", inputs={**inputs, **adapter.grouped()[site]}, roles=about["roles"])
+    )
+    yield dataclasses.replace(
+        plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the keys that PEFT writes"),
+    )  # fmt: skip
     first = next(k for k in sorted(tensors) if tensors[k].dtype.kind == "f")
     told = dict(tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table"))
     yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
@@ -383,6 +431,58 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
 
 def files_json(config: Arrays) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+# --- the tiny tier ----------------------------------------------------------------------------------------------------
+
+
+def tiny() -> dict[str, Any]:
+    """A few cases of a handful of numbers each, as plain JSON with C99 hexadecimal floats."""
+    made = []
+    for name, fields, shapes in (
+        ("lora", dict(r=2, alpha=3.0), dict(A=(2, 3), B=(2, 2))),
+        ("lora", dict(r=2, alpha=3.0, rslora=True), dict(A=(2, 3), B=(2, 2))),
+        ("dora", dict(r=1, alpha=3.0), dict(A=(1, 3), B=(2, 1), m=(2,))),
+        ("ia3", {}, dict(l=(2,))),
+        ("loha", dict(r=2, alpha=5.0), dict(X1=(2, 2), Y1=(2, 3), X2=(2, 2), Y2=(2, 3))),
+    ):
+        rng = generator("tiny", name, *fields)
+        method = METHODS[name](**fields)
+        arrays = {k: single(rng.standard_normal(v)) for k, v in shapes.items()}
+        inputs = dict(
+            x=single(rng.standard_normal((1, 2, 3))),
+            W=single(rng.standard_normal((2, 3))),
+            b=single(rng.standard_normal(2)),
+        )
+        roles = dict(x="input", W="base", b="base") | dict.fromkeys(arrays, "array")
+        variant = "rslora" if fields.get("rslora") else "plain"
+        about: Arrays = dict(method=name, variant=variant, config=config_of(method))
+        g = {"g.y": single(rng.standard_normal((1, 2, 2)))}
+        made.append(finished(Case(check="forward", ask="forward", inputs={**inputs, **arrays}, roles=roles, **about)))
+        made.append(
+            finished(
+                Case(
+                    check="grad",
+                    ask="vjp",
+                    inputs={**inputs, **arrays, **g},
+                    roles=roles | {"g.y": "cotangent"},
+                    **about,
+                )
+            )
+        )
+
+    def told(a: np.ndarray, **more: Any) -> dict[str, Any]:
+        return dict(shape=list(a.shape), values=[float(v).hex() for v in a.ravel()], **more)
+
+    listed = [
+        dict(
+            id=f"tiny.{c.id}", ask=c.ask, method=c.method, config=dict(c.config), K=c.k,
+            tensors={k: told(v, role=c.roles[k]) for k, v in c.inputs.items()},
+            want={k: told(v, cond=c.cond[k]) for k, v in c.want.items()},
+        )
+        for c in made
+    ]  # fmt: skip
+    return dict(format=files.FORMAT, cases=listed)
 
 
 # --- lint -------------------------------------------------------------------------------------------------------------
@@ -427,6 +527,7 @@ def main(argv: list[str]) -> None:
     folder = Path(argv[0]) if argv else files.SHIPPED
     made = record()
     files.write(made, folder)
+    (folder / "tiny.json").write_text(json.dumps(tiny(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"{folder}: {len(made)} cases of {len({c.method for c in made})} methods, {size / 1e6:.1f} MB")
 

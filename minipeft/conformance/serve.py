@@ -1,0 +1,63 @@
+"""Lets a Python object answer the protocol of docs/format.md: `python -m minipeft.conformance.serve module:object`.
+
+What the object prints goes to standard error, so that standard output holds answers alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from minipeft.conformance import cases
+from minipeft.conformance.cases import Rejected, Unsupported
+
+
+def find(name: str) -> Any:
+    """The object `module:object`, an instance if it is a class."""
+    module, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module), attribute or "implementation")
+    return found() if isinstance(found, type) else found
+
+
+def answer(implementation: Any, asked: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one line."""
+    if asked["do"] == "start":
+        return dict(implementation.info())
+    case = cases.read(Path(asked["folder"]), np.dtype(asked.get("dtype", "float64")).type)
+    ask = getattr(implementation, case.ask, None)
+    try:
+        if ask is None:
+            raise Unsupported(f"{case.ask} is not there")
+        got = {k: np.ascontiguousarray(v) for k, v in ask(case).items()}
+    except Unsupported as why:
+        return dict(status="unsupported", reason=str(why), url=why.url)
+    except Rejected as why:
+        return dict(status="rejected", reason=str(why))
+    except Exception as why:
+        traceback.print_exc()
+        return dict(status="error", reason=f"{type(why).__name__}: {why}"[:400])
+    save_file(got, asked["out"])
+    return dict(status="done")
+
+
+def main(argv: list[str]) -> None:
+    """Answer lines until `stop`."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    implementation = find(argv[0])
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["do"] == "stop":
+            return
+        print(json.dumps(answer(implementation, asked)), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, "")
+    main(sys.argv[1:])
