@@ -16,7 +16,7 @@ import numpy as np
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import held
-from minipeft.conformance.report import Result
+from minipeft.conformance.results import Result
 
 UNIT = {np.dtype(np.float64): 2.0**-53, np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
 

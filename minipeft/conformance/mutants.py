@@ -623,7 +623,7 @@ def result_of(implementation: Own, case: Case) -> Any:
     """The judged result of an implementation in this process."""
     from minipeft.conformance.cases import Rejected, Unsupported
     from minipeft.conformance.judge import judge
-    from minipeft.conformance.report import Result
+    from minipeft.conformance.results import Result
 
     result = Result(implementation=type(implementation).__name__, version="", id=case.id, outcome="SKIP")
     try:
@@ -707,3 +707,37 @@ def survivors(matrix: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
                 f"{name}: meant for {', '.join(MUTANTS[name].checks)}, failed {', '.join(sorted(killed)) or 'nothing'}"
             )
     return said
+
+
+def markdown(matrix: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """The kill matrix as a page."""
+    rows = [
+        "# Mutants",
+        "",
+        "One broken implementation for each way in which real ones were wrong: minipeft with one error planted. The recorded cases",
+        "must fail each at the check meant for it. `python -m minipeft.conformance.mutants` writes this page.",
+        "",
+        "| mutant | what it does | methods | meant for | failed cases by check | seen in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, killed in matrix.items():
+        m = MUTANTS[name]
+        counts = ", ".join(f"{check} {len(ids)}" for check, ids in sorted(killed.items())) or "none"
+        rows.append(
+            f"| `{name}` | {m.about} | {', '.join(m.methods)} | {', '.join(m.checks)} | {counts} | {m.incidents or '–'} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Write docs/mutants.md."""
+    from pathlib import Path
+
+    from minipeft.conformance import cases as files
+
+    page = Path(__file__).parents[2] / "docs" / "mutants.md"
+    page.write_text(markdown(kill_matrix(list(files.load()))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -44,6 +44,9 @@ def answer(implementation: Any, asked: dict[str, Any]) -> dict[str, Any]:
         traceback.print_exc()
         return dict(status="error", reason=f"{type(why).__name__}: {why}"[:400])
     save_file(got, asked["out"])
+    if "trace" in asked and hasattr(implementation, "trace"):
+        steps = {k: np.ascontiguousarray(v) for k, v in implementation.trace(case).items()}
+        save_file(steps, asked["trace"])
     return dict(status="done")
 
 

@@ -1,0 +1,73 @@
+"""What became of one recorded case under one implementation, and its form on a line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minipeft.errors import Bad
+
+OUTCOMES = ("PASS", "READING", "FAIL", "ERROR", "SKIP", "N/A")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case judged: the outcome, the element furthest off, and why."""
+
+    implementation: str
+    version: str
+    id: str  # METHOD.CHECK.VARIANT
+    outcome: str
+    tensor: str = ""
+    worst: tuple[int, ...] | None = None
+    expected: float | None = None
+    found: float | None = None
+    ratio: float | None = None  # err / (u · cond)
+    relative: float | None = None  # of the largest expected value
+    dtype: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+    url: str = ""
+    readings: Mapping[str, str] = field(default_factory=dict)
+    diagnosis: tuple[str, ...] = ()  # mutants and options whose output it equals
+    expected_outcome: str = ""  # of an expectations file
+
+    @property
+    def method(self) -> str:
+        return self.id.split(".")[0]
+
+    @property
+    def check(self) -> str:
+        return self.id.split(".")[1]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: as words."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_lines(results: Iterable[Result]) -> str:
+    """One result a line."""
+    rows = [{k: _plain(v) for k, v in dataclasses.asdict(r).items()} for r in results]
+    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+
+
+def from_lines(text: str) -> list[Result]:
+    """The results of `to_lines`. Raises `Bad` for other text."""
+    out = []
+    for n, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            for k in ("expected", "found", "ratio", "relative"):
+                row[k] = None if row[k] is None else float(row[k])
+            worst = None if row["worst"] is None else tuple(row["worst"])
+            out.append(Result(**row | dict(worst=worst, diagnosis=tuple(row["diagnosis"]))))
+        except (ValueError, TypeError, KeyError) as why:
+            raise Bad(f"line {n}: expected a result of minipeft verify: {why}") from None
+        if out[-1].outcome not in OUTCOMES:
+            raise Bad(f"line {n}: outcome {out[-1].outcome!r}: expected one of {', '.join(OUTCOMES)}")
+    return out

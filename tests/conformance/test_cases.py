@@ -1,0 +1,113 @@
+"""The recorded cases: made again with the same bytes, not degenerate, twice witnessed, and passed by minipeft."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from minipeft.conformance import cases as files
+from minipeft.conformance import record
+from minipeft.conformance.mutants import result_of
+from minipeft.conformance.own import Own
+from minipeft.errors import Bad
+from minipeft.method import METHODS, load_methods
+
+load_methods()
+SHIPPED = sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
+
+
+@pytest.fixture(scope="module")
+def every():
+    return list(files.load())
+
+
+@pytest.mark.parametrize("method", SHIPPED)
+def test_recording_again_gives_the_same_bytes(method):
+    for case in record.of_method(METHODS[method]):
+        for name, data in files.encode(case).items():
+            assert (files.SHIPPED / case.method / case.check / case.variant / name).read_bytes() == data
+
+
+def test_the_tiny_tier_is_made_again_and_is_exact():
+    text = (files.SHIPPED / "tiny.json").read_text(encoding="utf-8")
+    assert json.loads(text) == record.tiny()
+    for case in record.tiny()["cases"]:
+        for t in (*case["tensors"].values(), *case["want"].values()):
+            assert len(t["values"]) == np.prod(t["shape"])
+            assert all(float.fromhex(v).hex() == v for v in t["values"])
+
+
+def test_every_method_has_cases_of_what_it_can(every):
+    checks = {m: {c.check for c in every if c.method == m} for m in SHIPPED}
+    assert set(checks) == {c.method for c in every}
+    assert all({"forward", "grad", "init"} <= found for found in checks.values())
+    assert all("merge" in checks[m] for m in ("lora", "dora", "ia3", "vera", "oft", "bitfit"))
+
+
+def test_all_pass_and_are_witnessed_twice(every):
+    for case in every:
+        assert result_of(Own(), case).outcome == "PASS", case.id
+        assert len(case.witnesses) >= 2
+        assert not record.lint(case)
+
+
+def test_they_pass_in_float32_too(every):
+    for case in every:
+        if case.check in ("forward", "grad", "merge", "train"):
+            result = result_of(Own(), files.with_dtype(case, np.float32))
+            assert result.outcome == "PASS", (case.id, result.ratio)
+
+
+def test_index_schema_and_size(every):
+    index = json.loads((files.SHIPPED / "index.json").read_text())
+    assert [i["id"] for i in index["cases"]] == sorted(c.id for c in every)
+    schema = json.loads((files.SHIPPED / "schema.json").read_text())
+    for item in index["cases"]:
+        about = json.loads((files.SHIPPED / item["path"] / "case.json").read_text())
+        assert set(schema["required"]) <= set(about) and re.match(schema["properties"]["id"]["pattern"], about["id"])
+        assert about["ask"] in schema["properties"]["ask"]["enum"]
+        for t in about["tensors"].values():
+            tensor = schema["properties"]["tensors"]["additionalProperties"]["properties"]
+            assert t["role"] in tensor["role"]["enum"] and t["dtype"] in tensor["dtype"]["enum"]
+    assert sum(p.stat().st_size for p in files.SHIPPED.rglob("*") if p.is_file()) <= 10e6
+
+
+def test_what_makes_a_case_too_kind_is_seen(every):
+    case = next(c for c in every if c.id == "lora.forward.usual")
+    for change, said in (
+        (dict(inputs={**case.inputs, "B": 0 * case.inputs["B"]}), "B is zero"),
+        (dict(inputs={**case.inputs, "b": 0 * case.inputs["b"] + 1}), "b is constant"),
+        (dict(inputs={**case.inputs, "x": case.inputs["x"] / 3}), "x is not exact in float32"),
+        (dict(config={**case.config, "alpha": 2.0}), "the scale is 1.0"),
+        (dict(witnesses=("one",)), "fewer than two witnesses"),
+    ):
+        assert any(said in line for line in record.lint(dataclasses.replace(case, **change)))
+
+
+def test_a_witness_that_disagrees_stops_the_recording(monkeypatch):
+    monkeypatch.setitem(record.CLOSED, "lora", lambda m, t: dict(y=t["x"] @ t["W"].T))
+    with pytest.raises(Bad, match=r"lora\.forward\.usual: y differs from the closed form by"):
+        list(record.of_method(METHODS["lora"]))
+
+
+def test_a_changed_file_is_refused(tmp_path, every):
+    case = next(c for c in every if c.id == "lora.forward.usual")
+    shutil.copytree(case.folder, tmp_path / "case")
+    path = tmp_path / "case" / "in.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(Bad, match="its digest is not the one in case.json: the file was changed"):
+        files.read(tmp_path / "case")
+    about = json.loads((tmp_path / "case" / "case.json").read_text())
+    (tmp_path / "case" / "case.json").write_text(json.dumps(about | {"format": 99}))
+    with pytest.raises(Bad, match="expected a case of format 1, found 99"):
+        files.read(tmp_path / "case")
+
+
+def test_what_is_not_recorded_is_one_line():
+    with pytest.raises(Bad, match=r"method 'dorra' has no recorded cases; .*\(did you mean dora"):
+        list(files.load(methods=["dorra"]))
+    with pytest.raises(Bad, match="check 'forwards' has no recorded cases"):
+        list(files.load(checks=["forwards"]))

@@ -1,0 +1,64 @@
+"""Every mutant is killed by the check meant for it, and a failure is named after the mutant it equals."""
+
+import numpy as np
+import pytest
+
+from minipeft.conformance import cases as files
+from minipeft.conformance import mutants
+from minipeft.conformance.own import Own
+
+
+@pytest.fixture(scope="module")
+def every():
+    return list(files.load())
+
+
+@pytest.fixture(scope="module")
+def matrix(every):
+    return mutants.kill_matrix(every)
+
+
+@pytest.mark.parametrize("name", mutants.MUTANTS)
+def test_it_is_killed_by_the_check_meant_for_it(name, matrix):
+    assert set(matrix[name]) & set(mutants.MUTANTS[name].checks), dict(matrix[name])
+
+
+def test_one_that_is_right_survives(every, monkeypatch):
+    right = mutants.Mutant("right", "", ("lora",), ("forward",), "", Own)
+    monkeypatch.setattr(mutants, "MUTANTS", {"right": right})
+    assert mutants.survivors(mutants.kill_matrix(every)) == ["right: meant for forward, failed nothing"]
+
+
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        ("dora_scales_bias", "dora.forward.usual"),
+        ("dora_norm_differentiated", "dora.grad.usual"),
+        ("alpha_ignored", "lora.forward.usual"),
+        ("rslora_ignored", "lora.forward.rslora=True"),
+        ("unmerge_multiplies", "ia3.unmerge.usual"),
+        ("keys_and_values_swapped", "prefix_tuning.forward.usual"),
+    ],
+)
+def test_an_output_is_recognised(name, case, every):
+    case = next(c for c in every if c.id == case)
+    got = getattr(mutants.MUTANTS[name].make(), case.ask)(case)
+    assert name in mutants.equals(case, got)
+    assert not mutants.equals(case, getattr(Own(), case.ask)(case))
+    assert not mutants.equals(case, {k: v + np.float64(0.1) for k, v in got.items()})
+
+
+def test_another_option_is_recognised(every):
+    case = next(c for c in every if c.id == "oft.forward.usual")
+    other = next(c for c in every if c.id == "oft.forward.cayley=exact")
+    import dataclasses
+
+    got = Own().forward(dataclasses.replace(case, config=other.config))
+    assert "cayley=exact" in mutants.equals(case, got)
+
+
+def test_the_page_of_the_kill_matrix_is_current(matrix):
+    from pathlib import Path
+
+    page = Path(__file__).parents[2] / "docs" / "mutants.md"
+    assert page.read_text(encoding="utf-8") == mutants.markdown(matrix)

@@ -1,0 +1,236 @@
+"""Implementations in processes of their own: what they get wrong is said, and the run goes on."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from minipeft.cli import main
+from minipeft.conformance import verify
+from minipeft.conformance.results import Result, from_lines, to_lines
+from minipeft.errors import Bad
+
+HARNESS = '''
+import os, sys, time
+import numpy as np
+from minipeft.conformance.cases import Rejected, Unsupported
+from minipeft.conformance.own import Own
+
+class Odd(Own):
+    def info(self):
+        return super().info() | dict(name="odd", methods=["lora", "dora", "ia3", "loha"], readings={"dora": {"grad": "full"}})
+
+    def forward(self, case):
+        kind = f"{case.method}.{case.variant}"
+        if kind == "lora.usual":
+            os._exit(7)
+        if kind == "ia3.usual":
+            time.sleep(60)
+        y = super().forward(case)["y"]
+        if kind == "loha.usual":
+            return dict(y=y * np.nan)
+        if kind == "lora.rslora=True":
+            return dict(y=y[:2])
+        if kind == "lora.lora_bias=True":
+            return dict(y=y.astype(np.float32))
+        return dict(z=y) if kind == "dora.rslora=True" else dict(y=y)
+
+    def delta(self, case):
+        raise Unsupported("no deltas", "https://example.org/1")
+
+    def merge(self, case):
+        print("chatter")
+        if case.method == "ia3":
+            sys.__stdout__.write("not json\\n")
+            sys.__stdout__.flush()
+        return super().merge(case)
+
+    def unmerge(self, case):
+        raise ValueError("two\\nlines")
+'''
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "odd_harness.py").write_text(HARNESS)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), *([before] if before else [])])
+    chosen = verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"])
+    results = verify.run("python:odd_harness:Odd", chosen, jobs=2, limit=4.0)
+    yield {r.id: r for r in results}
+    os.environ.pop("PYTHONPATH")
+    if before:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.mark.parametrize(
+    "case, outcome, reason",
+    [
+        ("lora.forward.usual", "ERROR", "the process ended with status 7"),
+        ("ia3.forward.usual", "ERROR", "no answer within 4 s"),
+        ("loha.forward.usual", "FAIL", "y has NaN or infinite values"),
+        ("lora.forward.rslora=True", "FAIL", "y: expected shape (3, 4, 10), found (2, 4, 10)"),
+        ("lora.forward.lora_bias=True", "FAIL", "y: expected dtype float64, found float32"),
+        ("dora.forward.rslora=True", "N/A", "its reading is grad=full"),
+        ("dora.grad.grad=full", "READING", ""),
+        ("dora.grad.usual", "N/A", "its reading is grad=full"),
+        ("lora.delta.usual", "SKIP", "no deltas"),
+        ("ia3.merge.usual", "ERROR", "expected one JSON object on a line, found 'not json'"),
+        ("lora.merge.usual", "PASS", ""),
+        ("lora.unmerge.usual", "ERROR", "ValueError: two\nlines"),
+        ("lora.load.missing", "PASS", "lacks"),
+        ("vera.forward.usual", "SKIP", "this method is not there"),
+    ],
+)
+def test_what_happened_is_said(case, outcome, reason, odd):
+    assert (odd[case].outcome, reason in odd[case].reason) == (outcome, True), odd[case]
+
+
+def test_every_case_is_judged(odd):
+    assert len(odd) == len(verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"]).cases)
+    assert odd["lora.delta.usual"].url == "https://example.org/1"
+
+
+def test_minipeft_passes_all_within_seconds():
+    results = verify.run("minipeft", verify.choose())
+    assert {r.outcome for r in results} == {"PASS"}
+    assert max(r.ratio or 0 for r in results) <= 4
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("pefft", "expected one of .*peft"),
+        ("exec:/no/such/program", "cannot be started: No such file"),
+        ("python:no_such_module:thing", "it does not start: the process ended with status 1"),
+        ("exec:echo hello", "it does not start: expected one JSON object on a line, found 'hello'"),
+        ("""exec:echo '{"name": "x"}'""", r"its answer to start has no version \(str\)"),
+    ],
+)
+def test_what_cannot_be_started_is_one_line(name, line):
+    with pytest.raises(Bad, match=line):
+        verify.run(name, verify.choose(methods=["lora"], checks=["forward"]))
+
+
+def test_a_run_of_nothing_is_one_line():
+    with pytest.raises(Bad, match=r"case 'lora.forward.usuel' is not recorded \(did you mean lora.forward.usual"):
+        verify.choose(ids=["lora.forward.usuel"])
+    with pytest.raises(Bad, match="no recorded case is of these methods and checks"):
+        verify.choose(methods=["houlsby"], checks=["merge"])
+
+
+# --- expectations -----------------------------------------------------------------------------------------------------
+
+
+def outcome(case, what):
+    return Result(implementation="x", version="1", id=case, outcome=what, reason="why", ratio=float("nan"))
+
+
+def test_known_failures(tmp_path):
+    results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS"), outcome("c.init.usual", "ERROR")]
+    path = tmp_path / "known.toml"
+    assert verify.write_expectations(path, results) == 2
+    expected = verify.read_expectations(path)
+    assert verify.unexpected(results, expected) == []
+    assert verify.unexpected(results, expected[:1]) == ["x c.init.usual: ERROR: why"]
+    more = [*expected, verify.Expectation("b.*", "FAIL", "https://example.org/2"), verify.Expectation("z.*", "FAIL")]
+    assert verify.unexpected(results, more) == [
+        "x b.grad.usual: passes, but FAIL is expected: https://example.org/2",
+        "expectation 'z.*' matches no case",
+    ]
+    known = [verify.Expectation("a.*", "FAIL", "https://example.org/3", "a reason")]
+    verify.write_expectations(path, results, known)
+    assert verify.read_expectations(path)[0].url == "https://example.org/3"
+    path.write_text("[[expect]]\nname = 1\n")
+    with pytest.raises(Bad, match="expected \\[\\[expect\\]\\] tables with id, outcome, url and reason"):
+        verify.read_expectations(path)
+
+
+def test_lines():
+    results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS")]
+    text = to_lines(results)
+    assert to_lines(from_lines(text)) == text and "NaN" not in text
+    for wrong in ("{}", "nonsense", text.replace("FAIL", "FAILED")):
+        with pytest.raises(Bad, match="line 1"):
+            from_lines(wrong)
+
+
+# --- the command line, the plugin, Hypothesis ---------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "verify --method lora --method ia3 --json r.jsonl --junit r.xml --markdown r.md --html r.html"
+    with pytest.raises(SystemExit) as ended:
+        main(words.split())
+    assert ended.value.code == 0 and "lora" in capsys.readouterr().out
+    assert {r.outcome for r in from_lines(Path("r.jsonl").read_text())} == {"PASS"}
+    assert all(Path(f"r.{end}").stat().st_size > 100 for end in ("xml", "md", "html"))
+    with pytest.raises(SystemExit) as ended:
+        main("verify -i pefft".split())
+    assert ended.value.code == 2 and "did you mean peft" in capsys.readouterr().err
+
+
+def test_a_failure_has_status_one_until_it_is_expected(tmp_path, capsys, odd):
+    words = ["verify", "-i", "python:odd_harness:Odd", "--case", "loha.forward.usual"]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1 and "NaN" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--expect", str(tmp_path / "e.toml"), "--expect-update"])
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--expect", str(tmp_path / "e.toml")])
+    assert ended.value.code == 0
+
+
+def test_two_implementations_side_by_side(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main("verify diff minipeft minipeft --case lora.grad.usual".split())
+    assert ended.value.code == 0 and "relative difference" in capsys.readouterr().out
+
+
+def test_the_plugin_and_the_strategies_in_a_project_of_its_own(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        textwrap.dedent("""
+        import numpy as np
+        from hypothesis import given, settings
+        from minipeft.conformance.strategies import agree, case
+
+        def mine(x, W, b, A, B, scale):
+            return x @ W.T + b + scale * (x @ A.T) @ B.T
+
+        @settings(max_examples=20)
+        @given(case(method="lora"))
+        def test_right(c):
+            if not c.config["lora_bias"]:
+                scale = c.config["alpha"] / (np.sqrt(c.config["r"]) if c.config["rslora"] else c.config["r"])
+                agree(c, y=mine(**c.tensors, scale=scale))
+
+        @settings(max_examples=20, derandomize=True)
+        @given(case(method="lora"))
+        def test_wrong(c):
+            if not c.config["lora_bias"] and not c.config["rslora"]:
+                agree(c, y=mine(**c.tensors, scale=c.config["alpha"]))
+        """)
+    )
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "minipeft.conformance.plugin", "--conformance", "minipeft",
+             "--conformance-method", "ia3", "-p", "no:cacheprovider", "test_mine.py"]  # fmt: skip
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    cases = len(verify.choose(methods=["ia3"]).cases)
+    assert f"1 failed, {cases + 1} passed" in done.stdout, done.stdout + done.stderr
+    assert "alpha_undivided" in done.stdout
+
+
+def test_the_protocol_over_a_pipe():
+    """By hand, as a program in another language would see it from the other side."""
+    case = verify.choose(ids=["lora.forward.usual"]).cases[0]
+    asked = [dict(do="start", format=1), dict(do="case", folder=str(case.folder), out=os.devnull + "x"), dict(do="stop")]
+    words = [sys.executable, "-m", "minipeft.conformance.serve", "minipeft.conformance.own:implementation"]
+    done = subprocess.run(words[:], input="\n".join(map(json.dumps, asked[::2])), capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["name"] == "minipeft"
