@@ -131,8 +131,12 @@ def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
 
 
 def moved(arrays: Arrays, trained: tuple[str, ...], rng: np.random.Generator) -> Arrays:
-    """Arrays in training: those that start at 0 or 1 have left it."""
-    return {k: single(v + 0.4 * rng.standard_normal(v.shape) if k in trained else v) for k, v in arrays.items()}
+    """Arrays in training: those that start at 0 or 1 have left it; adapters that a method is built over are trained too."""
+
+    def noise(v: np.ndarray) -> np.ndarray:
+        return (0.4 if v.ndim < 2 else 0.9 * v.shape[-1] ** -0.5) * rng.standard_normal(v.shape)
+
+    return {k: single(v + noise(v) if k in trained else v) for k, v in arrays.items()}
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -284,7 +288,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
     rng = generator(cls.name, variant)
     inputs = inputs_of(place, method, rng)
     start, trained = arrays_at(place, method, rng, inputs)
-    arrays = moved(start, trained, rng)
+    arrays = moved(start, tuple(start) if method.parts else trained, rng)
     roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
     roles |= {k: "array" if k in trained else "stored" for k in arrays}
     about: Arrays = dict(

@@ -43,7 +43,7 @@ def case(draw: Any, method: str = "lora", ask: str = "forward", dtype: Any = np.
     place = place_of(chosen)
     inputs = inputs_of(place, chosen, rng)
     start, trained = arrays_at(place, chosen, rng, inputs)
-    arrays = moved(start, trained, rng)
+    arrays = moved(start, tuple(start) if chosen.parts else trained, rng)
     roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
     roles |= {k: "array" if k in trained else "stored" for k in arrays}
     made = Case(
