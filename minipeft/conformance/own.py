@@ -146,7 +146,8 @@ def load_one(case: Case) -> tuple[Method, Arrays]:
         suffixes.setdefault(MODULE + key.suffix, []).append(array)
     found: Arrays = {}
     for key, a in tensors.items():
-        if key in {k.suffix for k in spec.root_keys.values()}:
+        if shared := [n for n, k in spec.root_keys.items() if k.suffix == key]:
+            found[shared[0]] = a
             continue
         if key not in suffixes:
             raise Bad(f"unexpected key {key!r}{near(key, suffixes)}")

@@ -136,7 +136,7 @@ def moved(arrays: Arrays, trained: tuple[str, ...], rng: np.random.Generator) ->
     def noise(v: np.ndarray) -> np.ndarray:
         return (0.4 if v.ndim < 2 else 0.9 * v.shape[-1] ** -0.5) * rng.standard_normal(v.shape)
 
-    return {k: single(v + noise(v) if k in trained else v) for k, v in arrays.items()}
+    return {k: single(v + noise(v)) if k in trained else v for k, v in arrays.items()}
 
 
 # --- one case ---------------------------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
         if place.name == "linear":
             yield finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
-        if type(method).base is Method.base:
+        if type(method).base is Method.base and "A0" not in arrays:  # others take the residual for their base
             yield dataclasses.replace(
             Case(check="unmerge", ask="unmerge", inputs={**inputs, **arrays}, **about), tolerance="COND", k=8.0,
             want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
@@ -358,6 +358,8 @@ def checks_of_usual(
                 variant=name, options=dict(optimiser=settings), roles=about["roles"] | dict.fromkeys(target, "target"),
             )  # fmt: skip
             case = finished(Case(check="train", ask="train", inputs={**inputs, **arrays, **target}, **asked))
+            if "A0" in arrays:
+                case = dataclasses.replace(case, want={k: v for k, v in case.want.items() if k != "W"})
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
     dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
     if dropped and hasattr(method, "forward"):
@@ -396,9 +398,9 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
     trained = frozenset(f"{site}:{k}" for k in trained_of(about))
     adapter = Adapter("case", method, {site: method}, {f"{site}:{k}": v for k, v in arrays.items()}, trained)
     config = spec.config(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=["layer"], inference_mode=True)
+    config |= dict(feedforward_modules=[]) if spec.peft_type == "IA3" else {}
     held = spec.plain(None, adapter)  # type: ignore[arg-type]
     arrays = {k: single(v) if k in spec.keys else v for k, v in held.grouped()[site].items()}
-    want = places.PLACES["linear"].call(held.method, inputs, arrays)
     tensors: Arrays = {}
     for name, key in spec.keys.items():
         if name in arrays:
@@ -406,6 +408,10 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
                 np.float32 if arrays[name].dtype.kind == "f" else np.int32))  # fmt: skip
     if cls.name == "shira":
         tensors[MODULE + "shira_indices"] = np.stack([arrays["rows"], arrays["cols"]]).astype(np.int32)
+    for name, key in spec.root_keys.items():
+        tensors[key.suffix] = arrays[name].astype(np.float32)
+        arrays[name] = single(arrays[name])
+    want = places.PLACES["linear"].call(held.method, inputs, arrays)
     roles = {k: r for k, r in about["roles"].items() if k in inputs}
 
     def case(variant: str, tensors: Arrays, config: Arrays = config, **more: Any) -> Case:
@@ -423,7 +429,7 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
     yield dataclasses.replace(
         plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the keys that PEFT writes"),
     )  # fmt: skip
-    first = next(k for k in sorted(tensors) if tensors[k].dtype.kind == "f")
+    first = next(k for k in sorted(tensors) if k.startswith(MODULE) and tensors[k].dtype.kind == "f")
     told = dict(tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table"))
     yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
     yield case(

@@ -6,6 +6,7 @@ them speak the protocol of docs/format.md over pipes, so that a crash, a hang or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -74,12 +75,11 @@ class Program:
     def ask(self, limit: float | None = None, **what: Any) -> dict[str, Any]:
         """The answer to one line. Raises `Broken` for none in time, for garbage, and for the end of the process."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it may have ended, and have said something before
             self.process.stdin.write(json.dumps(what) + "\n")
             self.process.stdin.flush()
+        try:
             line = self.answers.get(timeout=limit or self.limit)
-        except (BrokenPipeError, OSError):
-            line = None
         except queue.Empty:
             self.stop()
             raise Broken(f"no answer within {limit or self.limit:g} s") from None

@@ -1,0 +1,280 @@
+"""Hugging Face PEFT on one torch linear or embedding: what its own layers compute, merge, initialise, train and load."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipeft.checkpoints.peft_specs import Spec, spec_of
+from minipeft.conformance.cases import Case, Rejected, Unsupported
+from minipeft.conformance.own import MODULE, method_of
+from minipeft.conformance.places import ARCH
+
+METHODS = [
+    "adalora", "dora", "eva", "fourierft", "ia3", "loha", "lora", "lora_ga", "lora_plus", "oft", "osf", "pissa", "poly", "shira",
+    "trainable_tokens", "vera",
+]  # fmt: skip
+Arrays = dict[str, Any]
+
+
+class Wide:
+    """The torch module, but its float32 is float64: for layers that cast down inside."""
+
+    def __init__(self, torch: Any) -> None:
+        self.torch = torch
+        self.float32 = self.float = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.torch, name)
+
+
+class Peft:
+    """PEFT as an implementation. Its casts to float32 are redirected where float64 is asked for."""
+
+    def __init__(self) -> None:
+        self.ready: Any = None
+
+    def info(self) -> dict[str, Any]:
+        import peft
+
+        return dict(
+            name="peft", version=peft.__version__, language="Python", dtypes=["float64", "float32"], methods=METHODS,
+            readings={"dora": {"grad": "detached"}, "adalora": {"sensitivity": "*", "orth": "norm"}},
+        )  # fmt: skip
+
+    # --- one layer with an adapter
+
+    def torch(self, case: Case) -> Any:
+        """torch, set up for the dtype of the case."""
+        import torch
+        from peft.tuners.lora import layer as lora_layer
+        from peft.tuners.osf import utils as osf_utils
+
+        if self.ready != case.dtype:
+            wide = case.dtype == np.float64
+            for module in (lora_layer, osf_utils):
+                module.torch = Wide(torch) if wide else torch
+            torch.set_default_dtype(torch.float64 if wide else torch.float32)
+            torch.set_num_threads(1)
+            if wide:
+                torch.Tensor.float = torch.Tensor.double
+            self.ready = case.dtype
+        warnings.filterwarnings("ignore")
+        return torch
+
+    def base(self, case: Case) -> Any:
+        """A model whose one module is named `layer`, with the base's weights."""
+        torch = self.torch(case)
+
+        class One(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                out, in_ = case.tensors["W"].shape
+                table = case.place == "table"
+                self.layer = torch.nn.Embedding(out, in_) if table else torch.nn.Linear(in_, out)
+
+            def forward(self, x: Any, **more: Any) -> Any:
+                return self.layer(x, **more)
+
+        model = One()
+        with torch.no_grad():
+            model.layer.weight.copy_(torch.tensor(case.tensors["W"]))
+            if "b" in case.tensors:
+                model.layer.bias.copy_(torch.tensor(case.tensors["b"]))
+        return model
+
+    def spec(self, case: Case) -> Spec:
+        """How PEFT writes the method. Raises `Unsupported` for what it cannot put on one layer."""
+        if case.place not in ("linear", "tasks", "table") or (case.method == "lora_ga" and case.ask != "load"):
+            raise Unsupported(
+                "PEFT makes this from a gradient it estimates itself" if case.method == "lora_ga" else "not one layer"
+            )
+        return spec_of(method_of(case))
+
+    def config(self, case: Case) -> Any:
+        """PEFT's configuration."""
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        spec, method = self.spec(case), method_of(case)
+        if case.method == "shira" and method.scale != 1.0:  # type: ignore[attr-defined]
+            raise Unsupported("SHiRA's scale is no setting of PEFT")
+        cls = PEFT_TYPE_TO_CONFIG_MAPPING[spec.peft_type]
+        known = {f.name for f in dataclasses.fields(cls)}
+        settings = spec.config(method, ARCH) | dict(target_modules=["layer"])
+        if case.method == "ia3":
+            settings["feedforward_modules"] = []
+        return cls(**{k: v for k, v in settings.items() if k in known})
+
+    def adapted(self, case: Case, arrays: bool = True) -> Any:
+        """The model with the adapter, its arrays set to those of the case."""
+        import peft
+
+        torch = self.torch(case)
+        torch.manual_seed(0)
+        model = peft.get_peft_model(self.base(case), self.config(case), autocast_adapter_dtype=False)
+        model = model.to(torch.float64 if case.dtype == np.float64 else torch.float32).eval()
+        if arrays:
+            given = self.theirs(case)
+            found = peft.set_peft_model_state_dict(model, given)
+            state = peft.get_peft_model_state_dict(model)
+            for key, a in given.items():
+                if key in state and state[key].shape != a.shape:
+                    raise Unsupported(f"{key}: PEFT has shape {tuple(state[key].shape)}, not {tuple(a.shape)}")
+            if found.unexpected_keys:
+                raise Unsupported(f"PEFT does not know {found.unexpected_keys[0]}")
+        if "keep" in case.tensors:
+            self.masked(case, model)
+        return model
+
+    def masked(self, case: Case, model: Any) -> None:
+        """Every dropout of the adapter multiplies by the given mask."""
+        torch = self.torch(case)
+        factor = torch.tensor(case.tensors["keep"] / (1 - case.config["dropout"]))
+
+        class Mask(torch.nn.Module):
+            def forward(self, x: Any) -> Any:
+                return x * factor
+
+        found = False
+        for module in model.modules():
+            for name in ("lora_dropout", "vera_dropout", "poly_dropout"):
+                if isinstance(drops := getattr(module, name, None), torch.nn.ModuleDict):
+                    drops["default"] = Mask()
+                    found = True
+        if not found:
+            raise Unsupported("PEFT has no dropout there")
+        model.train()
+
+    def theirs(self, case: Case) -> Arrays:
+        """The arrays of a case under PEFT's keys, as torch tensors."""
+        torch, spec = self.torch(case), self.spec(case)
+        given = case.named("array", "stored")
+        out: Arrays = {}
+        for name, key in spec.keys.items():
+            if name in given and name not in ("rows", "cols"):
+                out[MODULE + key.suffix] = torch.tensor(np.ascontiguousarray(key.theirs(given[name], ARCH)))
+        if spec.peft_type == "SHIRA":
+            out[MODULE + "shira_indices"] = torch.tensor(np.stack([given["rows"], given["cols"]]))
+        for name, key in spec.root_keys.items():
+            if name in given:
+                out[key.suffix] = torch.tensor(given[name])
+        return out
+
+    def ours(self, case: Case, found: Mapping[str, Any]) -> Arrays:
+        """Tensors under PEFT's keys as arrays under our names."""
+        spec = self.spec(case)
+        out: Arrays = {}
+        for name in case.trained or tuple(case.want):
+            key = spec.keys.get(name)
+            if key is not None and MODULE + key.suffix in found:
+                out[name] = np.ascontiguousarray(key.ours(found[MODULE + key.suffix].detach().numpy(), ARCH))
+        return out
+
+    def call(self, case: Case, model: Any, x: Any) -> Any:
+        more = {"task_ids": self.torch(case).tensor(case.tensors["task_ids"])} if case.place == "tasks" else {}
+        return model(x, **more)
+
+    def input(self, case: Case) -> Any:
+        return self.torch(case).tensor(case.tensors["ids" if case.place == "table" else "x"])
+
+    # --- what is asked
+
+    def forward(self, case: Case) -> Arrays:
+        model = self.adapted(case)
+        with self.torch(case).no_grad():
+            return dict(y=self.call(case, model, self.input(case)).numpy())
+
+    def vjp(self, case: Case) -> Arrays:
+        import peft
+
+        torch, model, x = self.torch(case), self.adapted(case), self.input(case)
+        if x.dtype.is_floating_point:
+            x.requires_grad_()
+        for p in model.parameters():
+            p.grad = None
+        (self.call(case, model, x) * torch.tensor(case.tensors["g.y"])).sum().backward()
+        grads = {
+            k: torch.zeros_like(v) if getattr(v, "grad", None) is None else v.grad
+            for k, v in model.state_dict(keep_vars=True).items()
+        }
+        named = self.ours(case, peft.get_peft_model_state_dict(model, grads))
+        return named | (dict(x=x.grad.numpy()) if x.grad is not None else {})
+
+    def merged(self, case: Case) -> Any:
+        return self.adapted(case).merge_and_unload().layer
+
+    def merge(self, case: Case) -> Arrays:
+        layer = self.merged(case)
+        return {"W": layer.weight.detach().numpy()} | (
+            {"b": layer.bias.detach().numpy()} if "b" in case.tensors else {}
+        )
+
+    def delta(self, case: Case) -> Arrays:
+        return dict(delta=self.merge(case)["W"] - case.tensors["W"])
+
+    def unmerge(self, case: Case) -> Arrays:
+        model = self.adapted(case)
+        model.merge_adapter()
+        try:
+            model.unmerge_adapter()
+        except NotImplementedError as why:
+            raise Unsupported(str(why)) from None
+        layer = model.base_model.model.layer.get_base_layer()
+        return dict(W=layer.weight.detach().numpy(), b=layer.bias.detach().numpy())
+
+    def init(self, case: Case) -> Arrays:
+        import peft
+
+        if method_of(case).needs:
+            raise Unsupported("PEFT measures on a whole model")
+        model = self.adapted(case, arrays=False)
+        return self.ours(case, peft.get_peft_model_state_dict(model))
+
+    def train(self, case: Case) -> Arrays:
+        """The optimiser's equations with torch's gradients: what is judged is the layer, and that its base stays."""
+        import peft
+
+        torch, model, x = self.torch(case), self.adapted(case), self.input(case)
+        target, o = torch.tensor(case.tensors["target.y"]), case.options["optimiser"]
+        settings = dict(lr=o["lr"], weight_decay=o["weight_decay"])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if o["kind"] == "adamw":
+            optimiser = torch.optim.AdamW(trained, betas=(o["beta1"], o["beta2"]), eps=o["eps"], **settings)
+        else:
+            optimiser = torch.optim.SGD(trained, lr=o["lr"], momentum=o["momentum"])
+        for _ in range(o["steps"]):
+            optimiser.zero_grad()
+            (0.5 * (self.call(case, model, x) - target) ** 2).sum().backward()
+            if o["kind"] == "sgd":  # torch couples its decay to the gradient; here it is apart
+                before = [p.detach().clone() for p in trained]
+            optimiser.step()
+            if o["kind"] == "sgd":
+                with torch.no_grad():
+                    for p, was in zip(trained, before, strict=True):
+                        p -= o["lr"] * o["weight_decay"] * was
+        named = self.ours(case, peft.get_peft_model_state_dict(model))
+        layer = model.base_model.model.layer.get_base_layer()
+        return named | dict(W=layer.weight.detach().numpy())
+
+    def load(self, case: Case) -> Arrays:
+        import peft
+
+        torch = self.torch(case)
+        if case.folder is None:
+            raise Unsupported("there are no files")
+        try:
+            model = peft.PeftModel.from_pretrained(
+                self.base(case), case.folder / "adapter", autocast_adapter_dtype=False
+            )
+        except (ValueError, RuntimeError, KeyError) as why:
+            raise Rejected(str(why)[:300]) from None
+        model = model.to(torch.float64 if case.dtype == np.float64 else torch.float32).eval()
+        with torch.no_grad():
+            return dict(y=self.call(case, model, self.input(case)).numpy())
+
+
+implementation = Peft()

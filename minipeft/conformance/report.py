@@ -1,0 +1,145 @@
+"""What a run of `minipeft verify` found, for people and for machines: a matrix, failures one by one, JUnit, Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from minipeft.conformance.cases import Case
+from minipeft.conformance.results import Result
+
+STYLES = {"PASS": "green", "READING": "cyan", "FAIL": "bold red", "ERROR": "bold magenta", "SKIP": "dim", "N/A": "dim"}
+
+
+def implementations(results: Iterable[Result]) -> list[str]:
+    """Their names, in order."""
+    return list(dict.fromkeys(r.implementation for r in results))
+
+
+def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """{(method, implementation): results}, sorted by method."""
+    out: dict[tuple[str, str], list[Result]] = {}
+    for r in sorted(results, key=lambda r: r.method):
+        out.setdefault((r.method, r.implementation), []).append(r)
+    return out
+
+
+def verdict(results: Sequence[Result]) -> tuple[str, str]:
+    """One word for several results, and how many of those judged are right: ("FAIL", "12/14")."""
+    outcomes = [r.outcome for r in results]
+    judged = [o for o in outcomes if o not in ("SKIP", "N/A")]
+    right = sum(o in ("PASS", "READING") for o in judged)
+    word = next((w for w in ("FAIL", "ERROR", "READING", "PASS") if w in outcomes), "SKIP")
+    return word, f"{right}/{len(judged)}" if judged else "–"
+
+
+def matrix(results: Sequence[Result]) -> Any:
+    """Methods × implementations as a table of rich."""
+    from rich.table import Table
+
+    names, cells = implementations(results), grouped(results)
+    table = Table("method", *names, header_style="bold", pad_edge=False)
+    for method in dict.fromkeys(m for m, _ in cells):
+        row = []
+        for name in names:
+            word, count = verdict(cells.get((method, name), []))
+            shown = "–" if word == "SKIP" else "PASS (reading)" if word == "READING" else word
+            row.append(f"[{STYLES[word]}]{shown}{'' if count == '–' else ' ' + count}[/]")
+        table.add_row(method, *row)
+    return table
+
+
+def reproduction(r: Result) -> str:
+    """The command that judges this case alone."""
+    name = f"'{r.implementation}'" if " " in r.implementation or "'" in r.implementation else r.implementation
+    return f"minipeft verify -i {name} --case '{r.id}'"
+
+
+def told(r: Result) -> list[str]:
+    """A failure in lines: what is off, where, by how much, what it equals, how to see it again."""
+    lines = [r.reason or r.outcome]
+    if r.worst is not None and r.expected is not None and r.found is not None:
+        place = f"{r.tensor}{list(r.worst)}"
+        lines.append(f"worst element {place}: expected {r.expected:.9g}, found {r.found:.9g}")
+    if r.ratio is not None:
+        lines.append(f"err/(u·cond) = {r.ratio:.3g} in {r.dtype or 'float64'}")
+    if r.diagnosis:
+        lines.append(f"equals: {', '.join(r.diagnosis)}")
+    if r.url:
+        lines.append(r.url)
+    return [*lines, reproduction(r)]
+
+
+def failure(r: Result, case: Case | None) -> Any:
+    """One failure as a panel of rich: the equation above, what is off below."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    equation = case.equation.splitlines() if case is not None else []
+    body = Text("\n".join([*equation, "", *told(r)] if equation else told(r)))
+    return Panel(
+        body, title=f"{r.implementation} {r.version}  {r.id}  {r.outcome}", title_align="left", border_style="red"
+    )
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The matrix and every failure, in Markdown."""
+    names, cells = implementations(results), grouped(results)
+    versions = {r.implementation: r.version for r in results}
+    out = [
+        "| method | " + " | ".join(f"{n} {versions[n]}".strip() for n in names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for method in dict.fromkeys(m for m, _ in cells):
+        row = []
+        for name in names:
+            word, count = verdict(cells.get((method, name), []))
+            row.append("–" if word == "SKIP" else f"{'PASS (reading)' if word == 'READING' else word} {count}")
+        out.append(f"| {method} | " + " | ".join(row) + " |")
+    wrong = [r for r in results if r.outcome in ("FAIL", "ERROR")]
+    if wrong:
+        out += ["", "## What is not as wanted", ""]
+    for r in wrong:
+        out += [
+            f"### {_flat(r.implementation)}: {_flat(r.id)}: {r.outcome}",
+            "",
+            *(f"    {_flat(line)}" for line in told(r)),
+            "",
+        ]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _flat(text: str) -> str:
+    """Text of unknown origin on one line."""
+    return " ".join(text.split())
+
+
+def junit(results: Sequence[Result]) -> str:
+    """JUnit XML: a suite for every implementation, a test case for every case."""
+    root = ElementTree.Element("testsuites")
+    for name in implementations(results):
+        mine = [r for r in results if r.implementation == name]
+        count = {o: sum(r.outcome == o for r in mine) for o in STYLES}
+        suite = ElementTree.SubElement(
+            root, "testsuite", name=_xml(name), tests=str(len(mine)), failures=str(count["FAIL"]), errors=str(count["ERROR"]),
+            skipped=str(count["SKIP"] + count["N/A"]), time=f"{sum(r.seconds for r in mine):.3f}",
+        )  # fmt: skip
+        for r in mine:
+            case = ElementTree.SubElement(
+                suite,
+                "testcase",
+                classname=_xml(f"{name}.{r.method}.{r.check}"),
+                name=_xml(r.id),
+                time=f"{r.seconds:.4f}",
+            )
+            kind = {"FAIL": "failure", "ERROR": "error", "SKIP": "skipped", "N/A": "skipped"}.get(r.outcome)
+            if kind:
+                said = ElementTree.SubElement(case, kind, message=_xml(r.reason))
+                said.text = _xml("\n".join(told(r))) if kind != "skipped" else None
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _xml(text: str) -> str:
+    """Text without the characters that XML cannot hold."""
+    return "".join(c if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "�" for c in text)
