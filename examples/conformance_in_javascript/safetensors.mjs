@@ -11,8 +11,8 @@ export function read(path) {
   if (8 + length > file.length) throw new Error(`${path}: the header is longer than the file`);
   const header = JSON.parse(file.toString("utf8", 8, 8 + length));
   const found = {};
+  delete header.__metadata__;
   for (const [name, { dtype, shape, data_offsets: [begin, end] }] of Object.entries(header)) {
-    if (name === "__metadata__") continue;
     const Kind = KINDS[dtype];
     if (!Kind) throw new Error(`${path}: ${name} is of dtype ${dtype}, which is not read here`);
     const size = shape.reduce((n, d) => n * d, 1);

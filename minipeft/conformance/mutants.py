@@ -500,6 +500,37 @@ class merged_twice(Own):
         return merged | {"W": 2 * merged["W"] - case.tensors["W"]}
 
 
+@mutant(("lora", "loha", "adalora"), "merge delta", "LyCORIS 4.1.3 LohaModule.merge_to")
+class merge_scales_twice(Own):
+    """Merging multiplies by the scale once more."""
+
+    def merge(self, case: Case) -> Arrays:
+        merged, W = super().merge(case), case.tensors["W"]
+        m = method_of(case)
+        scale = self_scale(case) if hasattr(m, "scale") else m.alpha / m.r  # type: ignore[attr-defined]
+        return merged | {"W": W + scale * (merged["W"] - W)}
+
+
+@mutant(("ia3",), "unmerge", "PEFT 0.21.2 IA3Layer.unmerge")
+class unmerge_guarded(Own):
+    """Unmerging divides by the vector plus a small constant."""
+
+    def unmerge(self, case: Case) -> Arrays:
+        l = case.tensors["l"]
+        merged = self.merge(case)
+        return dict(W=merged["W"] / (l[:, None] + 1e-8), b=merged["b"] / (l + 1e-8))
+
+
+@mutant(("oft",), "unmerge", "PEFT 0.21.2 OFTLayer.unmerge")
+class unmerge_in_float32(Own):
+    """Unmerging inverts the rotation in float32."""
+
+    def unmerge(self, case: Case) -> Arrays:
+        merged = super().merge(case)["W"]
+        R = np.linalg.lstsq(case.tensors["W"], merged, rcond=None)[0]
+        return super().unmerge(case) | {"W": merged @ np.linalg.inv(R.astype(np.float32)).astype(merged.dtype)}
+
+
 @mutant(("ia3",), "merge", "")
 class merge_forgets_bias(Own):
     """Merging leaves the bias as it was."""

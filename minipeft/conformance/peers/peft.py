@@ -12,6 +12,7 @@ import numpy as np
 from minipeft.checkpoints.peft_specs import Spec, spec_of
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import MODULE, method_of
+from minipeft.conformance.peers._torch import mask
 from minipeft.conformance.places import ARCH
 
 METHODS = [
@@ -133,17 +134,11 @@ class Peft:
     def masked(self, case: Case, model: Any) -> None:
         """Every dropout of the adapter multiplies by the given mask."""
         torch = self.torch(case)
-        factor = torch.tensor(case.tensors["keep"] / (1 - case.config["dropout"]))
-
-        class Mask(torch.nn.Module):
-            def forward(self, x: Any) -> Any:
-                return x * factor
-
         found = False
         for module in model.modules():
             for name in ("lora_dropout", "vera_dropout", "poly_dropout"):
                 if isinstance(drops := getattr(module, name, None), torch.nn.ModuleDict):
-                    drops["default"] = Mask()
+                    drops["default"] = mask(case)
                     found = True
         if not found:
             raise Unsupported("PEFT has no dropout there")

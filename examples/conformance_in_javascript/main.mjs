@@ -1,0 +1,141 @@
+// LoRA, DoRA and (IA)³ in JavaScript, judged by recorded cases: docs/format.md, section 8.
+//
+//     minipeft verify exec:'node examples/conformance_in_javascript/main.mjs' --methods lora,dora,ia3
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { METHODS, map, matrix, minus } from "./methods.mjs";
+import { read, write } from "./safetensors.mjs";
+
+const ABOUT = {
+  name: "javascript-example", version: "1.0", language: "JavaScript", dtypes: ["float64"],
+  methods: Object.keys(METHODS), readings: { dora: { grad: "*" } },
+};
+const MODULE = "base_model.model.layer."; // the one module of the files in `load` cases
+
+class Unsupported extends Error {}
+class Rejected extends Error {}
+
+/** A tensor as a matrix: all axes but the last are rows. */
+function flat({ shape, data }) {
+  const cols = shape.at(-1) ?? 1;
+  return matrix(cols ? data.length / cols : 0, cols, Float64Array.from(data, Number));
+}
+
+const scale = ({ alpha, r, rslora }) => alpha / (rslora ? Math.sqrt(r) : r);
+
+/** What a method computes with: x, W, b, its arrays, the settings, the scale. */
+const givenOf = (settings, tensors) => ({
+  ...Object.fromEntries(Object.entries(tensors).map(([name, t]) => [name, flat(t)])), settings, s: scale(settings),
+});
+
+const ASKS = {
+  forward: ({ method, given }) => ({ y: method.forward(given) }),
+  vjp: ({ method, given }) => method.backward(given, given["g.y"]),
+  merge: ({ method, given }) => method.merged(given),
+  delta: ({ method, given }) => ({ delta: minus(method.merged(given).W, given.W) }),
+  unmerge({ method, given }) {
+    const kept = { W: map((a) => a, given.W), b: map((a) => a, given.b) };
+    const layer = { ...given, ...method.merged(given) };
+    Object.assign(layer, kept);
+    return { W: layer.W, b: layer.b };
+  },
+  init: ({ method, given }) => method.start(given.settings, given),
+  train({ method, given, about }) {
+    const step = OPTIMISERS[about.options.optimiser.kind];
+    if (!step) throw new Unsupported(`no optimiser ${about.options.optimiser.kind}`);
+    const names = Object.keys(about.tensors).filter((k) => about.tensors[k].role === "array");
+    const now = { ...given };
+    const state = Object.fromEntries(names.map((k) => [k, { m: map(() => 0, given[k]), v: map(() => 0, given[k]) }]));
+    for (let t = 1; t <= about.options.optimiser.steps; t++) {
+      const gradients = method.backward(now, minus(method.forward(now), given["target.y"]));
+      for (const k of names) now[k] = step(about.options.optimiser, now[k], gradients[k], state[k], t);
+    }
+    return Object.fromEntries([...names, "W"].map((k) => [k, now[k]]));
+  },
+  load({ method, given, about, folder }) {
+    const config = JSON.parse(readFileSync(join(folder, "adapter", "adapter_config.json")));
+    const settings = {
+      ...about.config, r: config.r, alpha: config.lora_alpha, rslora: Boolean(config.use_rslora),
+      lora_bias: Boolean(config.lora_bias),
+    };
+    const arrays = adapter(method, settings, given.W, read(join(folder, "adapter", "adapter_model.safetensors")));
+    return { y: method.forward({ ...given, ...arrays, settings, s: scale(settings) }) };
+  },
+};
+
+const OPTIMISERS = {
+  sgd({ lr, momentum, weight_decay }, theta, g, state) {
+    state.v = map((v, g) => momentum * v + g, state.v, g);
+    return map((a, v) => a - lr * (v + weight_decay * a), theta, state.v);
+  },
+  adamw({ lr, beta1, beta2, eps, weight_decay }, theta, g, state, t) {
+    state.m = map((m, g) => beta1 * m + (1 - beta1) * g, state.m, g);
+    state.v = map((v, g) => beta2 * v + (1 - beta2) * g * g, state.v, g);
+    const step = (m, v) => m / (1 - beta1 ** t) / (Math.sqrt(v / (1 - beta2 ** t)) + eps);
+    return map((a, m, v) => a - lr * (step(m, v) + weight_decay * a), theta, state.m, state.v);
+  },
+};
+
+/** The arrays of a file of PEFT. Every tensor must be wanted, every array there, every shape right. */
+function adapter(method, settings, W, tensors) {
+  const wanted = method.arrays(settings, W.rows, W.cols);
+  const keys = Object.fromEntries(Object.keys(wanted).map((letter) => [MODULE + method.peft[letter], letter]));
+  for (const key of Object.keys(tensors)) if (!keys[key]) throw new Rejected(`unexpected tensor ${key}`);
+  const found = {};
+  for (const [key, letter] of Object.entries(keys)) {
+    if (!tensors[key]) throw new Rejected(`${key} is missing`);
+    const shape = key.endsWith("ia3_l") ? [...wanted[letter], 1] : wanted[letter];
+    if (String(tensors[key].shape) !== String(shape)) {
+      throw new Rejected(`${key}: expected shape [${shape}], found [${tensors[key].shape}]`);
+    }
+    found[letter] = flat({ shape: wanted[letter], data: tensors[key].data });
+  }
+  return found;
+}
+
+/** The shape a result is written in: that of the tensor it is, was made of, or belongs to. */
+function shapeOf(name, about, method) {
+  const { x, W } = about.tensors;
+  if (name === "y") return [...x.shape.slice(0, -1), W.shape[0]];
+  if (name === "delta") return W.shape;
+  return about.tensors[name]?.shape ?? method.arrays(about.config, ...W.shape)[name];
+}
+
+function solve({ folder, out, dtype = "float64" }) {
+  const about = JSON.parse(readFileSync(join(folder, "case.json")));
+  const method = METHODS[about.method];
+  if (!method) throw new Unsupported(`there is no ${about.method}`);
+  if (dtype !== "float64") throw new Unsupported(`there is no ${dtype}`);
+  if (about.place !== "linear") throw new Unsupported(`${about.method} is not there at the place ${about.place}`);
+  if (!ASKS[about.ask]) throw new Unsupported(`${about.ask} is not there`);
+  const tensors = read(join(folder, "in.safetensors"));
+  if (tensors.l_ff) throw new Unsupported("(IA)³ scales outputs only");
+  const given = givenOf(about.config, tensors);
+  const results = ASKS[about.ask]({ method, given, about, folder });
+  write(out, Object.fromEntries(Object.entries(results).map(
+    ([name, { data }]) => [name, { shape: shapeOf(name, about, method), data }])));
+}
+
+function answer(asked) {
+  if (asked.do === "start") {
+    if (asked.format === 1) return ABOUT;
+    process.stderr.write(`expected format 1, found ${asked.format}\n`);
+    process.exit(1);
+  }
+  try {
+    solve(asked);
+    return { status: "done" };
+  } catch (why) {
+    if (why instanceof Unsupported) return { status: "unsupported", reason: why.message, url: "" };
+    if (why instanceof Rejected) return { status: "rejected", reason: why.message };
+    return { status: "error", reason: String(why) };
+  }
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const asked = JSON.parse(line);
+  if (asked.do === "stop") process.exit(0);
+  process.stdout.write(`${JSON.stringify(answer(asked))}\n`);
+}

@@ -1,0 +1,59 @@
+"""Keras 3 on torch: `Dense(lora_rank=…, lora_alpha=…)`, the way its own documentation shows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance.cases import Case, Unsupported
+from minipeft.conformance.peers._torch import Arrays, Layer, TorchLibrary, torch_of
+
+
+class Keras(TorchLibrary):
+    """Keras as an implementation: it keeps W (in, out), A (in, r) and B (r, out)."""
+
+    def info(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return dict(name="keras", version=version("keras"), language="Python", dtypes=["float32"], methods=["lora"])
+
+    def fresh(self, case: Case) -> Any:
+        """The library's layer with the base's weights."""
+        torch_of(case)
+        os.environ["KERAS_BACKEND"] = "torch"
+        import keras
+
+        c = case.config
+        if case.place != "linear" or c["rslora"] or c["lora_bias"] or "keep" in case.tensors:
+            raise Unsupported(
+                "only Dense with α/r is tried: Keras has no rank-stabilised scaling, trained bias or dropout in LoRA"
+            )
+        out, in_ = case.tensors["W"].shape
+        layer = keras.layers.Dense(out, lora_rank=c["r"], lora_alpha=c["alpha"], dtype=np.dtype(case.dtype).name)
+        layer.build((None, in_))
+        layer._kernel.assign(case.tensors["W"].T)
+        layer.bias.assign(case.tensors["b"])
+        return layer
+
+    def layer(self, case: Case) -> Layer:
+        layer = self.fresh(case)
+        layer.lora_kernel_a.assign(case.tensors["A"].T)
+        layer.lora_kernel_b.assign(case.tensors["B"].T)
+        found = dict(A=layer.lora_kernel_a.value, B=layer.lora_kernel_b.value)
+        return Layer(layer, found, turned=("A", "B"))
+
+    def base_weight(self, layer: Layer) -> Any:
+        return layer.module._kernel.value.T
+
+    def merge(self, case: Case) -> Arrays:
+        layer = self.layer(case).module
+        return dict(W=np.ascontiguousarray(layer.kernel.detach().numpy().T), b=layer.bias.value.detach().numpy())
+
+    def init(self, case: Case) -> Arrays:
+        layer = self.fresh(case)
+        return dict(A=layer.lora_kernel_a.numpy().T, B=layer.lora_kernel_b.numpy().T)
+
+
+implementation = Keras()
