@@ -495,10 +495,10 @@ def verify(
     results = []
     with Progress(console=_console(stderr=True), transient=True) as bar:
         for name in names:
-            line = bar.add_task(name, total=len(chosen.cases))
+            task = bar.add_task(name, total=len(chosen.cases))
             results += job.run(
                 name, chosen, jobs=jobs, limit=limit, python=pythons.get(name), dtype=dtype,
-                progress=lambda r, line=line: bar.advance(line),
+                progress=lambda r, task=task: bar.advance(task),  # type: ignore[misc]
             )  # fmt: skip
     by_id = {c.id: c for c in chosen.cases}
     console = _console()

@@ -58,7 +58,7 @@ def test_no_method_imports_more_than_its_parent():
 
 
 def test_nothing_is_left_undone():
-    words = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    words = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b")
     for path in [*FILES, *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
         assert not words.search(path.read_text(encoding="utf-8")), path
 

@@ -130,7 +130,7 @@ def encode(case: Case) -> dict[str, bytes]:
 def write(cases: list[Case], folder: Path) -> None:
     """Write cases and their index into a folder, whose other files stay. Raises `Bad` if two have one name."""
     folder.mkdir(parents=True, exist_ok=True)
-    index = []
+    index: list[dict[str, str]] = []
     for case in sorted(cases, key=lambda c: c.id):
         where = f"{case.method}/{case.check}/{case.variant}"
         if any(i["path"] == where for i in index):

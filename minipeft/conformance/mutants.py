@@ -239,7 +239,7 @@ def _norms(case: Case, inputs: Arrays, arrays: Arrays) -> Any:
 
 
 def self_scale(case: Case) -> float:
-    return float(method_of(case).scale)
+    return float(method_of(case).scale)  # type: ignore[attr-defined]
 
 
 @mutant(("dora",), "forward", "torchtune #2250")

@@ -142,8 +142,8 @@ def load_one(case: Case) -> tuple[Method, Arrays]:
     except KeyError as why:
         raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
     suffixes: dict[str, list[str]] = {}
-    for array, key in spec.keys.items():
-        suffixes.setdefault(MODULE + key.suffix, []).append(array)
+    for array, written in spec.keys.items():
+        suffixes.setdefault(MODULE + written.suffix, []).append(array)
     found: Arrays = {}
     for key, a in tensors.items():
         if shared := [n for n, k in spec.root_keys.items() if k.suffix == key]:

@@ -50,7 +50,7 @@ PLAIN = (
     "llama_adapter",
 )  # whose options make large files or act elsewhere
 STEP = 1e-5  # of central differences
-OPTIMISERS = {
+OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": dict(kind="sgd", lr=0.01, momentum=0.5, weight_decay=0.1, steps=3),
     "adamw": dict(kind="adamw", lr=0.05, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, steps=3),
 }
@@ -430,7 +430,9 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
         plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the keys that PEFT writes"),
     )  # fmt: skip
     first = next(k for k in sorted(tensors) if k.startswith(MODULE) and tensors[k].dtype.kind == "f")
-    told = dict(tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table"))
+    told: Arrays = dict(
+        tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table")
+    )
     yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
     yield case(
         "unexpected", tensors | {MODULE + "lora_Q.weight": tensors[first]}, flags=("unknown keys are dropped",), **told
@@ -451,16 +453,17 @@ def files_json(config: Arrays) -> bytes:
 def tiny() -> dict[str, Any]:
     """A few cases of a handful of numbers each, as plain JSON with C99 hexadecimal floats."""
     made = []
-    for name, fields, shapes in (
+    settings: tuple[tuple[str, Arrays, Arrays], ...] = (
         ("lora", dict(r=2, alpha=3.0), dict(A=(2, 3), B=(2, 2))),
         ("lora", dict(r=2, alpha=3.0, rslora=True), dict(A=(2, 3), B=(2, 2))),
         ("dora", dict(r=1, alpha=3.0), dict(A=(1, 3), B=(2, 1), m=(2,))),
         ("ia3", {}, dict(l=(2,))),
         ("loha", dict(r=2, alpha=5.0), dict(X1=(2, 2), Y1=(2, 3), X2=(2, 2), Y2=(2, 3))),
-    ):
+    )
+    for name, fields, shapes in settings:
         rng = generator("tiny", name, *fields)
         method = METHODS[name](**fields)
-        arrays = {k: single(rng.standard_normal(v)) for k, v in shapes.items()}
+        arrays = {k: single(rng.standard_normal(tuple(v))) for k, v in shapes.items()}
         inputs = dict(
             x=single(rng.standard_normal((1, 2, 3))),
             W=single(rng.standard_normal((2, 3))),

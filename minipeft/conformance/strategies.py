@@ -59,7 +59,7 @@ def case(draw: Any, method: str = "lora", ask: str = "forward", dtype: Any = np.
     if ask == "vjp":
         g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in answer(made).items()}
         made = dataclasses.replace(
-            made, ask=ask, inputs={**made.inputs, **g}, roles=made.roles | dict.fromkeys(g, "cotangent")
+            made, ask=ask, inputs={**made.inputs, **g}, roles={**made.roles, **dict.fromkeys(g, "cotangent")}
         )
     made = dataclasses.replace(made, ask=ask)
     return dataclasses.replace(made, want=answer(made), cond=conditions(made), dtype=dtype)

@@ -26,10 +26,10 @@ def torch_of(case: Case) -> Any:
 
 def mask(case: Case) -> Any:
     """In place of a dropout: multiplies by the mask that the case gives."""
-    torch = torch_of(case)
+    torch: Any = torch_of(case)
     factor = torch.tensor(case.tensors["keep"] / (1 - case.config["dropout"]))
 
-    class Mask(torch.nn.Module):
+    class Mask(torch.nn.Module):  # type: ignore[name-defined]
         def forward(self, x: Any) -> Any:
             return x * factor
 

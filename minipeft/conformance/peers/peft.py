@@ -71,7 +71,7 @@ class Peft:
         """A model whose one module is named `layer`, with the base's weights."""
         torch = self.torch(case)
 
-        class One(torch.nn.Module):
+        class One(torch.nn.Module):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 out, in_ = case.tensors["W"].shape
