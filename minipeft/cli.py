@@ -465,6 +465,7 @@ def verify(
     python: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: the interpreter that a harness runs under.")
     ] = None,
+    strict: Annotated[bool, typer.Option(help="By the usual readings alone, whichever are declared.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float64 or float32 (default: the best it has).")] = None,
     cases: Annotated[Path | None, typer.Option(help="A folder of cases (default: those of the package).")] = None,
     expect: Annotated[Path | None, typer.Option(help="A file of known failures.")] = None,
@@ -497,7 +498,7 @@ def verify(
         for name in names:
             task = bar.add_task(name, total=len(chosen.cases))
             results += job.run(
-                name, chosen, jobs=jobs, limit=limit, python=pythons.get(name), dtype=dtype,
+                name, chosen, jobs=jobs, limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
                 progress=lambda r, task=task: bar.advance(task),  # type: ignore[misc]
             )  # fmt: skip
     by_id = {c.id: c for c in chosen.cases}

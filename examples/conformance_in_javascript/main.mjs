@@ -1,11 +1,11 @@
 // LoRA, DoRA and (IA)³ in JavaScript, judged by recorded cases: docs/format.md, section 8.
 //
-//     minipeft verify exec:'node examples/conformance_in_javascript/main.mjs' --methods lora,dora,ia3
+//     minipeft verify -i exec:'node examples/conformance_in_javascript/main.mjs' --method lora --method dora --method ia3
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { METHODS, map, matrix, minus } from "./methods.mjs";
+import { METHODS, add, map, matrix, minus, oneHot, times, transpose } from "./methods.mjs";
 import { read, write } from "./safetensors.mjs";
 
 const ABOUT = {
@@ -30,6 +30,22 @@ const givenOf = (settings, tensors) => ({
   ...Object.fromEntries(Object.entries(tensors).map(([name, t]) => [name, flat(t)])), settings, s: scale(settings),
 });
 
+/** A token table as a linear: its words are one-hot rows, W and the factors stand on their side, the magnitude is the linear's. */
+function turned({ ids, W, A, B, m_emb, settings, s, "g.y": g }) {
+  return { x: oneHot(ids, W.rows), W: transpose(W), b: matrix(1, W.cols), A: transpose(B), B: transpose(A), m: m_emb, settings, s, "g.y": g };
+}
+const turnedBack = ({ y, A, B, m }) => (y ? { y } : { A: transpose(B), B: transpose(A), ...(m && { m_emb: m }) });
+
+/** The nearest bfloat16, ties to even: of the 52 bits of a double's fraction, 7 stay. */
+function bfloat16(a) {
+  const bits = new BigUint64Array(new Float64Array([a]).buffer);
+  const rest = bits[0] & ((1n << 45n) - 1n);
+  const kept = bits[0] - rest;
+  const up = rest > 1n << 44n || (rest === 1n << 44n && (kept >> 45n) & 1n);
+  bits[0] = up ? kept + (1n << 45n) : kept;
+  return new Float64Array(bits.buffer)[0];
+}
+
 const ASKS = {
   forward: ({ method, given }) => ({ y: method.forward(given) }),
   vjp: ({ method, given }) => method.backward(given, given["g.y"]),
@@ -41,6 +57,20 @@ const ASKS = {
     Object.assign(layer, kept);
     return { W: layer.W, b: layer.b };
   },
+  combine({ method, given, about, tensors }) {
+    const { x, W, b } = given;
+    const base = METHODS.lora.base(given);
+    return { y: about.options.weights.reduce((y, weight, i) => {
+      const own = Object.entries(tensors).filter(([name]) => name.endsWith(`.${i}`)).map(([name, t]) => [name.slice(0, -2), t]);
+      const one = method.forward({ x, W, b, ...givenOf(about.options.adapters[i], Object.fromEntries(own)) });
+      return add(y, times(weight, minus(one, base)));
+    }, base) };
+  },
+  merge_bfloat16({ method, given }) {
+    const { W, b } = method.merged(given);
+    return { W: map(bfloat16, W), b: map(bfloat16, b) };
+  },
+  unmerge_bfloat16: (asked) => ASKS.unmerge(asked),
   init: ({ method, given }) => method.start(given.settings, given),
   train({ method, given, about }) {
     const step = OPTIMISERS[about.options.optimiser.kind];
@@ -97,8 +127,8 @@ function adapter(method, settings, W, tensors) {
 
 /** The shape a result is written in: that of the tensor it is, was made of, or belongs to. */
 function shapeOf(name, about, method) {
-  const { x, W } = about.tensors;
-  if (name === "y") return [...x.shape.slice(0, -1), W.shape[0]];
+  const { x, ids, W } = about.tensors;
+  if (name === "y") return ids ? [...ids.shape, W.shape[1]] : [...x.shape.slice(0, -1), W.shape[0]];
   if (name === "delta") return W.shape;
   return about.tensors[name]?.shape ?? method.arrays(about.config, ...W.shape)[name];
 }
@@ -108,12 +138,14 @@ function solve({ folder, out, dtype = "float64" }) {
   const method = METHODS[about.method];
   if (!method) throw new Unsupported(`there is no ${about.method}`);
   if (dtype !== "float64") throw new Unsupported(`there is no ${dtype}`);
-  if (about.place !== "linear") throw new Unsupported(`${about.method} is not there at the place ${about.place}`);
+  const table = about.place === "table" && about.method !== "ia3";
+  if (about.place !== "linear" && !table) throw new Unsupported(`${about.method} is not there at the place ${about.place}`);
   if (!ASKS[about.ask]) throw new Unsupported(`${about.ask} is not there`);
   const tensors = read(join(folder, "in.safetensors"));
   if (tensors.l_ff) throw new Unsupported("(IA)³ scales outputs only");
   const given = givenOf(about.config, tensors);
-  const results = ASKS[about.ask]({ method, given, about, folder });
+  const asked = { method, given: table ? turned(given) : given, about, folder, tensors };
+  const results = table ? turnedBack(ASKS[about.ask](asked)) : ASKS[about.ask](asked);
   write(out, Object.fromEntries(Object.entries(results).map(
     ([name, { data }]) => [name, { shape: shapeOf(name, about, method), data }])));
 }

@@ -27,10 +27,18 @@ export const map = (f, A, ...rest) =>
   matrix(A.rows, A.cols, A.data.map((a, i) => f(a, ...rest.map((B) => B.data[i]), Math.floor(i / A.cols), i % A.cols)));
 export const add = (A, B) => map((a, b) => a + b, A, B);
 export const minus = (A, B) => map((a, b) => a - b, A, B);
-const times = (s, A) => map((a) => s * a, A);
+export const times = (s, A) => map((a) => s * a, A);
 const shifted = (A, v) => map((a, _, j) => a + v.data[j], A); // v beside every row
 const columns = (A, v) => map((a, _, j) => a * v.data[j], A); // column j times v_j
 const rowwise = (A, v) => map((a, i) => a * v.data[i], A); // row i times v_i
+
+export const transpose = (A) => map((_, i, j) => A.data[j * A.cols + i], matrix(A.cols, A.rows));
+/** A row for every id, with a one at its place. */
+export function oneHot({ data }, width) {
+  const rows = matrix(data.length, width);
+  data.forEach((id, i) => { rows.data[i * width + id] = 1; });
+  return rows;
+}
 
 /** A vector with f(row or column i). */
 const vector = (n, f) => matrix(1, n, Float64Array.from({ length: n }, (_, i) => f(i)));
@@ -50,6 +58,7 @@ const dropped = ({ keep, settings }, x) => (keep ? map((a, k) => (a * k) / (1 - 
 const uniform = (rows, cols) => map(() => (2 * Math.random() - 1) / Math.sqrt(cols), matrix(rows, cols));
 
 const lora = {
+  base: ({ x, W, b }) => linear(x, W, b),
   peft: { A: "lora_A.weight", B: "lora_B.weight", c: "lora_B.bias" },
   arrays: ({ r, lora_bias }, out, in_) => ({ A: [r, in_], B: [out, r], ...(lora_bias && { c: [out] }) }),
   start: ({ r, lora_bias }, { W }) =>

@@ -29,12 +29,15 @@ ASKS = {
     "delta": "the change of the weight, W' − W",
     "merge": "the merged weight and bias",
     "unmerge": "weight and bias after merging and taking the adapter out again",
+    "combine": "the outputs of a weighted sum of adapters",
+    "merge_bfloat16": "the merged weight and bias, the base being held in bfloat16, rounded once",
+    "unmerge_bfloat16": "weight and bias after merging and taking the adapter out again, the base being held in bfloat16",
     "init": "the arrays as training starts",
     "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
     "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
     "dequantize": "the weight that a block-wise quantised one stands for",
 }
-CLASSES = ("EXACT", "COND", "REJECT", "SHAPES")
+CLASSES = ("EXACT", "ROUND1", "COND", "REJECT", "SHAPES")
 
 
 class Unsupported(Exception):
@@ -222,6 +225,12 @@ SCHEMA = {
         "digests": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
     },
 }  # fmt: skip
+
+
+def bfloat16(a: np.ndarray) -> np.ndarray:
+    """Every value rounded once to the nearest bfloat16, ties to even, in the dtype of a. Normal numbers only."""
+    mantissa, exponent = np.frexp(a)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(a.dtype)
 
 
 def with_dtype(case: Case, dtype: Any) -> Case:

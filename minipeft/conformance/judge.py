@@ -62,7 +62,11 @@ def compared(case: Case, name: str, mine: np.ndarray, want: np.ndarray, result: 
     unit = UNIT[np.dtype(case.dtype)] * cond if case.tolerance == "COND" else 0.0
     error = float(off[worst])
     ratio = error / unit if unit else (0.0 if error == 0 else float("inf"))
-    return _at(result, name, worst, mine, want, ratio, f"{name} is off by {error:.3g}")
+    reason = f"{name} is off by {error:.3g}"
+    if case.tolerance in ("EXACT", "ROUND1"):
+        what = "not the nearest that the dtype has" if case.tolerance == "ROUND1" else "not the same"
+        reason = f"{name}: {np.mean(off > 0):.0%} of the elements are {what}"
+    return _at(result, name, worst, mine, want, ratio, reason)
 
 
 def _at(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import minipeft
 from minipeft.checkpoints.native import decode, encode
 from minipeft.checkpoints.peft_io import read_adapter_tensors, read_config
 from minipeft.checkpoints.peft_specs import SPECS, method_name
-from minipeft.conformance.cases import Case, Rejected, Unsupported
+from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
 from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at, bias_of, held
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.tensor import value
@@ -90,6 +91,26 @@ class Own:
     def unmerge(self, case: Case) -> Arrays:
         self.merge(case)  # returns new arrays: the base was never written to
         return case.named("base")
+
+    def merge_bfloat16(self, case: Case) -> Arrays:
+        wide = dataclasses.replace(case, dtype=np.float64)
+        return {k: bfloat16(v).astype(case.dtype) for k, v in self.merge(wide).items()}
+
+    def unmerge_bfloat16(self, case: Case) -> Arrays:
+        return self.unmerge(case)
+
+    def adapter(self, case: Case, i: int) -> tuple[Method, Arrays]:
+        """One of the adapters that are summed."""
+        method = decode({"method": case.method, **case.options["adapters"][i]})
+        return method, {k[: -len(f".{i}")]: v for k, v in case.named("array").items() if k.endswith(f".{i}")}
+
+    def combine(self, case: Case) -> Arrays:
+        inputs = case.named("input", "base")
+        base = y = ops.linear(inputs["x"], inputs["W"], inputs["b"])
+        for i, weight in enumerate(case.options["weights"]):
+            method, arrays = self.adapter(case, i)
+            y = y + weight * (PLACES[case.place].call(method, inputs, arrays)["y"] - base)
+        return dict(y=y)
 
     def init(self, case: Case) -> Arrays:
         arrays, _ = arrays_at(PLACES[case.place], self.method(case), np.random.default_rng(case.seed), case.tensors)

@@ -51,7 +51,7 @@ PLAIN = (
 )  # whose options make large files or act elsewhere
 STEP = 1e-5  # of central differences
 OPTIMISERS: dict[str, dict[str, Any]] = {
-    "sgd": dict(kind="sgd", lr=0.01, momentum=0.5, weight_decay=0.1, steps=3),
+    "sgd": dict(kind="sgd", lr=0.001, momentum=0.5, weight_decay=0.1, steps=3),
     "adamw": dict(kind="adamw", lr=0.05, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, steps=3),
 }
 
@@ -65,6 +65,8 @@ def usual(cls: type[Method]) -> Method:
         chosen["hidden"] = HIDDEN[cls.name]
     if cls.name == "oft":
         chosen["r"] = 0
+    if cls.name == "qlora":
+        chosen["block"] = 64  # the smallest that bitsandbytes has; 140 numbers leave the last one ragged
     return dataclasses.replace(method, **chosen)
 
 
@@ -192,7 +194,10 @@ def witnesses(case: Case) -> tuple[str, ...]:
     if case.ask == "forward":
         arrays = case.named("array", "stored")
         method = OWN.method(case)
-        if case.method in CLOSED:
+        if case.place == "table" and case.method in ALSO:
+            _agree(case, dict(y=OWN.merge(case)["W"][case.inputs["ids"]]), "merged table")
+            found.append("rows of the merged table")
+        elif case.method in CLOSED:
             given = {**case.named("input", "base"), **arrays}
             closed = CLOSED[case.method](method, given)
             if "keep" in given:  # the change of the kept input, beside the base's output for all of it
@@ -232,6 +237,23 @@ def witnesses(case: Case) -> tuple[str, ...]:
         found.append(
             "central differences along a random direction" + (", but for what is held constant" if detached else "")
         )
+    elif case.ask == "combine":
+        W, b = case.inputs["W"], case.inputs["b"]
+        total = W.copy(), b.copy()
+        for i, weight in enumerate(case.options["weights"]):
+            member, own = OWN.adapter(case, i)
+            total[0][:] += weight * (member.weight(W, **own) - W)  # type: ignore[attr-defined]
+            total[1][:] += weight * (places.bias_of(member, b, own) - b)
+        _agree(case, dict(y=case.inputs["x"] @ total[0].T + total[1]), "summed weights")
+        found.append("the sum of the merged weights")
+    elif case.ask == "merge_bfloat16":
+        exact = OWN.merge(case)
+        for k, v in case.want.items():
+            bits = v.astype(np.float32).view(np.uint32)
+            beside = [n.view(np.float32) for n in (bits + np.uint32(0x10000), bits - np.uint32(0x10000))]
+            if (bits & 0xFFFF).any() or any((abs(v - exact[k]) > abs(n - exact[k])).any() for n in beside):
+                raise Bad(f"{case.id}: {k} is not rounded to the nearest")
+        found.append("no other bfloat16 is nearer")
     elif case.ask in ("delta", "merge"):
         found.append("the outputs with the merged weight")
     elif case.ask == "train":
@@ -283,9 +305,10 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         yield from of_variant(cls, variant, method, page)
 
 
-def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page) -> Iterator[Case]:
-    place = place_of(method)
-    rng = generator(cls.name, variant)
+def drawn(
+    cls: type[Method], variant: str, method: Method, page: docstrings.Page, place: Place, rng: np.random.Generator
+) -> tuple[Arrays, Arrays, Arrays, Arrays]:
+    """The inputs, the arrays as they start and in training, and what all cases of the variant say."""
     inputs = inputs_of(place, method, rng)
     start, trained = arrays_at(place, method, rng, inputs)
     arrays = moved(start, tuple(start) if method.parts else trained, rng)
@@ -295,6 +318,14 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         method=cls.name, variant=variant, config=config_of(method), place=place.name, source=page.source,
         readings={f: str(getattr(method, f)) for f in readings(cls)}, equation=page.equations.strip("\n"), roles=roles,
     )  # fmt: skip
+    return inputs, start, arrays, about
+
+
+def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page) -> Iterator[Case]:
+    place = place_of(method)
+    rng = generator(cls.name, variant)
+    inputs, start, arrays, about = drawn(cls, variant, method, page, place, rng)
+    roles = about["roles"]
     forward = finished(Case(check="forward", ask="forward", inputs={**inputs, **arrays}, **about))
     g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
     everything = {**inputs, **arrays, **g}
@@ -326,6 +357,11 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         )  # fmt: skip
     if variant == "usual":
         yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
+        if cls.name in ALSO:
+            yield from on_a_table(cls, method, page)
+            yield from in_bfloat16(inputs, arrays, about)
+    if cls.name in ALSO and variant.partition("=")[0] not in readings(cls):
+        yield from sums(cls, method, inputs, arrays, about, rng)
 
 
 def _tells_of_base(cls: type[Method], variant: str, method: Method) -> bool:
@@ -385,6 +421,58 @@ def checks_of_usual(
 
 def trained_of(about: Arrays) -> list[str]:
     return [k for k, r in about["roles"].items() if r == "array"]
+
+
+# --- a table, sums of adapters, bfloat16 ------------------------------------------------------------------------------
+
+ALSO = ("dora", "lora")  # that libraries put on tables, sum, and merge into weights of half precision
+
+
+def on_a_table(cls: type[Method], method: Method, page: docstrings.Page) -> Iterator[Case]:
+    """The method on a token table: outputs, gradients."""
+    rng, place = generator(cls.name, "embedding"), places.PLACES["table"]
+    inputs, _, arrays, about = drawn(cls, "forward", method, page, place, rng)
+    forward = finished(Case(check="embedding", ask="forward", inputs={**inputs, **arrays}, **about))
+    yield forward
+    g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
+    about |= dict(variant="grad", roles=about["roles"] | dict.fromkeys(g, "cotangent"))
+    yield finished(Case(check="embedding", ask="vjp", inputs={**inputs, **arrays, **g}, **about))
+
+
+def sums(
+    cls: type[Method], method: Any, inputs: Arrays, arrays: Arrays, about: Arrays, rng: np.random.Generator
+) -> Iterator[Case]:
+    """One adapter with weight 1, which must be that adapter; and two of different rank and scale, with other weights."""
+    other = dataclasses.replace(method, r=3, alpha=7.0)
+    fresh, trained = arrays_at(places.PLACES["linear"], other, rng, inputs)
+    second = moved(fresh, trained, rng)
+    one, two = ({f"{k}.{i}": v for k, v in a.items()} for i, a in enumerate((arrays, second)))
+    given = {k: "base" if k in ("W", "b") else "input" for k in inputs}
+    for kind, members, weights, chosen in (
+        ("identity", one, [1.0], [method]), ("two", one | two, [0.75, -1.25], [method, other]),
+    ):  # fmt: skip
+        variant = kind if about["variant"] == "usual" else f"{kind}-{about['variant']}"
+        told = about | dict(
+            variant=variant, roles=given | dict.fromkeys(members, "array"), inputs={**inputs, **members},
+            options=dict(weights=weights, adapters=[config_of(m) for m in chosen]),
+        )  # fmt: skip
+        yield finished(Case(check="combine", ask="combine", **told))
+
+
+def in_bfloat16(inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]:
+    """Merging into a weight of bfloat16, and back; the adapter in bfloat16 too, or in float32."""
+    for variant, also in (("usual", {k: files.bfloat16(v) for k, v in arrays.items()}), ("adapter_in_float32", arrays)):
+        given = {k: files.bfloat16(v) for k, v in inputs.items()} | also
+        told = about | dict(
+            variant=variant, inputs=given, options=dict(adapter="bfloat16" if variant == "usual" else "float32")
+        )
+        merged = finished(Case(check="merge_bfloat16", ask="merge_bfloat16", **told))
+        yield dataclasses.replace(merged, tolerance="ROUND1")
+        base = {k: given[k] for k in ("W", "b")}
+        yield dataclasses.replace(
+            Case(check="unmerge_bfloat16", ask="unmerge_bfloat16", **told), tolerance="EXACT", want=base,
+            cond=dict.fromkeys(base, 0.0), witnesses=("the base", "the definition"),
+        )  # fmt: skip
 
 
 # --- files of adapters ------------------------------------------------------------------------------------------------

@@ -117,8 +117,41 @@ class TorchLibrary:
         """The frozen weight."""
         return layer.module.weight
 
-    def merge(self, case: Case) -> Arrays:
+    def merged(self, layer: Layer) -> Arrays:
+        """Weight and bias, as torch tensors, after the layer has merged its adapter."""
         raise Unsupported("it does not merge")
+
+    def unmerged(self, layer: Layer) -> Arrays:
+        """Weight and bias after merging and taking the adapter out."""
+        raise Unsupported("it does not take a merged adapter out")
+
+    def after(self, case: Case, done: Callable[[Layer], Arrays], half: bool = False) -> Arrays:
+        """What a layer holds after merging or unmerging, as arrays of the dtype asked for; in bfloat16 if `half`."""
+        torch, layer = torch_of(case), self.layer(case)
+        if half:
+            given = {k: p.detach().clone() for k, p in layer.parameters.items()}
+            for module in self.modules(layer):
+                module.to(torch.bfloat16)
+            for k, p in layer.parameters.items() if case.options["adapter"] == "float32" else ():
+                p.data = given[k].float()
+        with torch.no_grad():
+            return {k: v.detach().double().numpy().astype(case.dtype) for k, v in done(layer).items()}
+
+    def modules(self, layer: Layer) -> tuple[Any, ...]:
+        """All torch modules of a layer."""
+        return (layer.module,)
+
+    def merge(self, case: Case) -> Arrays:
+        return self.after(case, self.merged)
+
+    def unmerge(self, case: Case) -> Arrays:
+        return self.after(case, self.unmerged)
+
+    def merge_bfloat16(self, case: Case) -> Arrays:
+        return self.after(case, self.merged, half=True)
+
+    def unmerge_bfloat16(self, case: Case) -> Arrays:
+        return self.after(case, self.unmerged, half=True)
 
     def delta(self, case: Case) -> Arrays:
         return dict(delta=self.merge(case)["W"] - case.tensors["W"])

@@ -1,4 +1,4 @@
-"""Keras 3 on torch: `Dense(lora_rank=…, lora_alpha=…)`, the way its own documentation shows."""
+"""Keras 3 on torch: `Dense` and `Embedding` with lora_rank and lora_alpha, the way its own documentation shows."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ class Keras(TorchLibrary):
         import keras
 
         c = case.config
-        if case.place != "linear" or c["rslora"] or c["lora_bias"] or "keep" in case.tensors:
-            raise Unsupported(
-                "only Dense with α/r is tried: Keras has no rank-stabilised scaling, trained bias or dropout in LoRA"
-            )
+        if case.place not in ("linear", "table") or c["rslora"] or c["lora_bias"] or "keep" in case.tensors:
+            raise Unsupported("Keras has no rank-stabilised scaling, trained bias or dropout in LoRA")
         out, in_ = case.tensors["W"].shape
-        layer = keras.layers.Dense(out, lora_rank=c["r"], lora_alpha=c["alpha"], dtype=np.dtype(case.dtype).name)
+        options = dict(lora_rank=c["r"], lora_alpha=c["alpha"], dtype=np.dtype(case.dtype).name)
+        if case.place == "table":
+            layer = keras.layers.Embedding(out, in_, **options)
+            layer.build((None,))
+            layer._embeddings.assign(case.tensors["W"])
+            return layer
+        layer = keras.layers.Dense(out, **options)
         layer.build((None, in_))
         layer._kernel.assign(case.tensors["W"].T)
         layer.bias.assign(case.tensors["b"])
@@ -39,6 +43,10 @@ class Keras(TorchLibrary):
 
     def layer(self, case: Case) -> Layer:
         layer = self.fresh(case)
+        if case.place == "table":
+            layer.lora_embeddings_a.assign(case.tensors["B"])
+            layer.lora_embeddings_b.assign(case.tensors["A"])
+            return Layer(layer, dict(A=layer.lora_embeddings_b.value, B=layer.lora_embeddings_a.value))
         layer.lora_kernel_a.assign(case.tensors["A"].T)
         layer.lora_kernel_b.assign(case.tensors["B"].T)
         found = dict(A=layer.lora_kernel_a.value, B=layer.lora_kernel_b.value)
@@ -47,9 +55,11 @@ class Keras(TorchLibrary):
     def base_weight(self, layer: Layer) -> Any:
         return layer.module._kernel.value.T
 
-    def merge(self, case: Case) -> Arrays:
-        layer = self.layer(case).module
-        return dict(W=np.ascontiguousarray(layer.kernel.detach().numpy().T), b=layer.bias.value.detach().numpy())
+    def merged(self, layer: Layer) -> Arrays:
+        return dict(W=layer.module.kernel.T, b=layer.module.bias.value)
+
+    def modules(self, layer: Layer) -> tuple[Any, ...]:
+        raise Unsupported("only float32 is tried")
 
     def init(self, case: Case) -> Arrays:
         layer = self.fresh(case)

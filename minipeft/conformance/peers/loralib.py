@@ -47,18 +47,19 @@ class Loralib(TorchLibrary):
         module = self.fresh(case)
         if "keep" in case.tensors:
             module.lora_dropout = mask(case)
+        if case.place == "table":  # its A (r, V) and B (d, r) are our B and A, transposed
+            found = dict(A=self.put(case, module.lora_B, "A", True), B=self.put(case, module.lora_A, "B", True))
+            return Layer(module, found, turned=("A", "B"))
         return Layer(module, dict(A=self.put(case, module.lora_A, "A"), B=self.put(case, module.lora_B, "B")))
 
-    def merge(self, case: Case) -> Arrays:
-        module = self.layer(case).module
-        module.eval()
-        return dict(W=module.weight.detach().numpy(), b=module.bias.detach().numpy())
+    def merged(self, layer: Layer) -> Arrays:
+        layer.module.eval()
+        return dict(W=layer.module.weight, b=layer.module.bias)
 
-    def unmerge(self, case: Case) -> Arrays:
-        module = self.layer(case).module
-        module.eval()
-        module.train()
-        return dict(W=module.weight.detach().numpy(), b=module.bias.detach().numpy())
+    def unmerged(self, layer: Layer) -> Arrays:
+        layer.module.eval()
+        layer.module.train()
+        return dict(W=layer.module.weight, b=layer.module.bias)
 
     def init(self, case: Case) -> Arrays:
         module = self.fresh(case)

@@ -61,12 +61,12 @@ class Lycoris(TorchLibrary):
     def base_weight(self, layer: Layer) -> Any:
         return layer.module.org_module[0].weight
 
-    def merge(self, case: Case) -> Arrays:
-        layer = self.layer(case)
-        with torch_of(case).no_grad():
-            layer.module.merge_to(1.0)
-        linear = layer.module.org_module[0]
-        return dict(W=linear.weight.detach().numpy(), b=linear.bias.detach().numpy())
+    def modules(self, layer: Layer) -> tuple[Any, ...]:
+        return layer.module, layer.module.org_module[0]
+
+    def merged(self, layer: Layer) -> Arrays:
+        layer.module.merge_to(1.0)
+        return dict(W=layer.module.org_module[0].weight, b=layer.module.org_module[0].bias)
 
     def init(self, case: Case) -> Arrays:
         module, _ = self.fresh(case)

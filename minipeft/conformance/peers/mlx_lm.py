@@ -27,18 +27,24 @@ class MlxLm:
         import mlx.core as mx
         import mlx.nn as nn
         from mlx_lm.tuner.dora import DoRALinear
-        from mlx_lm.tuner.lora import LoRALinear
+        from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear
 
         mx.set_default_device(mx.cpu)
         c = case.config
-        if case.place != "linear":
-            raise Unsupported("only linears are tried")
         if c.get("lora_bias"):
             raise Unsupported("mlx-lm has no trained bias of B")
         if "keep" in case.tensors:
             raise Unsupported("its mask cannot be given")
         scale = c["alpha"] / (np.sqrt(c["r"]) if c["rslora"] else c["r"])
         out, in_ = case.tensors["W"].shape
+        if case.place == "table":
+            if case.method == "dora":
+                raise Unsupported("its magnitude of a table belongs to a word, not to a dimension")
+            table = nn.Embedding(out, in_)
+            table.weight = mx.array(case.tensors["W"])
+            layer = LoRAEmbedding.from_base(table, r=c["r"], scale=float(scale))
+            layer.lora_a, layer.lora_b = mx.array(case.tensors["B"]), mx.array(case.tensors["A"])
+            return layer
         linear = nn.Linear(in_, out)
         linear.weight, linear.bias = mx.array(case.tensors["W"]), mx.array(case.tensors["b"])
         cls = DoRALinear if case.method == "dora" else LoRALinear
@@ -52,12 +58,21 @@ class MlxLm:
     def forward(self, case: Case) -> Arrays:
         import mlx.core as mx
 
-        return dict(y=np.array(self.layer(case)(mx.array(case.tensors["x"]))))
+        return dict(y=np.array(self.layer(case)(mx.array(case.tensors["ids" if case.place == "table" else "x"]))))
 
     def vjp(self, case: Case) -> Arrays:
         import mlx.core as mx
 
         layer, g = self.layer(case), mx.array(case.tensors["g.y"])
+        if case.place == "table":
+            ids = mx.array(case.tensors["ids"])
+
+            def over(values: list[Any]) -> Any:
+                layer.lora_a, layer.lora_b = values
+                return (layer(ids) * g).sum()
+
+            grads = mx.grad(over)([layer.lora_a, layer.lora_b])
+            return dict(A=np.array(grads[1]), B=np.array(grads[0]))
         names = dict(A="lora_a", B="lora_b") | (dict(m="m") if case.method == "dora" else {})
 
         def f(values: list[Any]) -> Any:
@@ -73,6 +88,16 @@ class MlxLm:
     def merge(self, case: Case) -> Arrays:
         fused = self.layer(case).fuse()
         return dict(W=np.array(fused.weight), b=np.array(fused.bias))
+
+    def merge_bfloat16(self, case: Case) -> Arrays:
+        import mlx.core as mx
+
+        layer = self.layer(case)
+        layer.linear.set_dtype(mx.bfloat16)
+        if case.options["adapter"] == "bfloat16":
+            layer.set_dtype(mx.bfloat16)
+        fused = layer.fuse()
+        return {k: np.array(v.astype(mx.float32)) for k, v in dict(W=fused.weight, b=fused.bias).items()}
 
     def delta(self, case: Case) -> Arrays:
         return dict(delta=self.merge(case)["W"] - case.tensors["W"])

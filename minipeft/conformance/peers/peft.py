@@ -108,6 +108,8 @@ class Peft:
         settings = spec.config(method, ARCH) | dict(target_modules=["layer"])
         if case.method == "ia3":
             settings["feedforward_modules"] = []
+        if case.check == "embedding":
+            settings["init_lora_weights"] = True
         return cls(**{k: v for k, v in settings.items() if k in known})
 
     def adapted(self, case: Case, arrays: bool = True) -> Any:
@@ -149,7 +151,7 @@ class Peft:
         torch, spec = self.torch(case), self.spec(case)
         given = case.named("array", "stored")
         out: Arrays = {}
-        for name, key in spec.keys.items():
+        for name, key in self.keys(case).items():
             if name in given and name not in ("rows", "cols"):
                 out[MODULE + key.suffix] = torch.tensor(np.ascontiguousarray(key.theirs(given[name], ARCH)))
         if spec.peft_type == "SHIRA":
@@ -159,12 +161,16 @@ class Peft:
                 out[key.suffix] = torch.tensor(given[name])
         return out
 
+    def keys(self, case: Case) -> Mapping[str, Any]:
+        """PEFT's keys of our arrays, on a linear or on a table."""
+        spec = self.spec(case)
+        return spec.embedding_keys if case.place == "table" and spec.embedding_keys else spec.keys
+
     def ours(self, case: Case, found: Mapping[str, Any]) -> Arrays:
         """Tensors under PEFT's keys as arrays under our names."""
-        spec = self.spec(case)
         out: Arrays = {}
         for name in case.trained or tuple(case.want):
-            key = spec.keys.get(name)
+            key = self.keys(case).get(name)
             if key is not None and MODULE + key.suffix in found:
                 out[name] = np.ascontiguousarray(key.ours(found[MODULE + key.suffix].detach().numpy(), ARCH))
         return out
@@ -207,6 +213,58 @@ class Peft:
         return {"W": layer.weight.detach().numpy()} | (
             {"b": layer.bias.detach().numpy()} if "b" in case.tensors else {}
         )
+
+    def half(self, case: Case) -> Any:
+        """The model with its base in bfloat16, and the adapter in the dtype that the case says."""
+        torch, model = self.torch(case), self.adapted(case)
+        kept = {k: p.detach().clone() for k, p in model.named_parameters()}
+        model.to(torch.bfloat16)
+        for k, p in model.named_parameters() if case.options["adapter"] == "float32" else ():
+            if "base_layer" not in k:
+                p.data = torch.tensor(kept[k].numpy().astype(np.float32))
+        return model
+
+    def merge_bfloat16(self, case: Case) -> Arrays:
+        return self.wide(case, self.half(case).merge_and_unload().layer)
+
+    def unmerge_bfloat16(self, case: Case) -> Arrays:
+        model = self.half(case)
+        model.merge_adapter()
+        model.unmerge_adapter()
+        return self.wide(case, model.base_model.model.layer.get_base_layer())
+
+    def wide(self, case: Case, layer: Any) -> Arrays:
+        """A linear's weight and bias in the dtype of the case."""
+        return {
+            k: v.detach().double().numpy().astype(case.dtype) for k, v in dict(W=layer.weight, b=layer.bias).items()
+        }
+
+    def combine(self, case: Case) -> Arrays:
+        """`add_weighted_adapter`, with two of different rank by concatenation."""
+        import peft
+
+        torch, model = self.torch(case), None
+        count = len(case.options["weights"])
+        for i, config in enumerate(case.options["adapters"]):
+            own = {k[: -len(f".{i}")]: v for k, v in case.named("array").items() if k.endswith(f".{i}")}
+            rest = {k: v for k, v in case.inputs.items() if case.roles[k] != "array"}
+            roles = {k: r for k, r in case.roles.items() if r != "array"} | dict.fromkeys(own, "array")
+            member = dataclasses.replace(case, config=config, inputs={**rest, **own}, roles=roles)
+            if model is None:
+                model = peft.get_peft_model(self.base(member), self.config(member), "0", autocast_adapter_dtype=False)
+            else:
+                model.add_adapter(str(i), self.config(member))
+            peft.set_peft_model_state_dict(model, self.theirs(member), adapter_name=str(i))
+        assert model is not None
+        names = [str(i) for i in range(count)]
+        options = {} if count == 1 else dict(combination_type="cat")
+        try:
+            model.add_weighted_adapter(names, case.options["weights"], "sum", **options)
+        except ValueError as why:
+            raise Unsupported(str(why)) from None
+        model.set_adapter("sum")
+        with torch.no_grad():
+            return dict(y=self.call(case, model.to(torch.get_default_dtype()).eval(), self.input(case)).numpy())
 
     def delta(self, case: Case) -> Arrays:
         return dict(delta=self.merge(case)["W"] - case.tensors["W"])

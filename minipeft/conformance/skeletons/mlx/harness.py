@@ -1,0 +1,86 @@
+"""LoRA in MLX, judged by recorded cases: README.md says how to run this, and how to go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from minipeft.conformance.cases import Case, Unsupported
+
+mx.set_default_device(mx.cpu)
+
+Arrays = dict[str, Any]
+Config = Mapping[str, Any]
+
+
+class LoRA:
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ + s c. Tensors are handed over by the letters of the equations."""
+
+    def scale(self, config: Config) -> float:
+        r = config["r"]
+        return config["alpha"] / (math.sqrt(r) if config["rslora"] else r)
+
+    def forward(self, config: Config, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None) -> Any:
+        s = self.scale(config)
+        seen = x if keep is None else x * keep / (1 - config["dropout"])  # a training pass, with its dropout mask
+        y = x @ W.T + b + s * (seen @ A.T @ B.T)
+        return y if c is None else y + s * c
+
+    def merged(self, config: Config, W: Any, b: Any, A: Any, B: Any, c: Any = None) -> tuple[Any, Any]:
+        s = self.scale(config)
+        return W + s * (B @ A), b if c is None else b + s * c
+
+
+METHODS: dict[str, Any] = {"lora": LoRA()}  # a method more is an entry more
+
+
+def given(case: Case, *roles: str) -> Arrays:
+    """The tensors of some roles, as arrays of MLX."""
+    return {k: mx.array(v) for k, v in case.named(*roles).items()}
+
+
+def held(arrays: Arrays) -> Arrays:
+    """Arrays of NumPy, to be written."""
+    return {k: np.array(v) for k, v in arrays.items()}
+
+
+class Harness:
+    """A function for every ask; an ask without one is answered `unsupported`."""
+
+    def info(self) -> dict[str, Any]:
+        return dict(
+            name="mine", version="0.1", language="Python", dtypes=["float32"], methods=list(METHODS), readings={}
+        )  # fmt: skip
+
+    def method(self, case: Case) -> Any:
+        if case.place != "linear":
+            raise Unsupported(f"the place {case.place} is not there")
+        if case.method not in METHODS:
+            raise Unsupported(f"{case.method} is not there")
+        return METHODS[case.method]
+
+    def forward(self, case: Case) -> Arrays:
+        return held(dict(y=self.method(case).forward(case.config, **given(case, "input", "base", "array", "stored"))))
+
+    def vjp(self, case: Case) -> Arrays:
+        """The gradients of Σ g·y, by every input and every trained array."""
+        method, fixed, g = self.method(case), given(case, "base", "stored"), mx.array(case.tensors["g.y"])
+
+        def total(moving: Arrays) -> Any:
+            return (method.forward(case.config, **moving, **fixed) * g).sum()
+
+        return held(mx.grad(total)(given(case, "input", "array")))
+
+    def merge(self, case: Case) -> Arrays:
+        W, b = self.method(case).merged(case.config, **given(case, "base", "array", "stored"))
+        return held(dict(W=W, b=b))
+
+    def delta(self, case: Case) -> Arrays:
+        return dict(delta=self.merge(case)["W"] - case.tensors["W"])
+
+
+implementation = Harness()
