@@ -475,7 +475,7 @@ def verify(
     markdown: Annotated[Path | None, typer.Option(help="Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
 ) -> None:
-    """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run.
+    """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
 
     Example: [bold]minipeft verify -i peft --method dora --html dora.html[/bold]
     """
@@ -490,7 +490,11 @@ def verify(
     from minipeft.conformance.results import to_lines
 
     names = implementation or ["minipeft"]
-    chosen = job.choose(cases or files.SHIPPED, method, check, case, level)
+    try:
+        chosen = job.choose(cases or files.SHIPPED, method, check, case, level)
+    except files.Damaged as why:
+        print(f"minipeft: {why}", file=sys.stderr)
+        raise typer.Exit(3) from None
     expected = job.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
     pythons = dict(word.partition("=")[::2] for word in python or ())
     results = []
@@ -544,6 +548,40 @@ def new_(
 
 
 @judging.command()
+def field(
+    folder: Annotated[Path, typer.Argument(help="Where the harnesses' environments are, or are made with pip.")],
+    into: Annotated[Path, typer.Option(help="The folder that field.html and field.md are written to.")] = Path("docs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds a case may take.")] = 20.0,
+) -> None:
+    """Judge every library there is a harness for, and write the matrix of the field. Status 1 if one is not as it is known to be.
+
+    Example: [bold]minipeft verify field environments/[/bold]
+    """
+    from rich.progress import Progress
+
+    from minipeft.checkpoints.files import write_bytes
+    from minipeft.conformance import field as job
+    from minipeft.conformance import page, report
+    from minipeft.conformance.verify import choose
+
+    chosen = choose()
+    with Progress(console=_console(stderr=True), transient=True) as bar:
+        making = bar.add_task("environments", total=None)
+        pythons = job.prepare(folder, lambda line: bar.update(making, description=line))
+        tasks = {p: bar.add_task(p, total=len(chosen.cases)) for p in ("minipeft", *pythons)}
+        results, unexpected = job.judge_all(pythons, chosen, jobs, limit, lambda p, r: bar.advance(tasks[p]))
+    _console().print(report.matrix(results))
+    by_id = {c.id: c for c in chosen.cases}
+    write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
+    write_bytes(into / "field.md", report.field(results).encode())
+    for line in unexpected[:40]:
+        print(line)
+    if unexpected:
+        raise typer.Exit(1)
+
+
+@judging.command()
 def diff(
     first: Annotated[str, typer.Argument(help="An implementation.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
@@ -560,6 +598,26 @@ def diff(
     _console().print(job.diff_table(rows, first, second))
     if any(not row.same for row in rows):
         raise typer.Exit(1)
+
+
+@judging.command()
+def bisect(
+    implementation: Annotated[str, typer.Argument(help="An implementation that traces.")],
+    case: Annotated[str, typer.Option(help="The id of a case.")],
+    limit: Annotated[float, typer.Option(help="Seconds.")] = 20.0,
+) -> None:
+    """The first intermediate at which an implementation departs from minipeft. Status 1 if there is one.
+
+    Example: [bold]minipeft verify bisect peft --case dora.forward.usual[/bold]
+    """
+    from minipeft.conformance import verify as job
+
+    rows, departed = job.bisect(implementation, job.choose(ids=[case]).cases[0], limit)
+    _console().print(job.diff_table(rows, "minipeft", implementation))
+    if departed is not None:
+        print(f"departs at {departed.name}")
+        raise typer.Exit(1)
+    print(f"the same in all {len(rows)} intermediates")
 
 
 @app.command()

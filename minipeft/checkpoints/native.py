@@ -68,9 +68,9 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
         "base": adapted.model.digest(),
         "family": adapted.model.arch.family,
     }
+    arrays = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
     write_tensors(folder / "adapter.safetensors", arrays, {"format": "minipeft"})
     write_json(folder / "adapter.json", about)
 

@@ -136,7 +136,11 @@ def _oft_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
     a = arrays.get("Q", arrays.get("Q_emb"))  # β(β − 1)/2 numbers a block
     if a is None:
         return {}
-    return dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
+    fields: Config = dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
+    if config.get("coft"):  # PEFT's radius eps/√K is a number of float32
+        radius = np.float32(config.get("eps", 6e-5)) * np.float32(1 / np.sqrt(np.float32(len(a))))
+        fields["eps"] = float(radius) * math.sqrt(len(a))
+    return fields
 
 
 def _adalora_config(m: Any, arch: Arch) -> Config:

@@ -52,6 +52,10 @@ class Rejected(Exception):
     """What an implementation refuses, as it should in cases that ask for it: the phase, and the message it gives."""
 
 
+class Damaged(Bad):
+    """Recorded cases that are not as they were recorded."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One recorded case. `inputs` and `want` are arrays in float64 (ids in int64); `cond` a number for every wanted tensor."""
@@ -149,14 +153,14 @@ def write(cases: list[Case], folder: Path) -> None:
 
 
 def read(folder: Path, dtype: Any = np.float64) -> Case:
-    """One case. Raises `Bad` for files that are missing, changed, or of another format."""
+    """One case. Raises `Damaged` for files that were changed or are of another format, `Bad` for missing ones."""
     about = read_json(existing(folder, "case") / "case.json")
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise Bad(f"{folder / 'case.json'}: expected a case of format {FORMAT}, found {found}")
+        raise Damaged(f"{folder / 'case.json'}: expected a case of format {FORMAT}, found {found}")
     for name, digest in about["digests"].items():
         if _digest(existing(folder / name).read_bytes()) != digest:
-            raise Bad(f"{folder / name}: its digest is not the one in case.json: the file was changed")
+            raise Damaged(f"{folder / name}: its digest is not the one in case.json: the file was changed")
     want = read_tensors(folder / "want.safetensors") if "want.safetensors" in about["digests"] else {}
     return Case(
         **{k: about[k] for k in ("method", "check", "variant", "ask", "config", "readings", "place", "source", "equation", "since", "seed", "options")},

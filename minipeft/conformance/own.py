@@ -32,6 +32,9 @@ def config_of(method: Method) -> dict[str, Any]:
     return {k: v for k, v in encoded.items() if k not in ("method", "targets")}
 
 
+STEPS = ("base", "h", "low", "V", "norm", "merged", "y")  # the intermediates that a trace may hold
+
+
 class Own:
     """Every ask, by the engine and the methods' own files."""
 
@@ -135,6 +138,23 @@ class Own:
             grads = {k: value(g) for k, g in value_and_grad(f)(theta)[1].items()}
             theta, state = optimiser.step(theta, grads, state, t, dict.fromkeys(theta, optimiser.lr))
         return theta | {k: v for k, v in case.named("base").items() if k == "W"}
+
+    def trace(self, case: Case) -> Arrays:
+        """Intermediates of the outputs of a linear, in the order of their names: docs/format.md, section 8."""
+        if case.place != "linear" or "keep" in case.inputs:
+            return {}
+        method, t = self.method(case), case.named("input", "base", "array", "stored")
+        steps = dict(base=t["x"] @ held(method, t["W"]).T + t["b"])
+        if {"A", "B"} <= t.keys():
+            steps["h"] = t["x"] @ t["A"].T
+            steps["low"] = steps["h"] @ t["B"].T
+        if "m" in t:
+            steps["V"] = t["W"] + method.scale * (t["B"] @ t["A"])  # type: ignore[attr-defined]
+            steps["norm"] = np.linalg.norm(steps["V"], axis=1)
+        if hasattr(method, "weight"):
+            steps["merged"] = self.merge(case)["W"]
+        steps["y"] = self.forward(case)["y"]
+        return {f"{STEPS.index(name)}.{name}": a for name, a in steps.items()}
 
     def dequantize(self, case: Case) -> Arrays:
         return dict(W=held(self.method(case), case.tensors["W"]))

@@ -23,11 +23,11 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--fg:#e6e7e3;--bg:#16181b;--soft:#9aa0a6;--line:#34383d;--card:#1e2125;
 --PASS:#4cc38a;--READING:#4cc9e0;--FAIL:#ff6b6b;--ERROR:#d09bf0}}
 *{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;
-max-width:75rem;padding:2rem 1rem 6rem}h1{font-size:1.7rem;margin:0 0 .2rem}.lead{color:var(--soft);margin:0 0 1.5rem}
+max-width:96rem;padding:2rem 1rem 6rem}h1{font-size:1.7rem;margin:0 0 .2rem}.lead{color:var(--soft);margin:0 0 1.5rem}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;background:var(--card)}
 table.matrix{border-collapse:collapse;width:100%}.matrix th,.matrix td{padding:.35rem .7rem;text-align:left;
 border-bottom:1px solid var(--line);white-space:nowrap}.matrix thead th{position:sticky;top:0;background:var(--card)}
-.matrix td a{display:block;text-decoration:none;font-weight:600;border-radius:.35rem;padding:.05rem .5rem;color:var(--c)}
+.matrix td a{display:block;text-decoration:none;font-weight:600;border-radius:.35rem;margin:0 -.5rem;padding:.05rem .5rem;color:var(--c)}
 .matrix td a:hover,.matrix td a:focus{outline:2px solid var(--c)}
 .PASS{--c:var(--PASS)}.READING{--c:var(--READING)}.FAIL{--c:var(--FAIL)}.ERROR{--c:var(--ERROR)}.SKIP,.NA{--c:var(--SKIP)}
 .chips{margin:1rem 0;display:flex;gap:.5rem;flex-wrap:wrap}.chips button{font:inherit;border:1px solid var(--c);color:var(--c);
@@ -42,7 +42,7 @@ overflow:hidden;vertical-align:middle}.bar i{display:block;height:100%;backgroun
 font:13px/1.45 ui-monospace,monospace;color:var(--soft)}[hidden]{display:none}
 """
 SCRIPT = """
-const shown=new Set(["PASS","READING","FAIL","ERROR","SKIP","NA"]);
+const shown=new Set(["PASS","READING","FAIL","ERROR"]);
 const rows=()=>document.querySelectorAll("tr[data-outcome]");
 function apply(){for(const r of rows())r.hidden=!shown.has(r.dataset.outcome);
 for(const d of document.querySelectorAll("details.cell"))d.hidden=![...d.querySelectorAll("tr[data-outcome]")].some(r=>!r.hidden)}
@@ -50,6 +50,7 @@ for(const b of document.querySelectorAll(".chips button"))b.onclick=()=>{const o
 shown.has(o)?shown.delete(o):shown.add(o);b.setAttribute("aria-pressed",shown.has(o));apply()};
 for(const a of document.querySelectorAll(".matrix a"))a.onclick=()=>{const d=document.getElementById(a.hash.slice(1));
 if(d){d.hidden=false;d.open=true}};
+for(const b of document.querySelectorAll(".chips button"))b.setAttribute("aria-pressed",shown.has(b.dataset.o));apply();
 if(location.hash){const d=document.getElementById(location.hash.slice(1));if(d)d.open=true}
 """
 
@@ -113,8 +114,12 @@ def _details(method: str, name: str, results: Sequence[Result], cases: Mapping[s
 
 def _row(r: Result) -> str:
     wrong = r.outcome in ("FAIL", "ERROR")
-    said = "\n".join(told(r)) if wrong else r.reason
-    link = f'<br><a href="{escape(r.url)}">{escape(r.url)}</a>' if r.url.startswith(("https://", "http://")) else ""
+    said = "\n".join(line for line in told(r) if line not in (r.url, reproduction(r))) if wrong else r.reason
+    link = (
+        f'<br><a href="{escape(r.url)}">{escape(r.url)}</a>'
+        if r.url.startswith(("https://", "http://", "deviations.md#"))
+        else ""
+    )
     again = f"<pre>{escape(reproduction(r))}</pre>" if wrong else ""
     css = _css(r.outcome)
     return (

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine import ops
+from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Unfit
 from minipeft.method import Base, Method, Site, frozen
@@ -64,7 +65,7 @@ def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     facts: Arrays = {}
     if "task_ids" in inputs:
         ids = inputs["task_ids"]
-        facts = dict(task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)))
+        facts = dict(task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)), host=lambda _: to_host(ids))
     if "keep" in inputs:  # a training pass whose dropout mask is given
         facts |= dict(train=True, dropout=lambda x, p: x * (inputs["keep"] * (1 / (1 - p))))
     spot = here(**facts)

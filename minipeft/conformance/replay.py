@@ -17,14 +17,13 @@ import numpy as np
 import minipeft.checkpoints
 from minipeft.checkpoints.files import existing, read_tensors
 from minipeft.checkpoints.peft_io import load_peft, plain_key, to_peft_tensors
-from minipeft.engine.backend import to_host
+from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
-from minipeft.model.arch import Batch, Model, batch
+from minipeft.model.arch import INPUTS, Batch, Model, batch
 from minipeft.run import Adapted
 
 K = 8.0
 U64, U32 = 2.0**-53, 2.0**-24
-INPUTS = tuple(f.name for f in dataclasses.fields(Batch))
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _conditions(
     sizes = {k: float(abs(v).max()) if v.size else 0.0 for k, v in at.items()}
 
     def nudge(x: Any) -> Any:
-        return x * (1 + step * rng.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x
+        return x * to_device(1 + step * rng.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x
 
     for _ in range(2):
         base = dataclasses.replace(adapted.model, params={k: nudge(v) for k, v in adapted.model.params.items()})

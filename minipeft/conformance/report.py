@@ -85,6 +85,44 @@ def failure(r: Result, case: Case | None) -> Any:
 
 def markdown(results: Sequence[Result]) -> str:
     """The matrix and every failure, in Markdown."""
+    out = _matrix(results)
+    wrong = [r for r in results if r.outcome in ("FAIL", "ERROR")]
+    if wrong:
+        out += ["", "## What is not as wanted", ""]
+    for r in wrong:
+        out += [
+            f"### {_flat(r.implementation)}: {_flat(r.id)}: {r.outcome}",
+            "",
+            *(f"    {_flat(line)}" for line in told(r)),
+            "",
+        ]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def field(results: Sequence[Result]) -> str:
+    """The matrix of many libraries, and a line for everything that is not as wanted, in Markdown."""
+    out = [
+        "# Who computes what",
+        "",
+        "`minipeft verify field FOLDER` wrote this page, and [field.html](field.html), whose cells open to equation, code, worst element,",
+        "diagnosis and reproduction. A cell says how many of the cases that concern a library it gets right. [Deviations](deviations.md)",
+        "explains every failure.",
+        "",
+        *_matrix(results),
+    ]
+    for name in implementations(results):
+        wrong = [r for r in results if r.implementation == name and r.outcome in ("FAIL", "ERROR")]
+        if wrong:
+            out += ["", f"## {_flat(name)}", "", "| case | found | it equals | told in |", "|---|---|---|---|"]
+        for r in wrong:
+            like = ", ".join(f"`{d}`" for d in r.diagnosis) or "–"
+            link = f"[{r.url.rpartition('/')[2]}]({r.url})" if r.url else "–"
+            found = r.reason.split(". ")[0].replace("|", "\\|")
+            out.append(f"| {_flat(r.id)} | {_flat(found)} | {like} | {link} |")
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _matrix(results: Sequence[Result]) -> list[str]:
     names, cells = implementations(results), grouped(results)
     versions = {r.implementation: r.version for r in results}
     out = [
@@ -97,17 +135,7 @@ def markdown(results: Sequence[Result]) -> str:
             word, count = verdict(cells.get((method, name), []))
             row.append("–" if word == "SKIP" else f"{'PASS (reading)' if word == 'READING' else word} {count}")
         out.append(f"| {method} | " + " | ".join(row) + " |")
-    wrong = [r for r in results if r.outcome in ("FAIL", "ERROR")]
-    if wrong:
-        out += ["", "## What is not as wanted", ""]
-    for r in wrong:
-        out += [
-            f"### {_flat(r.implementation)}: {_flat(r.id)}: {r.outcome}",
-            "",
-            *(f"    {_flat(line)}" for line in told(r)),
-            "",
-        ]
-    return "\n".join(out).rstrip() + "\n"
+    return out
 
 
 def _flat(text: str) -> str:

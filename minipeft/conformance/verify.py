@@ -34,7 +34,7 @@ from minipeft.conformance.judge import judge
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad, near
 
-PEERS = tuple(sorted(p.stem for p in (Path(__file__).parent / "peers").glob("[a-z]*.py")))
+PEERS = tuple(sorted(p.stem.replace("_", "-") for p in (Path(__file__).parent / "peers").glob("[a-z]*.py")))
 LEVELS = {1: ("forward",), 2: ("forward", "grad", "delta", "merge"), 3: ()}  # () is all checks
 LIMIT = 20.0  # seconds a case may take, by default
 
@@ -114,7 +114,7 @@ def command_of(name: str, python: str | None = None) -> list[str]:
     if name == "minipeft":
         return [*serve, "minipeft.conformance.own:implementation"]
     if name in PEERS:
-        return [*serve, f"minipeft.conformance.peers.{name}:implementation"]
+        return [*serve, f"minipeft.conformance.peers.{name.replace('-', '_')}:implementation"]
     known = ["minipeft", *PEERS, "python:module:object", "exec:command"]
     raise Bad(f"implementation {name!r}: expected one of {', '.join(known)}{near(name, known)}")
 
@@ -297,6 +297,17 @@ def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]
             elif kind == "result":
                 rows.append(Row(name, float("inf"), (), (0.0, 0.0), f"{second} has no {name}"))
     return rows
+
+
+def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], Row | None]:
+    """The intermediates that an implementation shares with minipeft, and the first at which it departs.
+
+    Raises `Bad` if it traces none.
+    """
+    rows = [r for r in diff("minipeft", name, case, limit) if r.name[0].isdigit()]
+    if not rows:
+        raise Bad(f"implementation {name} traces no intermediate of {case.id}; minipeft verify diff compares results")
+    return rows, next((r for r in rows if not r.same), None)
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:

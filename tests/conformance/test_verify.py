@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minipeft.cli import main
-from minipeft.conformance import verify
+from minipeft.conformance import field, verify
 from minipeft.conformance.results import Result, from_lines, to_lines
 from minipeft.errors import Bad
 
@@ -193,6 +194,63 @@ def test_two_implementations_side_by_side(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["verify", "diff", "minipeft", "minipeft", "--case", "lora.grad.usual"])
     assert ended.value.code == 0 and "relative difference" in capsys.readouterr().out
+
+
+def test_damaged_cases_have_a_status_of_their_own(tmp_path, capsys):
+    copy = shutil.copytree(verify.files.SHIPPED, tmp_path / "cases")
+    path = copy / "ia3" / "forward" / "usual" / "in.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "--cases", str(copy), "--method", "ia3"])
+    assert ended.value.code == 3 and "the file was changed" in capsys.readouterr().err
+
+
+def test_strictly_only_the_usual_reading_counts(odd):
+    chosen = verify.choose(ids=["dora.grad.*"])
+    found = {r.id: r for r in verify.run("python:odd_harness:Odd", chosen, limit=4.0, strict=True)}
+    assert found["dora.grad.usual"].outcome == "PASS"
+    assert (found["dora.grad.grad=full"].outcome, "usual reading" in found["dora.grad.grad=full"].reason) == (
+        "N/A",
+        True,
+    )
+
+
+WRONG_NORM = """
+import numpy as np
+from minipeft.conformance.own import Own
+
+class Wrong(Own):
+    def trace(self, case):
+        return {k: v * (1 + 1e-4) if k >= "4" else v for k, v in super().trace(case).items()}
+"""
+
+
+def test_the_first_intermediate_that_departs(odd, tmp_path, monkeypatch, capsys):
+    (tmp_path / "wrong_norm.py").write_text(WRONG_NORM)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    for name, code, said in (
+        ("minipeft", 0, "the same in all 7 intermediates"), ("python:wrong_norm:Wrong", 1, "departs at 4.norm"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", "bisect", name, "--case", "dora.forward.usual"])
+        assert ended.value.code == code and said in capsys.readouterr().out
+    with pytest.raises(Bad, match="traces no intermediate of houlsby"):
+        verify.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
+
+
+def test_the_field(odd, tmp_path, monkeypatch, capsys):
+    """Environments that pip has nothing to do for, and a library that is wrong as it is known to be."""
+    monkeypatch.setattr(field, "ENVIRONMENTS", {"one": field.Environment(("python:odd_harness:Odd",), ())})
+    monkeypatch.setattr(field, "prepare", lambda folder, tell: {"python:odd_harness:Odd": sys.executable})
+    known = [verify.Expectation("loha.forward.usual", "FAIL", "deviations.md#odd", "it is odd")]
+    monkeypatch.setattr(field, "expectations", lambda peer: known if "odd" in peer else [])
+    monkeypatch.setattr(verify, "choose", lambda: only)
+    only = verify.Chosen(tuple(c for c in verify.files.load(methods=["loha"], checks=["forward", "grad"])), {})
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "field", str(tmp_path), "--into", str(tmp_path)])
+    assert ended.value.code == 0, capsys.readouterr()
+    assert "[deviations.md#odd](deviations.md#odd)" in (tmp_path / "field.md").read_text()
+    assert 'href="deviations.md#odd"' in (tmp_path / "field.html").read_text()
 
 
 def test_the_plugin_and_the_strategies_in_a_project_of_its_own(tmp_path):

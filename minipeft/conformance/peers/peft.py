@@ -11,7 +11,7 @@ import numpy as np
 
 from minipeft.checkpoints.peft_specs import Spec, spec_of
 from minipeft.conformance.cases import Case, Rejected, Unsupported
-from minipeft.conformance.own import MODULE, method_of
+from minipeft.conformance.own import MODULE, STEPS, method_of
 from minipeft.conformance.peers._torch import mask
 from minipeft.conformance.places import ARCH
 
@@ -204,6 +204,27 @@ class Peft:
         }
         named = self.ours(case, peft.get_peft_model_state_dict(model, grads))
         return named | (dict(x=x.grad.numpy()) if x.grad is not None else {})
+
+    def trace(self, case: Case) -> Arrays:
+        """What the base, A and B give, as their modules give it; the merged weight; the output."""
+        if case.place != "linear" or self.spec(case).peft_type != "LORA":
+            return {}
+        model = self.adapted(case)
+        found: Arrays = {}
+        layer = model.base_model.model.layer
+
+        def keep(name: str) -> Any:
+            return lambda module, given, out: found.__setitem__(name, out.detach().numpy())
+
+        for name, module in (
+            ("base", layer.base_layer),
+            ("h", layer.lora_A["default"]),
+            ("low", layer.lora_B["default"]),
+        ):
+            module.register_forward_hook(keep(name))
+        y = self.call(case, model, self.input(case)).detach().numpy()
+        steps = found | dict(merged=self.merge(case)["W"], y=y)
+        return {f"{STEPS.index(name)}.{name}": a for name, a in steps.items()}
 
     def merged(self, case: Case) -> Any:
         return self.adapted(case).merge_and_unload().layer

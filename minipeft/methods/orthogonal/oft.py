@@ -22,7 +22,8 @@ Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the 
          (I + Q)(I − Q)⁻¹, the inverse of the exact one. As in HF peft it ends with coefficient 1, 3 terms equal 4,
          2 terms are I + 2Q and 1 is I; and where block or r does not divide the width, the nearest divisor takes its
          place, the smaller at a tie. For coft HF peft projects the parameter in every forward pass and writes it back;
-         we read the projection there, with the same gradient, and write it after each step. A rotation of a tied
+         we read the projection there, with the same gradient, and write it after each step. Its radius is in torch's
+        default dtype, so in a float64 model of a float32 process it is rounded: an adapter of HF peft gets that eps. A rotation of a tied
          embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
          them; both are (W R1ᵀ) R2ᵀ here.
 
@@ -41,7 +42,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops, stop_gradient
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import once, xp
 from minipeft.errors import Bad, near
 from minipeft.method import Base, Here, Method, Site, Step
 from minipeft.model.arch import Arch
@@ -96,10 +97,8 @@ class OFT(Method):
 
     def _project(self, Q: Any) -> Any:
         """Q with each row's skew matrix, of norm √2 ‖row‖, drawn into the ball."""
-        # HF peft has the radius in float32
-        radius = float(np.float32(1 / np.sqrt(np.float32(Q.shape[0]))) * np.float32(self.eps))
         norm = math.sqrt(2) * ops.norm(Q, axis=1, keepdims=True)
-        radius = xp.asarray(radius, dtype=Q.dtype)
+        radius = xp.full((), self.eps / math.sqrt(Q.shape[0]), Q.dtype)
         return Q * (radius / ops.maximum(norm, radius))
 
     def rotation(self, Q: Any) -> Any:
@@ -107,7 +106,7 @@ class OFT(Method):
         if self.coft:  # the value is the projection's, the gradient goes straight to Q
             Q = stop_gradient(self._project(Q)) + (Q - stop_gradient(Q))
         K, beta = Q.shape[0], (1 + math.isqrt(1 + 8 * Q.shape[1])) // 2
-        i, j = xp.triu_indices(beta, 1)
+        i, j = _above_diagonal(beta)
         Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta))
         Q = Q - ops.swapaxes(Q)
         I = xp.eye(beta, dtype=Q.dtype)
@@ -132,6 +131,11 @@ class OFT(Method):
             for arrays in step.theta.values():
                 for name in arrays.keys() & {"Q", "Q_emb"}:
                     arrays[name] = self._project(arrays[name])
+
+
+@once
+def _above_diagonal(beta: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(beta, 1)
 
 
 def rotate(x: Any, R: Any) -> Any:

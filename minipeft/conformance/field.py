@@ -1,0 +1,121 @@
+"""Everybody at once: every harness in an environment of its own, judged on all cases, compared with what is known of it.
+
+`minipeft verify field FOLDER` makes the environments under FOLDER with pip, runs all harnesses, and writes the matrix of the field:
+docs/field.html, docs/field.md. What each is known to fail stands in `peers/NAME.toml`, with a report's address or a section of
+docs/deviations.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minipeft.conformance.results import Result
+from minipeft.conformance.verify import Chosen, Expectation, read_expectations, run
+from minipeft.errors import Bad
+
+HERE = Path(__file__).parent
+CORE = ("numpy", "scipy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What pip installs, line by line, and the harnesses that run there."""
+
+    peers: tuple[str, ...]
+    installs: tuple[tuple[str, ...], ...]
+
+
+ENVIRONMENTS = {
+    "common": Environment(
+        ("peft", "loralib", "lycoris", "litgpt", "mlx-lm", "keras", "bitsandbytes"),
+        (
+            (
+                "torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "bitsandbytes==0.50.2", "keras==3.15.1", "mlx==0.32.4",
+                "mlx-cpu==0.32.4", "lightning==2.6.6", "jsonargparse", "einops", "toml", "absl-py", "namex", "optree", "h5py", "ml-dtypes",
+            ),
+            ("--no-deps", "loralib==0.1.2", "lycoris-lora==4.1.3", "mlx-lm==0.32.2", "litgpt==0.5.13"),
+        ),
+    ),
+    "adapters": Environment(
+        ("adapters",), (("torch==2.13.0", "adapters==1.3.0", "transformers==4.57.6", "huggingface_hub<1"),)
+    ),
+    "torchtune": Environment(
+        ("torchtune",),
+        (
+            ("torch==2.13.0", "torchao==0.10.0", "torchdata==0.11.0", "datasets", "huggingface_hub", "kagglehub", "sentencepiece",
+             "tiktoken", "blobfile", "tokenizers", "tqdm", "omegaconf", "psutil", "Pillow"),
+            ("--no-deps", "torchtune==0.6.1"),
+        ),
+    ),
+}  # fmt: skip
+
+
+def python_of(folder: Path) -> Path:
+    """The interpreter of an environment."""
+    return folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+
+
+def prepare(folder: Path, tell: Callable[[str], None] = lambda line: None) -> dict[str, str]:
+    """Make the environments that are not there yet: {harness: its interpreter}. Raises `Bad` if pip fails."""
+    root = HERE.parents[1]
+    if not (root / "pyproject.toml").exists():
+        raise Bad("minipeft verify field runs in a checkout of minipeft: it installs that into each environment")
+    out: dict[str, str] = {}
+    for name, environment in ENVIRONMENTS.items():
+        where, done = folder / name, folder / name / "ready"
+        python = python_of(where)
+        wanted = repr(environment)
+        if not done.exists() or done.read_text() != wanted:
+            tell(f"making the environment {name}")
+            venv.create(where, with_pip=True)
+            for packages in (CORE, *environment.installs, ("--no-deps", "-e", str(root))):
+                command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+                made = subprocess.run(command, capture_output=True, text=True)
+                if made.returncode:
+                    last = (made.stderr.strip().splitlines() or ["no message"])[-1]
+                    raise Bad(f"environment {name}: pip install {' '.join(packages)} failed: {last}")
+            done.write_text(wanted)
+        out |= dict.fromkeys(environment.peers, str(python))
+    return out
+
+
+def expectations(peer: str) -> list[Expectation]:
+    """What a harness's library is known to fail."""
+    path = HERE / "peers" / f"{peer.replace('-', '_')}.toml"
+    return read_expectations(path) if path.exists() else []
+
+
+def explained(results: Sequence[Result], known: Sequence[Expectation]) -> list[Result]:
+    """The results, those that are known with the address and the reason."""
+    out = []
+    for r in results:
+        e = next((e for e in known if fnmatch.fnmatchcase(r.id, e.id) and r.outcome == e.outcome), None)
+        if e is not None:
+            reason = f"{r.reason}. {e.reason}" if e.reason and e.reason not in r.reason else r.reason
+            r = dataclasses.replace(r, expected_outcome=e.outcome, url=e.url or r.url, reason=reason)
+        out.append(r)
+    return out
+
+
+def judge_all(
+    pythons: dict[str, str], chosen: Chosen, jobs: int, limit: float, progress: Callable[[str, Result], None]
+) -> tuple[list[Result], list[str]]:
+    """All results, minipeft's own first; and what is not as expected, a line each."""
+    from minipeft.conformance.verify import unexpected
+
+    results, said = [], []
+    for peer in ("minipeft", *pythons):
+        known = expectations(peer)
+        found = run(
+            peer, chosen, jobs=jobs, limit=limit, python=pythons.get(peer), progress=lambda r, p=peer: progress(p, r)  # type: ignore[misc]
+        )  # fmt: skip
+        said += unexpected(found, known)
+        results += explained(found, known)
+    return results, said
