@@ -39,17 +39,28 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _use(name: str | None) -> str | None:
+    if name is not None:
+        from minipeft.engine.backend import use
+
+        use(name)
+    return name
+
+
+Backend = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--backend", callback=_use, help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy)."),
+]
+
+
 @app.callback()
 def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    backend: Annotated[str | None, typer.Option(help="numpy or cupy (default: MINIPEFT_BACKEND, else numpy).")] = None,
+    backend: Backend = None,
 ) -> None:
-    if backend is not None:
-        from minipeft.engine.backend import use
-
-        use(backend)
+    pass
 
 
 @app.command("list")
@@ -127,6 +138,7 @@ def compare(
     html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
     png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
     json_: Annotated[Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,
+    backend: Backend = None,
 ) -> None:
     """Adapt one base to one task with every method, and measure what each costs and gives.
 
@@ -207,6 +219,7 @@ def train(
     schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0)] = 10,
     seed: Annotated[int, typer.Option()] = 0,
+    backend: Backend = None,
 ) -> None:
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
@@ -269,6 +282,7 @@ def merge(
     base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    backend: Backend = None,
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
 
@@ -332,6 +346,7 @@ def replay(
     base: Annotated[Path, typer.Option(help="The base checkpoint folder.")],
     json_: Annotated[bool, typer.Option("--json", help="For machines, on standard output.")] = False,
     strict: Annotated[bool, typer.Option(help="Agreement to float32's rounding is not enough.")] = False,
+    backend: Backend = None,
 ) -> None:
     """Compute recorded cases again, and exit with 0 only if all agree.
 
@@ -387,6 +402,7 @@ def check(
     family: Annotated[Optional[list[str]], typer.Option(help="llama, gpt2, bert, t5, vit (default: all).")] = None,  # noqa: UP045
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
     json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    backend: Backend = None,
 ) -> None:
     """Every law on a method, on tiny models of all families; exits with 1 if one is broken.
 
@@ -474,6 +490,7 @@ def verify(
     junit: Annotated[Path | None, typer.Option(help="JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
+    backend: Backend = None,
 ) -> None:
     """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
 
@@ -630,6 +647,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
     json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers.")] = None,  # noqa: UP045
+    backend: Backend = None,
 ) -> None:
     """Time and peak memory of a training step, beside torch + PEFT on the same threads.
 
@@ -649,8 +667,11 @@ def bench(
 
 def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback."""
+    from minipeft.engine.backend import explained
+
     try:
-        run(argv)
+        with explained():
+            run(argv)
     except Bad as why:
         print(f"minipeft: {why}", file=sys.stderr)
         sys.exit(2)

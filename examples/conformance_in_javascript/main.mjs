@@ -87,7 +87,7 @@ const ASKS = {
   load({ method, given, about, folder }) {
     const config = JSON.parse(readFileSync(join(folder, "adapter", "adapter_config.json")));
     const settings = {
-      ...about.config, r: config.r, alpha: config.lora_alpha, rslora: Boolean(config.use_rslora),
+      ...about.config, r: config.rank_pattern?.layer ?? config.r, alpha: config.alpha_pattern?.layer ?? config.lora_alpha, rslora: Boolean(config.use_rslora),
       lora_bias: Boolean(config.lora_bias),
     };
     const arrays = adapter(method, settings, given.W, read(join(folder, "adapter", "adapter_model.safetensors")));

@@ -35,9 +35,10 @@ ASKS = {
     "init": "the arrays as training starts",
     "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
     "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
+    "quantize": "the four-bit codes, two in a byte, and the constants of the blocks",
     "dequantize": "the weight that a block-wise quantised one stands for",
 }
-CLASSES = ("EXACT", "ROUND1", "COND", "REJECT", "SHAPES")
+CLASSES = ("EXACT", "ROUND1", "COND", "SUBSPACE", "REJECT", "SHAPES")
 
 
 class Unsupported(Exception):
@@ -229,6 +230,14 @@ SCHEMA = {
         "digests": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
     },
 }  # fmt: skip
+
+
+def derived(name: str, got: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What factors determine whatever their signs and turns: `BA`, their product; `A_rows`, the projector on A's rows."""
+    if name == "BA":
+        return got["B"] @ got["A"]
+    A = got["A"]
+    return A.T @ np.linalg.solve(A @ A.T, A)
 
 
 def bfloat16(a: np.ndarray) -> np.ndarray:

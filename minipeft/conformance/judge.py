@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.conformance.cases import Case
+from minipeft.conformance.cases import Case, derived
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import held
 from minipeft.conformance.results import Result
+from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.tensor import value
 
 UNIT = {np.dtype(np.float64): 2.0**-53, np.dtype(np.float32): 2.0**-24, np.dtype(np.float16): 2.0**-11}
 
@@ -26,6 +28,14 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
     if case.tolerance == "REJECT":
         return dataclasses.replace(result, outcome="FAIL", reason="accepted a file that does not fit")
     worst = result
+    if case.tolerance == "SUBSPACE":
+        if lost := {"A", "B"} - got.keys():
+            reason = f"{', '.join(sorted(lost))} missing; found {', '.join(sorted(got)) or 'nothing'}"
+            return dataclasses.replace(result, outcome="FAIL", reason=reason)
+        try:
+            got = {name: derived(name, {k: np.asarray(v) for k, v in got.items()}) for name in case.want}
+        except (ValueError, np.linalg.LinAlgError) as why:
+            return dataclasses.replace(result, outcome="FAIL", reason=f"A and B do not fit: {why}")
     for name, want in case.want.items():
         if name not in got:
             near = ", ".join(sorted(got)) or "nothing"
@@ -44,7 +54,7 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
             worst = found
     if case.tolerance == "SHAPES" and case.options.get("identity"):
         worst = _identity(case, got, result)
-    limit = case.k if case.tolerance == "COND" else 8.0
+    limit = case.k if case.tolerance in ("COND", "SUBSPACE") else 8.0
     bad = worst.ratio is not None and not worst.ratio <= limit
     return dataclasses.replace(worst, outcome="FAIL" if bad else "PASS", reason=worst.reason if bad else "")
 
@@ -59,7 +69,7 @@ def compared(case: Case, name: str, mine: np.ndarray, want: np.ndarray, result: 
         return dataclasses.replace(result, tensor=name, ratio=0.0)
     worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
     cond = case.cond.get(name, 0.0)
-    unit = UNIT[np.dtype(case.dtype)] * cond if case.tolerance == "COND" else 0.0
+    unit = UNIT[np.dtype(case.dtype)] * cond if case.tolerance in ("COND", "SUBSPACE") else 0.0
     error = float(off[worst])
     ratio = error / unit if unit else (0.0 if error == 0 else float("inf"))
     reason = f"{name} is off by {error:.3g}"
@@ -88,9 +98,9 @@ def _identity(case: Case, got: Mapping[str, Any], result: Result) -> Result:
     arrays = {k: kept.get(k, v) for k, v in start.items()}
     rest = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in case.inputs.items()}
     after = own.outputs(case, rest, arrays)
-    x, W, b = rest["x"], held(own.method(case), rest["W"]), rest["b"]
+    x, W, b = rest["x"], to_host(held(own.method(case), to_device(rest["W"]))), rest["b"]
     want = x @ W.T + b
-    y = np.asarray(getattr(after["y"], "value", after["y"]))
+    y = np.asarray(to_host(value(after["y"])))
     wide = dataclasses.replace(case, cond={"y": 4 * float((abs(x) @ abs(W).T).max() + abs(b).max())}, tolerance="COND")
     found = compared(wide, "y", y.astype(np.float64), want, result)
     return dataclasses.replace(found, reason="a fresh adapter changes the model")

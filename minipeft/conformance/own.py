@@ -14,9 +14,11 @@ from minipeft.checkpoints.peft_specs import SPECS, method_name
 from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
 from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at, bias_of, held
 from minipeft.engine import ops, value_and_grad
-from minipeft.engine.tensor import value
+from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.tensor import Tensor, value
 from minipeft.errors import Bad, near
 from minipeft.method import METHODS, Method, load_methods, method_class
+from minipeft.quantize import quantize as nf4
 from minipeft.train import SGD, AdamW
 
 
@@ -33,6 +35,16 @@ def config_of(method: Method) -> dict[str, Any]:
 
 
 STEPS = ("base", "h", "low", "V", "norm", "merged", "y")  # the intermediates that a trace may hold
+
+
+def placed(arrays: Arrays) -> Arrays:
+    """Arrays of the host on the device; Tensors stay what they are."""
+    return {k: v if type(v) is Tensor else to_device(v) for k, v in arrays.items()}
+
+
+def fetched(arrays: Arrays) -> Arrays:
+    """The plain arrays, on the host."""
+    return {k: to_host(value(v)) for k, v in arrays.items()}
 
 
 class Own:
@@ -54,15 +66,14 @@ class Own:
 
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
         """The outputs at the case's place."""
-        return PLACES[case.place].call(self.method(case), inputs, arrays)
+        return PLACES[case.place].call(self.method(case), placed(inputs), placed(arrays))
 
     def forward(self, case: Case) -> Arrays:
-        out = self.outputs(case, case.named("input", "base"), case.named("array", "stored"))
-        return {k: value(v) for k, v in out.items()}
+        return fetched(self.outputs(case, case.named("input", "base"), case.named("array", "stored")))
 
     def vjp(self, case: Case) -> Arrays:
-        moving = {k: v for k, v in case.named("input", "array").items() if v.dtype.kind == "f"}
-        fixed, g = case.named("base", "stored"), case.named("cotangent")
+        moving = placed({k: v for k, v in case.named("input", "array").items() if v.dtype.kind == "f"})
+        fixed, g = placed(case.named("base", "stored")), placed(case.named("cotangent"))
         ids = {k: v for k, v in case.named("input").items() if v.dtype.kind != "f"}
 
         def f(theta: Arrays) -> Any:
@@ -74,22 +85,22 @@ class Own:
                 total = total + ops.sum(y * g[f"g.{name}"])
             return total
 
-        return {k: value(v) for k, v in value_and_grad(f)(moving)[1].items()}
+        return fetched(value_and_grad(f)(moving)[1])
 
     def merge(self, case: Case) -> Arrays:
-        method, own = self.method(case), case.named("array", "stored")
-        base = case.named("base")
+        method, own = self.method(case), placed(case.named("array", "stored"))
+        base = placed(case.named("base"))
         if not hasattr(method, "weight"):
             raise Unsupported(f"{method.name} does not merge")
         if case.place == "bias":
-            return dict(W=base["W"], b=value(method.weight(base["b"], **own)))
-        merged = dict(W=value(method.weight(held(method, base["W"]), **own)))
+            return fetched(dict(W=base["W"], b=method.weight(base["b"], **own)))
+        merged = dict(W=method.weight(held(method, base["W"]), **own))
         if "b" in base and (b := bias_of(method, base["b"], own)) is not None:
-            merged["b"] = value(b)
-        return merged
+            merged["b"] = b
+        return fetched(merged)
 
     def delta(self, case: Case) -> Arrays:
-        return dict(delta=self.merge(case)["W"] - held(self.method(case), case.tensors["W"]))
+        return dict(delta=self.merge(case)["W"] - to_host(held(self.method(case), to_device(case.tensors["W"]))))
 
     def unmerge(self, case: Case) -> Arrays:
         self.merge(case)  # returns new arrays: the base was never written to
@@ -108,20 +119,20 @@ class Own:
         return method, {k[: -len(f".{i}")]: v for k, v in case.named("array").items() if k.endswith(f".{i}")}
 
     def combine(self, case: Case) -> Arrays:
-        inputs = case.named("input", "base")
+        inputs = placed(case.named("input", "base"))
         base = y = ops.linear(inputs["x"], inputs["W"], inputs["b"])
         for i, weight in enumerate(case.options["weights"]):
             method, arrays = self.adapter(case, i)
-            y = y + weight * (PLACES[case.place].call(method, inputs, arrays)["y"] - base)
-        return dict(y=y)
+            y = y + weight * (PLACES[case.place].call(method, inputs, placed(arrays))["y"] - base)
+        return fetched(dict(y=y))
 
     def init(self, case: Case) -> Arrays:
         arrays, _ = arrays_at(PLACES[case.place], self.method(case), np.random.default_rng(case.seed), case.tensors)
         return {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
 
     def train(self, case: Case) -> Arrays:
-        theta, target = case.named("array"), case.named("target")
-        fixed, inputs = case.named("stored"), case.named("input", "base")
+        theta, target = placed(case.named("array")), placed(case.named("target"))
+        fixed, inputs = placed(case.named("stored")), placed(case.named("input", "base"))
         settings = dict(case.options["optimiser"])
         steps, kind = settings.pop("steps"), settings.pop("kind")
         optimiser: Any = {"sgd": SGD, "adamw": AdamW}[kind](**settings)
@@ -137,14 +148,14 @@ class Own:
         for t in range(1, steps + 1):
             grads = {k: value(g) for k, g in value_and_grad(f)(theta)[1].items()}
             theta, state = optimiser.step(theta, grads, state, t, dict.fromkeys(theta, optimiser.lr))
-        return theta | {k: v for k, v in case.named("base").items() if k == "W"}
+        return fetched(theta) | {k: v for k, v in case.named("base").items() if k == "W"}
 
     def trace(self, case: Case) -> Arrays:
         """Intermediates of the outputs of a linear, in the order of their names: docs/format.md, section 8."""
         if case.place != "linear" or "keep" in case.inputs:
             return {}
         method, t = self.method(case), case.named("input", "base", "array", "stored")
-        steps = dict(base=t["x"] @ held(method, t["W"]).T + t["b"])
+        steps = dict(base=t["x"] @ to_host(held(method, to_device(t["W"]))).T + t["b"])
         if {"A", "B"} <= t.keys():
             steps["h"] = t["x"] @ t["A"].T
             steps["low"] = steps["h"] @ t["B"].T
@@ -156,15 +167,20 @@ class Own:
         steps["y"] = self.forward(case)["y"]
         return {f"{STEPS.index(name)}.{name}": a for name, a in steps.items()}
 
+    def quantize(self, case: Case) -> Arrays:
+        method, W = self.method(case), case.tensors["W"].astype(np.float32)
+        found = nf4(W, block=method.block, double=False)  # type: ignore[attr-defined]
+        return dict(codes=to_host(found.codes), absmax=to_host(found.absmax).astype(case.dtype))
+
     def dequantize(self, case: Case) -> Arrays:
-        return dict(W=held(self.method(case), case.tensors["W"]))
+        return fetched(dict(W=held(self.method(case), to_device(case.tensors["W"]))))
 
     def load(self, case: Case) -> Arrays:
         try:
             method, arrays = load_one(case)
         except Bad as why:
             raise Rejected(str(why)) from None
-        return {k: value(v) for k, v in PLACES[case.place].call(method, case.named("input", "base"), arrays).items()}
+        return fetched(PLACES[case.place].call(method, placed(case.named("input", "base")), placed(arrays)))
 
 
 MODULE = "base_model.model.layer."  # the one module of the files in `load` cases

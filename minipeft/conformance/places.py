@@ -65,7 +65,9 @@ def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     facts: Arrays = {}
     if "task_ids" in inputs:
         ids = inputs["task_ids"]
-        facts = dict(task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)), host=lambda _: to_host(ids))
+        facts = dict(
+            task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)), host=lambda _: to_host(ids)
+        )
     if "keep" in inputs:  # a training pass whose dropout mask is given
         facts |= dict(train=True, dropout=lambda x, p: x * (inputs["keep"] * (1 / (1 - p))))
     spot = here(**facts)
@@ -206,5 +208,5 @@ def arrays_at(
     for site, own in method.init_all(sites, rng).items():
         start = site.split(".")[0] + "_" if len(place.sites) > 1 and own else ""
         found |= {start + k: a for k, a in own.items()}
-    plain = {k: np.asarray(a.array if isinstance(a, frozen) else a) for k, a in found.items()}
+    plain = {k: np.asarray(to_host(a.array if isinstance(a, frozen) else a)) for k, a in found.items()}
     return plain, tuple(k for k, a in found.items() if not isinstance(a, frozen))

@@ -28,6 +28,7 @@ from minipeft.conformance.own import MODULE, Own, config_of
 from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, T, arrays_at, place_of
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
+from minipeft.quantize import NF4_CODEBOOK
 from minipeft.run import Adapter
 
 OWN = Own()
@@ -355,6 +356,9 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             case, tolerance="EXACT" if case.want["W"].dtype.kind != "f" else "COND",
             witnesses=("the method's own file", "the same numbers from bitsandbytes, recorded"),
         )  # fmt: skip
+        if getattr(method, "double_quant", True) is False:
+            case = finished(Case(check="quantize", ask="quantize", inputs={"W": inputs["W"]}, **(about | held)))
+            yield dataclasses.replace(case, tolerance="EXACT", witnesses=case.witnesses + _codes(method, case))
     if variant == "usual":
         yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
         if cls.name in ALSO:
@@ -362,6 +366,17 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             yield from in_bfloat16(inputs, arrays, about)
     if cls.name in ALSO and variant.partition("=")[0] not in readings(cls):
         yield from sums(cls, method, inputs, arrays, about, rng)
+
+
+def _codes(method: Any, case: Case) -> tuple[str, ...]:
+    """Every value's nearest code, by trying all sixteen. Raises `Bad` if the case holds another."""
+    W, codes = case.inputs["W"].ravel().astype(np.float32), case.want["codes"]
+    given = np.stack([codes >> 4, codes & 15], axis=1).ravel()[: W.size]
+    c = np.repeat(case.want["absmax"], method.block)[: W.size]
+    for w, at, code in zip(W, c, given, strict=True):
+        if abs(NF4_CODEBOOK[code] - w / at) > min(abs(NF4_CODEBOOK - w / at)) + 1e-7:
+            raise Bad(f"{case.id}: the code of {w} is {code}, which is not the nearest")
+    return ("the nearest of all sixteen, two codes a byte, the first in the high half",)
 
 
 def _tells_of_base(cls: type[Method], variant: str, method: Method) -> bool:
@@ -415,8 +430,56 @@ def checks_of_usual(
         want={k: v for k, v in shapes.items() if about["roles"].get(k) == "array"}, cond=dict.fromkeys(shapes, 0.0),
         witnesses=("the method's table of arrays", "the shapes that init gives"),
     )  # fmt: skip
+    if cls.name in STARTS:
+        given = {**base, **measured}
+        case = Case(check="start", ask="init", inputs=given, **(about | dict(roles=roles)))
+        yield _start(case, STARTS[cls.name])
     if cls.name in SPECS and SPECS[cls.name].keys and place.name == "linear" and "m_emb" not in arrays:
         yield from files_of(cls, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
+
+
+STARTS = {"dora": "m", "eva": "A_rows", "lora_ga": "BA", "pissa": "BA"}  # what is not drawn at random
+
+
+def _start(case: Case, name: str) -> Case:
+    """The arrays as training starts, where they are computed: what does not depend on the signs of singular vectors."""
+
+    def told(case: Case) -> np.ndarray:
+        found = OWN.init(case)
+        return found[name] if name in found else files.derived(name, found)
+
+    rng, step, want = np.random.default_rng(5), 2.0**-26, told(case)
+    cond = float(abs(want).max())
+    for _ in range(4):
+        nudged = {k: v * (1 + step * rng.choice([-1.0, 1.0], v.shape)) for k, v in case.inputs.items()}
+        there = told(dataclasses.replace(case, inputs=nudged))
+        cond = max(cond, float(abs(there - want).max()) / step)
+    done = dataclasses.replace(
+        case, want={name: want}, cond={name: 4 * cond}, tolerance="COND" if name == "m" else "SUBSPACE"
+    )
+    _agree(done, {name: _by_eigenvectors(case)}, "eigenvectors")
+    return dataclasses.replace(
+        done, witnesses=("the method's own file, in float64", "eigenvectors of the products, or sums of squares")
+    )
+
+
+def _by_eigenvectors(case: Case) -> np.ndarray:
+    """The same without a singular value decomposition."""
+    t, m = case.inputs, OWN.method(case)
+    M = t["X"] - t["X"].mean(axis=0) if "X" in t else t.get("G", t["W"])
+    if case.method == "dora":
+        return np.sqrt(np.einsum("oi,oi->o", M, M))
+    largest, V = np.linalg.eigh(M.T @ M)
+    V, r = V[:, ::-1], m.r  # type: ignore[attr-defined]
+    if case.method == "eva":
+        return V[:, :r] @ V[:, :r].T
+    if case.method == "pissa":  # s B A is the part of W along its first r directions
+        return M @ V[:, :r] @ V[:, :r].T / m.scale  # type: ignore[attr-defined]
+    J = V[:, r : 2 * r]  # B has the left vectors of the second r triples, A the right ones of the first
+    U = M @ J / np.sqrt(largest[::-1][r : 2 * r])
+    top = V[:, :r]
+    sign = np.sign(top[abs(top).argmax(axis=0), range(r)]) * np.sign(J[abs(J).argmax(axis=0), range(r)])
+    return (len(M) ** 0.5 / m.gamma) * (U * sign) @ top.T  # type: ignore[attr-defined]
 
 
 def trained_of(about: Arrays) -> list[str]:
@@ -521,6 +584,13 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
     told: Arrays = dict(
         tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table")
     )
+    if cls.name == "lora":  # the rank and the scale of this module are those of the patterns, not the defaults
+        patterns = dict(rank_pattern={"layer": config["r"]}, alpha_pattern={"layer": config["lora_alpha"]})
+        done = dataclasses.replace(
+            plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the case without patterns")
+        )
+        made = case("pattern", tensors, config | patterns | dict(r=5, lora_alpha=11))
+        yield dataclasses.replace(done, variant="pattern", files=made.files)
     yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
     yield case(
         "unexpected", tensors | {MODULE + "lora_Q.weight": tensors[first]}, flags=("unknown keys are dropped",), **told

@@ -1,4 +1,4 @@
-"""bitsandbytes: NF4, quantised and back, on the CPU; and PEFT's LoRA on its `Linear4bit` is left to a GPU."""
+"""bitsandbytes: NF4, quantised and back, on the CPU."""
 
 from __future__ import annotations
 
@@ -24,18 +24,26 @@ class Bitsandbytes:
             methods=["qlora"],
         )
 
-    def dequantize(self, case: Case) -> Arrays:
+    def quantized(self, case: Case) -> tuple[Any, Any]:
+        """The codes and the state of the weight."""
         torch = torch_of(case)
         from bitsandbytes import functional as F
 
         c = case.config
         W = torch.tensor(case.tensors["W"].astype(np.float32))
         try:
-            codes, state = F.quantize_4bit(
-                W, blocksize=c["block"], quant_type="nf4", compress_statistics=c["double_quant"]
-            )
+            return F.quantize_4bit(W, blocksize=c["block"], quant_type="nf4", compress_statistics=c["double_quant"])
         except ValueError as why:
             raise Unsupported(str(why)) from None
+
+    def quantize(self, case: Case) -> Arrays:
+        codes, state = self.quantized(case)
+        return dict(codes=codes.numpy().reshape(-1), absmax=state.absmax.numpy())
+
+    def dequantize(self, case: Case) -> Arrays:
+        from bitsandbytes import functional as F
+
+        codes, state = self.quantized(case)
         return dict(W=F.dequantize_4bit(codes, state).numpy())
 
 

@@ -169,7 +169,7 @@ class Peft:
     def ours(self, case: Case, found: Mapping[str, Any]) -> Arrays:
         """Tensors under PEFT's keys as arrays under our names."""
         out: Arrays = {}
-        for name in case.trained or tuple(case.want):
+        for name in case.trained or self.keys(case):
             key = self.keys(case).get(name)
             if key is not None and MODULE + key.suffix in found:
                 out[name] = np.ascontiguousarray(key.ours(found[MODULE + key.suffix].detach().numpy(), ARCH))
