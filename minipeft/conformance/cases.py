@@ -128,7 +128,7 @@ def encode(case: Case) -> dict[str, bytes]:
         source=case.source, equation=case.equation, place=case.place, config=dict(case.config), readings=dict(case.readings),
         options=dict(case.options), tensors={k: dict(role=case.roles[k], shape=list(v.shape), dtype=str(v.dtype)) for k, v in case.inputs.items()},
         want={k: dict(shape=list(v.shape), cond=case.cond.get(k, 0.0)) for k, v in case.want.items()},
-        tolerance={"class": case.tolerance} | ({"K": case.k} if case.tolerance == "COND" else {}),
+        tolerance={"class": case.tolerance} | ({"K": case.k} if case.tolerance in ("COND", "SUBSPACE") else {}),
         witnesses=list(case.witnesses), flags=list(case.flags), seed=case.seed,
         digests={name: _digest(data) for name, data in files.items()},
     )  # fmt: skip
