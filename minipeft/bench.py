@@ -1,9 +1,11 @@
-"""Time and memory of a training step, beside torch + PEFT.
+"""Time and memory of a training step, of a forward pass and of generation, beside torch with PEFT and transformers.
 
 Each side runs in a process of its own with the same number of threads, and they take turns: a round is some steps of one,
 then some of the other, so that what else the machine does falls on both. A step is forward, backward and AdamW in float32, on
-Llama-shaped models with tied heads and a gated feed-forward of width 4 d. Memory is the peak of the process's resident set
-during a step, less what it held before the model was made.
+Llama-shaped models with tied heads and a gated feed-forward of width 4 d, or on one shaped like GPT-2 small. Memory is the
+peak of the process's resident set during a step, less what it held before the model was made. (IA)³ scales k, v and the
+input of the down projection on both sides. PEFT has no Houlsby adapters: a torch module of the same arithmetic stands in for
+them. `forward` and `generate` are of the base model alone.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +30,87 @@ SIZES = {
     "S": dict(d=64, layers=2, heads=4, t=64, b=8, vocab=128),
     "M": dict(d=256, layers=4, heads=4, t=128, b=8, vocab=512),
     "L": dict(d=512, layers=8, heads=8, t=128, b=8, vocab=4096),
+    "GPT2": dict(d=768, layers=12, heads=12, t=128, b=2, vocab=50257),
 }
-METHODS = ("lora", "prefix_tuning", "oft", "dora")
-STEPS = {"S": 20, "M": 4, "L": 1}  # of a turn
+METHODS = ("lora", "prefix_tuning", "oft", "dora", "ia3", "houlsby")
+TASKS = ("step", "forward", "generate")
+STEPS = {"S": 20, "M": 4, "L": 1, "GPT2": 1}  # of a turn
+PROMPT, NEW = 16, 64  # tokens of a generation, of one row
+LENGTHS, RANKS = (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8, 16, 32, 64)
+
+
+def settings(size: str) -> dict[str, int]:
+    """The numbers of a size, some replaced: "M,t=512,b=1,r=4". Raises `Bad` for one that is unknown."""
+    name, *changes = size.split(",")
+    if name not in SIZES:
+        raise Bad(f"{name!r}: expected one of {', '.join(SIZES)}{near(name, SIZES)}")
+    return SIZES[name] | {"r": 8} | {k: int(v) for k, _, v in (c.partition("=") for c in changes)}
 
 
 # --- our side ---------------------------------------------------------------------------------------------------------
 
 
-def our_step(size: str, method: str) -> Callable[[], float]:
-    """A function that makes one step and returns the loss."""
+def our_model(size: str) -> Any:
+    """A random model of a size."""
     from minipeft.checkpoints import family_names
-    from minipeft.engine.backend import keep_freed_memory
-    from minipeft.method import method_class
-    from minipeft.model.arch import Arch, Model, batch
+    from minipeft.engine.backend import to_device
+    from minipeft.model.arch import Arch, Model
     from minipeft.model.transformer import shapes
-    from minipeft.run import attach
-    from minipeft.train import AdamW
 
-    keep_freed_memory()
-    s = SIZES[size]
-    arch = Arch("llama", d=s["d"], layers=s["layers"], heads=s["heads"], ff=4 * s["d"], vocab=s["vocab"], norm="rms",
-                act="silu", gated=True, positions="rope", tied=True)  # fmt: skip
+    s = settings(size)
+    common: dict[str, Any] = dict(d=s["d"], layers=s["layers"], heads=s["heads"], ff=4 * s["d"], vocab=s["vocab"])
+    if size.startswith("GPT2"):
+        biased = ("qkv", "o", "up", "down")
+        arch = Arch("gpt2", **common, act="gelu_tanh", fused_qkv=True, max_positions=1024, tied=True, biased=biased)
+    else:
+        arch = Arch("llama", **common, norm="rms", act="silu", gated=True, positions="rope", tied=True)
     rng = np.random.default_rng(0)
     params = {
-        n: np.ones(shape, np.float32) if len(shape) == 1 else (0.02 * rng.standard_normal(shape)).astype(np.float32)
+        n: np.full(shape, n.endswith("weight"), np.float32)
+        if len(shape) == 1
+        else (0.02 * rng.standard_normal(shape, np.float32)).astype(np.float32)
         for n, shape in shapes(arch).items()
     }
-    made: dict[str, Any] = {"lora": dict(r=8, targets="all-linear"), "dora": dict(r=8, targets="all-linear"),
-            "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}  # fmt: skip
-    adapted = attach(Model(arch, params, family_names(arch)), method_class(method)(**made[method]))
+    return Model(arch, {n: to_device(W) for n, W in params.items()}, family_names(arch))
+
+
+def our_step(size: str, method: str, task: str = "step") -> Callable[[], float]:
+    """A function that makes one step and returns the loss; or runs one of the other tasks."""
+    from minipeft.engine.backend import keep_freed_memory
+    from minipeft.engine.blocks import sharing_cores
+    from minipeft.method import method_class
+    from minipeft.model.arch import batch
+    from minipeft.model.generate import generate
+    from minipeft.run import Adapted, attach
+    from minipeft.train import AdamW, largest_matrix
+
+    keep_freed_memory()
+    s = settings(size)
+    model, rng = our_model(size), np.random.default_rng(1)
     ids = rng.integers(0, s["vocab"], (s["b"], s["t"]))
+    if task == "generate":
+        prompt = batch(input_ids=ids[:1, :PROMPT])
+        return lambda: float(generate(Adapted(model), prompt, NEW)[0, -1])
     inputs = batch(input_ids=ids, labels=ids)
+    if task == "forward":
+        plain = Adapted(model)
+
+        def forward() -> float:
+            with sharing_cores(2 * largest_matrix(plain) * ids.size):
+                return float(plain.loss(None, inputs))
+
+        return forward
+    made: dict[str, Any] = {"lora": dict(r=s["r"], targets="all-linear"), "dora": dict(r=s["r"], targets="all-linear"),
+            "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}  # fmt: skip
+    adapted = attach(model, method_class(method)(**made.get(method, {})))
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
     def step() -> float:
-        loss, grads = adapted.value_and_grad(inputs, held["theta"], train=True)
+        with sharing_cores(2 * largest_matrix(adapted) * ids.size):  # as `fit` does
+            loss, grads = adapted.value_and_grad(inputs, held["theta"], train=True)
         held["t"] += 1
         held["theta"], held["state"] = optimiser.step(held["theta"], grads, held["state"], held["t"], lr)
         return float(loss)
@@ -76,26 +121,75 @@ def our_step(size: str, method: str) -> Callable[[], float]:
 # --- theirs -----------------------------------------------------------------------------------------------------------
 
 
-def peft_step(size: str, method: str) -> Callable[[], float]:
-    """The same step in torch + PEFT, as its users write it."""
-    import peft
-    import torch
+def their_model(size: str) -> Any:
+    """A random model of the same shape in transformers, without dropout."""
     import transformers
 
-    s = SIZES[size]
+    s = settings(size)
+    if size.startswith("GPT2"):
+        none = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**none))
     config = transformers.LlamaConfig(
         hidden_size=s["d"], num_hidden_layers=s["layers"], num_attention_heads=s["heads"], intermediate_size=4 * s["d"],
         vocab_size=s["vocab"], tie_word_embeddings=True, max_position_embeddings=4096,
     )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def with_bottlenecks(model: Any) -> Any:
+    """The Llama-shaped torch model with a Houlsby adapter after every sub-layer, everything else frozen."""
+    import torch
+
+    class Bottleneck(torch.nn.Module):
+        def __init__(self, base: Any) -> None:
+            super().__init__()
+            d = base.out_features
+            self.base, self.down, self.up = base, torch.nn.Linear(d, d // 16), torch.nn.Linear(d // 16, d)
+
+        def forward(self, x: Any) -> Any:
+            a = self.base(x)
+            return a + self.up(torch.nn.functional.silu(self.down(a)))
+
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = Bottleneck(layer.self_attn.o_proj)
+        layer.mlp.down_proj = Bottleneck(layer.mlp.down_proj)
+    return model
+
+
+def peft_step(size: str, method: str, task: str = "step", compiled: bool = False) -> Callable[[], float]:
+    """The same in torch + PEFT, or transformers, as their users write it; `compiled` by torch.compile."""
+    import peft
+    import torch
+
+    s = settings(size)
+    model = their_model(size)
+    ids = torch.randint(0, s["vocab"], (s["b"], s["t"]))
+    if task == "generate":
+        model.eval().generation_config.eos_token_id = None
+        prompt, asked = ids[:1, :PROMPT], dict(max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
+        return lambda: float(model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, -1])
+    if task == "forward":
+        model = torch.compile(model.eval()) if compiled else model.eval()
+
+        def forward() -> float:
+            with torch.no_grad():
+                return model(input_ids=ids, labels=ids).loss.item()
+
+        return forward
+    downs = ["down_proj"]
     made = {
-        "lora": lambda: peft.LoraConfig(r=8, target_modules="all-linear"),
-        "dora": lambda: peft.LoraConfig(r=8, target_modules="all-linear", use_dora=True),
+        "lora": lambda: peft.LoraConfig(r=s["r"], target_modules="all-linear"),
+        "dora": lambda: peft.LoraConfig(r=s["r"], target_modules="all-linear", use_dora=True),
         "oft": lambda: peft.OFTConfig(oft_block_size=32, target_modules="all-linear"),
         "prefix_tuning": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=16),
-    }[method]()
-    model = peft.get_peft_model(transformers.LlamaForCausalLM(config), made).train()
-    ids = torch.randint(0, s["vocab"], (s["b"], s["t"]))
+        "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", *downs], feedforward_modules=downs),
+    }
+    model = with_bottlenecks(model) if method == "houlsby" else peft.get_peft_model(model, made[method]())
+    model.train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    model = torch.compile(model) if compiled else model
 
     def step() -> float:
         optimiser.zero_grad()
@@ -121,9 +215,9 @@ def _resident(field: str) -> int:
     return 0
 
 
-def worker(side: str, size: str, method: str) -> None:
+def worker(side: str, size: str, method: str, task: str = "step") -> None:
     """Answer each line on standard input, a number of steps, with their times; the first answer is about memory."""
-    if side == "peft":
+    if side != "ours":
         import torch
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -132,7 +226,7 @@ def worker(side: str, size: str, method: str) -> None:
 
         transformers.logging.set_verbosity_error()
     before = _resident("VmRSS")
-    step = (our_step if side == "ours" else peft_step)(size, method)
+    step = our_step(size, method, task) if side == "ours" else peft_step(size, method, task, side == "compiled")
     step()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -150,8 +244,8 @@ def worker(side: str, size: str, method: str) -> None:
         print(json.dumps(times), flush=True)
 
 
-def matrix_rate(n: int = 1024, seconds: float = 0.5) -> float:
-    """GFLOP/s of an n × n float32 matrix product here: the best of half a second."""
+def matrix_rate(n: int = 1024, seconds: float = 2.0) -> float:
+    """GFLOP/s of an n × n float32 matrix product here: the best of two seconds."""
     a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -161,28 +255,32 @@ def matrix_rate(n: int = 1024, seconds: float = 0.5) -> float:
     return 2 * n**3 / best / 1e9
 
 
-def flops(size: str) -> float:
-    """Multiplications and additions a step cannot do without: forward and input gradients of all frozen products."""
-    s = SIZES[size]
+def flops(size: str, task: str = "step") -> float:
+    """Multiplications and additions that a step cannot do without: forward and input gradients of all frozen products."""
+    s = settings(size)
     d, tokens = s["d"], s["b"] * s["t"]
-    layer = 4 * d * d + 3 * d * 4 * d + 2 * s["t"] * d  # projections, feed-forward, attention's two products
-    return 2 * 2 * tokens * (s["layers"] * layer + d * s["vocab"])
+    wide = 2 if size.startswith("GPT2") else 3  # matrices of the feed-forward, each d × 4 d
+    layer = 4 * d * d + wide * d * 4 * d + 2 * s["t"] * d  # projections, feed-forward, attention's two products
+    return 2 * (2 if task == "step" else 1) * tokens * (s["layers"] * layer + d * s["vocab"])
 
 
 class _Worker:
-    def __init__(self, side: str, size: str, method: str, threads: int) -> None:
+    def __init__(self, side: str, size: str, method: str, threads: int, task: str = "step") -> None:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         env = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "minipeft.bench", side, size, method]
+        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env
         )
         self.about = self._read(f"{side} {size} {method}")
 
     def _read(self, what: str) -> Any:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            error = self.process.stderr.read().strip().splitlines()  # type: ignore[union-attr]
+            self.process.wait(timeout=30)
+            self.errors.seek(0)
+            error = self.errors.read().strip().splitlines()
             raise Bad(f"bench: {what} failed: {error[-1] if error else 'no message'}")
         return json.loads(line)
 
@@ -194,71 +292,212 @@ class _Worker:
     def stop(self) -> None:
         self.process.stdin.close()  # type: ignore[union-attr]
         self.process.wait(timeout=30)
+        self.errors.close()
 
 
 def bench(
-    against: str | None, sizes: list[str], methods: list[str], rounds: int, threads: int, console: Any
+    against: str | None,
+    sizes: Sequence[str],
+    methods: Sequence[str],
+    rounds: int,
+    threads: int,
+    console: Any,
+    tasks: Sequence[str] = ("step",),
+    compiled: bool = False,
 ) -> list[dict]:
-    """Measure every size and method; with `against` "peft" in turns with torch + PEFT. Raises `Bad` for unknown words."""
+    """Measure every size and method; with `against` "peft" in turns with torch, and `compiled` with torch.compile as well.
+
+    Raises `Bad` for unknown words.
+    """
     if against not in (None, "peft"):
         raise Bad(f"--against {against}: expected peft{near(against, ['peft'])}")
-    for given, known in ((sizes, SIZES), (methods, METHODS)):
+    for given, known in ((methods, METHODS), (tasks, TASKS)):
         for w in given:
             if w not in known:
                 raise Bad(f"{w!r}: expected one of {', '.join(known)}{near(w, known)}")
+    for size in sizes:
+        settings(size)
     from rich.progress import Progress
 
-    sides = ["ours"] + ([against] if against else [])
+    jobs = [(t, m, s) for t in tasks for m in (methods if t == "step" else ["base"]) for s in sizes]
+    jobs = [j for j in jobs if not j[2].startswith("GPT2") or j[1] in ("lora", "base")]
     out = []
     with Progress(console=console, transient=True) as bar:
-        line = bar.add_task("measuring", total=len(sizes) * len(methods) * rounds)
-        for method in methods:
-            for size in sizes:
-                bar.update(line, description=f"{method} {size}")
-                workers = {side: _Worker(side, size, method, threads) for side in sides}
-                times: dict[str, list[float]] = {side: [] for side in sides}
-                for _ in range(rounds):
-                    for side in sides:
-                        times[side] += workers[side].run(STEPS[size])
-                    bar.advance(line)
-                row: dict[str, Any] = {"method": method, "size": size, "threads": threads}
-                for side in sides:
-                    row |= {
-                        f"{side}_ms": 1000 * float(np.median(times[side])),
-                        f"{side}_peak": workers[side].about["peak"],
-                    }
-                    workers[side].stop()
-                rate = workers["ours"].about["gflops"]
-                row |= {"gflops": rate, "share": flops(size) / (row["ours_ms"] / 1000) / (rate * 1e9)}
-                if against:
-                    row |= {
-                        "time_ratio": row["ours_ms"] / row["peft_ms"],
-                        "memory_ratio": row["ours_peak"] / max(row["peft_peak"], 1),
-                    }
-                out.append(row)
+        line = bar.add_task("measuring", total=len(jobs) * rounds)
+        for task, method, size in jobs:
+            bar.update(line, description=f"{task} {method} {size}")
+            out.append(_measure(task, method, size, against, compiled, rounds, threads, lambda: bar.advance(line)))
     return out
+
+
+def _measure(
+    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, tick: Callable
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"task": task, "method": method, "size": size, "threads": threads}
+    workers = {side: _Worker(side, size, method, threads, task) for side in ["ours"] + ([against] if against else [])}
+    if compiled:
+        try:
+            workers["compiled"] = _Worker("compiled", size, method, threads, task)
+        except Bad as why:
+            row["compiled"] = str(why)
+    times: dict[str, list[float]] = {side: [] for side in workers}
+    for _ in range(rounds):
+        for side, w in workers.items():
+            times[side] += w.run(STEPS[size.partition(",")[0]] if task != "generate" else 1)
+        tick()
+    for side, w in workers.items():
+        row |= {f"{side}_ms": 1000 * float(np.median(times[side])), f"{side}_peak": w.about["peak"]}
+        if task == "generate":
+            row[f"{side}_tokens_s"] = NEW / float(np.median(times[side]))
+        w.stop()
+    if task != "generate":
+        rate = workers["ours"].about["gflops"]
+        row |= {"gflops": rate, "share": flops(size, task) / (row["ours_ms"] / 1000) / (rate * 1e9)}
+    for side in workers.keys() - {"ours"}:
+        to = "" if side == against else "compiled_"
+        row[f"{to}time_ratio"] = row["ours_ms"] / row[f"{side}_ms"]
+        row[f"{to}memory_ratio"] = row["ours_peak"] / max(row[f"{side}_peak"], 1)
+    return row
 
 
 def table(rows: list[dict]) -> Any:
     """A rich table of the measurements."""
     from rich.table import Table
 
-    against = "time_ratio" in rows[0] if rows else False
-    names = ["method", "size", "ms/step", "peak MB", "share of matrix rate"]
-    out = Table(*names, *(["PEFT ms", "PEFT MB", "time ratio", "memory ratio"] if against else []), header_style="bold")
+    names = ["task", "method", "size", "ms", "MB", "of matrix rate"]
+    against, compiled = (any(key in r for r in rows) for key in ("time_ratio", "compiled_time_ratio"))
+    names += ["torch ms", "torch MB", "time ratio", "memory ratio"] if against else []
+    names += ["compiled ms", "ratio"] if compiled else []
+    out = Table(*names, header_style="bold")
     for r in rows:
-        cells = [r["method"], r["size"], f"{r['ours_ms']:.1f}", f"{r['ours_peak'] / 1e6:.0f}"]
-        cells.append(f"{100 * r['share']:.0f} % of {r['gflops']:.0f} GFLOP/s")
+        cells = [r["task"], r["method"], r["size"], f"{r['ours_ms']:.1f}", f"{r['ours_peak'] / 1e6:.0f}"]
+        share = "share" in r
+        cells.append(f"{100 * r['share']:.0f} %" if share else f"{r['ours_tokens_s']:.0f} tokens/s")
         if against:
-            cells += [
-                f"{r['peft_ms']:.1f}",
-                f"{r['peft_peak'] / 1e6:.0f}",
-                f"{r['time_ratio']:.2f}",
-                f"{r['memory_ratio']:.2f}",
-            ]
+            cells += [f"{r['peft_ms']:.1f}" + ("" if share else f" ({r['peft_tokens_s']:.0f} tokens/s)")]
+            cells += [f"{r['peft_peak'] / 1e6:.0f}", f"{r['time_ratio']:.2f}", f"{r['memory_ratio']:.2f}"]
+        if compiled:
+            found = "compiled_ms" in r
+            cells += [f"{r['compiled_ms']:.1f}", f"{r['compiled_time_ratio']:.2f}"] if found else ["failed", ""]
         out.add_row(*cells)
     return out
 
 
+# --- against length and rank ------------------------------------------------------------------------------------------
+
+
+def sweep(against: str | None, folder: Path, rounds: int, threads: int, console: Any) -> list[dict]:
+    """A LoRA step of size M against sequence length (one row) and rank: speed.json and speed_*.png in `folder`."""
+    from minipeft.checkpoints.files import write_json
+
+    kinds = {"length": [f"M,t={t},b=1" for t in LENGTHS], "rank": [f"M,r={r}" for r in RANKS]}
+    rows = bench(against, [size for sizes in kinds.values() for size in sizes], ["lora"], rounds, threads, console)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "speed.json", rows)
+    by_size = {r["size"]: r for r in rows}
+    for (kind, sizes), at in zip(kinds.items(), (LENGTHS, RANKS), strict=True):
+        _plot(folder / f"speed_{kind}.png", kind, at, [by_size[s] for s in sizes], against)
+    return rows
+
+
+def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: str | None) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, field, unit, label in zip(axes, ("ms", "peak"), (1, 1e6), ("ms a step", "peak MB"), strict=True):
+        for side, name in [("ours", "minipeft")] + ([(against, "torch + PEFT")] if against else []):
+            axis.plot(at, [r[f"{side}_{field}"] / unit for r in rows], marker="o", label=name)
+        axis.set(xlabel={"length": "tokens in the row", "rank": "rank"}[kind], ylabel=label, xscale="log", yscale="log")
+        axis.set_xticks(at, [str(x) for x in at], minor=False)
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+# --- where a step goes ------------------------------------------------------------------------------------------------
+
+
+def profile(size: str, method: str, steps: int = 5) -> list[dict]:
+    """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first."""
+    from minipeft.engine import ops, tensor
+    from minipeft.train import AdamW
+
+    spent: dict[tuple[str, str], list[float]] = {}
+
+    def size_of(x: Any) -> int:
+        if isinstance(x, tuple | list):
+            return sum(map(size_of, x))
+        return int(getattr(getattr(x, "value", x), "nbytes", 0))
+
+    def timed(op: str, way: str, f: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            found = f(*args, **kwargs)
+            entry = spent.setdefault((op, way), [0, 0.0, 0])
+            for i, more in enumerate((1, time.perf_counter() - start, size_of(found))):
+                entry[i] += more
+            return found
+
+        return call
+
+    def watched(op: str, f: Callable) -> Callable:
+        f = timed(op, "forward", f)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = f(*args, **kwargs)
+            if type(found) is tensor.Tensor and found.node.parents:
+                vjps = found.node.vjps
+                found.node.vjps = (
+                    timed(op, "backward", vjps) if callable(vjps) else tuple(timed(op, "backward", v) for v in vjps)
+                )
+            return found
+
+        return call
+
+    step = our_step(size, method)
+    step()
+    known = {name: f for name, f in tensor.OPS.items() if getattr(ops, name, None) is f}
+    kept = tensor._accumulate, AdamW.step
+    try:
+        for name, f in known.items():
+            setattr(ops, name, watched(name, f))
+        ops._operators()
+        tensor._accumulate, AdamW.step = timed("sums", "backward", kept[0]), timed("AdamW", "update", kept[1])  # type: ignore[method-assign]
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        whole = (time.perf_counter() - start) / steps
+    finally:
+        for name, f in known.items():
+            setattr(ops, name, f)
+        ops._operators()
+        tensor._accumulate, AdamW.step = kept  # type: ignore[method-assign]
+    rows: list[dict[str, Any]] = [
+        dict(op=op, way=way, calls=n / steps, ms=1000 * t / steps, bytes=b / steps, share=t / steps / whole)
+        for (op, way), (n, t, b) in sorted(spent.items(), key=lambda x: -x[1][1])
+    ]
+    rest = whole - sum(r["ms"] for r in rows) / 1000
+    return [*rows, dict(op="the rest", way="", calls=0.0, ms=1000 * rest, bytes=0.0, share=rest / whole)]
+
+
+def profile_table(rows: list[dict]) -> Any:
+    """A rich table of a profile."""
+    from rich.table import Table
+
+    out = Table("op", "way", "calls", "ms", "share", "MB made", header_style="bold")
+    for r in rows:
+        out.add_row(
+            r["op"],
+            r["way"],
+            f"{r['calls']:.0f}",
+            f"{r['ms']:.2f}",
+            f"{100 * r['share']:.1f} %",
+            f"{r['bytes'] / 1e6:.1f}",
+        )
+    return out
+
+
 if __name__ == "__main__":
-    worker(*sys.argv[1:4])
+    worker(*sys.argv[1:])

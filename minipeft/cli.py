@@ -642,10 +642,20 @@ def bench(
     against: Annotated[
         str | None, typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")
     ] = None,
-    size: Annotated[Optional[list[str]], typer.Option(help="S, M or L (default: all).")] = None,  # noqa: UP045
-    method: Annotated[Optional[list[str]], typer.Option(help="lora, prefix_tuning, oft, dora (default: all).")] = None,  # noqa: UP045
+    size: Annotated[Optional[list[str]], typer.Option(help="S, M, L or GPT2 (default: S, M and L).")] = None,  # noqa: UP045
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="lora, prefix_tuning, oft, dora, ia3, houlsby (default: all; of GPT2 lora alone)."),
+    ] = None,
+    task: Annotated[Optional[list[str]], typer.Option(help="step, forward or generate (default: step).")] = None,  # noqa: UP045
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
+    compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
+    sweep: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
+    ] = None,
     json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers.")] = None,  # noqa: UP045
     backend: Backend = None,
 ) -> None:
@@ -655,10 +665,19 @@ def bench(
     """
     from minipeft import bench as job
 
-    found = job.bench(
-        against, size or list(job.SIZES), method or list(job.METHODS), rounds, threads, _console(stderr=True)
-    )
-    _console().print(job.table(found))
+    console = _console(stderr=True)
+    if profile:
+        found = job.profile((size or ["M"])[0], (method or ["lora"])[0])
+        _console().print(job.profile_table(found))
+    elif sweep is not None:
+        found = job.sweep(against, sweep, rounds, threads, console)
+        _console().print(job.table(found))
+    else:
+        sizes, methods = size or ["S", "M", "L"], method or list(job.METHODS)
+        found = job.bench(against, sizes, methods, rounds, threads, console, task or ["step"], compile_)
+        _console().print(job.table(found))
+        for why in [r["compiled"] for r in found if "compiled" in r]:
+            console.print(f"torch.compile does not work here: {why}", soft_wrap=True)
     if json_ is not None:
         from minipeft.checkpoints.files import write_json
 

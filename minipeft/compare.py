@@ -10,7 +10,6 @@ import dataclasses
 import os
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ import numpy as np
 from minipeft import data as datasets
 from minipeft.checkpoints import load
 from minipeft.checkpoints.native import save_adapter
-from minipeft.engine.backend import to_host
+from minipeft.engine.backend import explained, peak_memory, to_host
+from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad, Unfit
 from minipeft.method import METHODS, Method, load_methods, method_class
 from minipeft.model.arch import Batch, Model, batch
@@ -189,10 +189,9 @@ def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int) ->
     row.loss_before, _ = judge(begun, task.test)
     row.text_before = task.text_before
 
-    tracemalloc.start()
-    fit(begun, task.train[:1], steps=1, optimiser=AdamW(lr=lr), clip=1.0, seed=seed)
-    row.peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with peak_memory() as peak:
+        fit(begun, task.train[:1], steps=1, optimiser=AdamW(lr=lr), clip=1.0, seed=seed)
+    row.peak_bytes = peak[0]
 
     stamps = [time.perf_counter()]
 
@@ -266,14 +265,15 @@ def compare(
 ) -> list[Row]:
     """The base, the classifier alone, and every method (or those named), best accuracy first.
 
-    `setting` are the arguments of `prepare`. Each of `jobs` processes (default: one for each core) works on one thread,
-    so that the numbers do not depend on how many there are. `progress(done, all, name)` is called after each row.
+    `setting` are the arguments of `prepare`. Each of `jobs` processes (default: one for each core, or one in all on a GPU)
+    works on one thread, so that the numbers do not depend on how many there are. `progress(done, all, name)` is called after each row.
     Raises `Bad` for an unknown name.
     """
     load_methods()
     wanted = ["base", "head_only", *(method_class(n).name for n in names or sorted(METHODS))]
     rows = []
-    with _pool(jobs or len(os.sched_getaffinity(0)), seed=seed, **setting) as pool:
+    cores = len(os.sched_getaffinity(0)) if backend_name() == "numpy" else 1
+    with _pool(jobs or cores, seed=seed, **setting) as pool:
         running = {pool.submit(_work, name, seed, lr): name for name in wanted}
         for i, done in enumerate(as_completed(running), 1):
             rows.append(done.result())
@@ -299,12 +299,14 @@ def _pool(jobs: int, **setting: Any) -> Iterator[ProcessPoolExecutor]:
 _task: Task | None = None  # of a worker process
 
 
+@explained()
 def _start_worker(setting: dict[str, Any]) -> None:
     global _task
     load_methods()
     _task = prepare(**setting)
 
 
+@explained()
 def _work(name: str, seed: int, lr: float | None) -> Row:
     assert _task is not None
     return measure(_task, name, seed=seed, lr=lr)

@@ -118,6 +118,10 @@ class Here:
             raise Bad(f"{self.site}: this method routes by task; the batch has no task_ids")
         return ids
 
+    def host(self, name: str) -> np.ndarray:
+        """An array of the batch as it was given on the host, for checks: nothing waits for the device."""
+        return self.run.batch.host(name)
+
     @property
     def prefill(self) -> bool:
         """False in the later steps of cached generation, where virtual tokens are in the cache already."""
@@ -141,14 +145,14 @@ class Here:
 class Base:
     """The linear or table under a method: call it for its output; `W` and `b` are its weight and bias.
 
-    `table` tells whether it looks rows up: then it is called with ids. Several adapters at one site stack up: the base
-    of the second is the first.
+    `table` tells whether it looks rows up: then it is called with ids. `plain` tells that it is x Wᵀ + b and computed as that.
+    Several adapters at one site stack up: the base of the second is the first.
     """
 
-    __slots__ = ("W", "b", "call", "table")
+    __slots__ = ("W", "b", "call", "plain", "table")
 
-    def __init__(self, W: Any, b: Any, call: Callable[[Any], Any], table: bool) -> None:
-        self.W, self.b, self.call, self.table = W, b, call, table
+    def __init__(self, W: Any, b: Any, call: Callable[[Any], Any], table: bool, plain: bool = False) -> None:
+        self.W, self.b, self.call, self.table, self.plain = W, b, call, table, plain
 
     def __call__(self, x: Any) -> Any:
         return self.call(x)

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_host, xp
+from minipeft.engine.backend import once, to_device, to_host, xp
 from minipeft.errors import Bad
 
 # fmt: off
@@ -120,13 +120,13 @@ class NF4:
         if not self.double:
             return self.absmax
         spread = xp.repeat(self.scale, CONSTANTS)[: self.absmax.size]
-        return xp.asarray(dynamic_map())[self.absmax] * spread + self.offset
+        return _eight_bits()[self.absmax] * spread + self.offset
 
     def dequantize(self) -> Any:
         """The array of `shape` in `dtype`: the product in float32, rounded once."""
-        pairs = NF4_CODEBOOK[np.stack(np.divmod(np.arange(256), 16), 1)]  # (256, 2) both values of every byte
-        values = _blocks(xp.asarray(pairs)[self.codes].reshape(-1)[: self.size], self.block)
-        return (values * self.constants()[:, None]).reshape(-1)[: self.size].reshape(self.shape).astype(self.dtype)
+        values = _pairs()[self.codes].reshape(-1)[: self.size]
+        constants = xp.repeat(self.constants(), self.block)[: self.size]
+        return (values * constants).reshape(self.shape).astype(self.dtype)
 
     def to_arrays(self) -> dict[str, Any]:
         """All of it as arrays by name, to be stored: the fields, the dtype as an empty array `like` of it."""
@@ -165,43 +165,55 @@ class NF4:
         return cls(shape=lengths, dtype=arrays["like"].dtype, block=block, **held)
 
 
+@once
+def _pairs() -> np.ndarray:
+    """(256, 2) both values of every byte."""
+    return NF4_CODEBOOK[np.stack(np.divmod(np.arange(256), 16), 1)]
+
+
+@once
+def _eight_bits() -> np.ndarray:
+    return dynamic_map()
+
+
 def quantize(W: Any, block: int = 64, double: bool = False) -> NF4:
     """W, an array of floats of any shape, in NF4. Values are rounded to float32 first, as the constants are.
 
-    Raises `Bad` if W is not of floats, holds what is not finite in float32, or `block` is not positive.
+    It is done on the host, so that the codes and constants are the same bits on every device. Raises `Bad` if W is not of floats,
+    holds what is not finite in float32, or `block` is not positive.
     """
     if block < 1:
         raise Bad(f"NF4: block must be at least 1, found {block}")
     if W.dtype.kind != "f":
         raise Bad(f"NF4: expected an array of floats, found {W.dtype}")
-    values = _blocks(W.reshape(-1).astype(np.float32), block)
-    absmax = xp.abs(values).max(axis=1)
-    if not xp.isfinite(absmax).all():
+    values = _blocks(to_host(W).reshape(-1).astype(np.float32), block)
+    absmax = np.abs(values).max(axis=1)
+    if not np.isfinite(absmax).all():
         raise Bad(f"NF4: the weight of shape {W.shape} has values that are not finite in float32")
     held = dict(codes=_pack(_nearest(values, absmax, NF4_CODEBOOK).reshape(-1)[: W.size]), absmax=absmax)
     if double:
-        offset = absmax.mean(dtype=np.float32) if absmax.size else xp.zeros((), np.float32)
+        offset = absmax.mean(dtype=np.float32) if absmax.size else np.zeros((), np.float32)
         rest = _blocks(absmax - offset, CONSTANTS)
-        scale = xp.abs(rest).max(axis=1)
+        scale = np.abs(rest).max(axis=1)
         codes = _nearest(rest, scale, dynamic_map()).reshape(-1)[: absmax.size]
-        held |= dict(absmax=codes, scale=scale, offset=xp.asarray(offset))
-    return NF4(shape=tuple(W.shape), dtype=W.dtype, block=block, **held)
+        held |= dict(absmax=codes, scale=scale, offset=np.asarray(offset))
+    return NF4(shape=tuple(W.shape), dtype=W.dtype, block=block, **{k: to_device(a) for k, a in held.items()})
 
 
-def _blocks(flat: Any, length: int) -> Any:
+def _blocks(flat: np.ndarray, length: int) -> np.ndarray:
     """(n,) -> (⌈n/length⌉, length), the end filled with zeros."""
     short = -flat.size % length
-    return (xp.pad(flat, (0, short)) if short else flat).reshape(-1, length)
+    return (np.pad(flat, (0, short)) if short else flat).reshape(-1, length)
 
 
-def _nearest(values: Any, absmax: Any, table: np.ndarray) -> Any:
+def _nearest(values: np.ndarray, absmax: np.ndarray, table: np.ndarray) -> np.ndarray:
     """(b, n) values, (b,) constants -> (b, n) uint8: index of the entry of the ascending table nearest to value / constant."""
-    inverse = np.float32(1) / xp.maximum(absmax, np.float32(1e-38))  # a block of zeros stays one
+    inverse = np.float32(1) / np.maximum(absmax, np.float32(1e-38))  # a block of zeros stays one
     midpoints = (table[1:] + table[:-1]) / np.float32(2)
-    return xp.searchsorted(xp.asarray(midpoints), values * inverse[:, None]).astype(np.uint8)
+    return np.searchsorted(midpoints, values * inverse[:, None]).astype(np.uint8)
 
 
-def _pack(codes: Any) -> Any:
+def _pack(codes: np.ndarray) -> np.ndarray:
     """(n,) codes below 16 -> (⌈n/2⌉,) bytes, the first of each pair in the high half."""
-    codes = xp.pad(codes, (0, codes.size % 2), constant_values=int(np.flatnonzero(NF4_CODEBOOK == 0)[0]))
+    codes = np.pad(codes, (0, codes.size % 2), constant_values=int(np.flatnonzero(NF4_CODEBOOK == 0)[0]))
     return codes[::2] << 4 | codes[1::2]

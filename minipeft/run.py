@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import read_only, to_device, to_host, xp
+from minipeft.engine.backend import read_only, refuse_others, to_device, to_host, xp
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.errors import Bad, Unfit, near
 from minipeft.method import Base, Here, Method, Site, frozen, method_class
@@ -445,6 +445,8 @@ class Run:
         self._hooks: dict[str, list[_Hook]] = {}
         self._befores: list[tuple[Method, Here, dict]] = []
         self._offsets: list[tuple[Method, frozenset]] = []
+        held = {"the model": self._base} | {f"adapter {a.name!r}": a.arrays for a in adapted.in_use}
+        refuse_others((what, next(iter(arrays.values()), None)) for what, arrays in held.items())
         theta = theta or {}
         for adapter in adapted.in_use:
             prefix = f"{adapter.name}/"
@@ -530,7 +532,7 @@ class Run:
             for hook in self._hooks.get(bias, []):
                 b = hook.method.weight(b, **hook.arrays)
             if k == 0 or not any(hasattr(h.method, "forward") for h in hooks[:k]):
-                return Base(W, b, lambda x: plain(x, W, b), table)
+                return Base(W, b, lambda x: plain(x, W, b), table, plain=not table)
             return Base(W, b, lambda x: call(k, x), table)
 
         def call(k: int, x: Any) -> Any:

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import keep_freed_memory, to_device, to_host, xp
+from minipeft.engine import backend
+from minipeft.engine.backend import explained, keep_freed_memory, to_device, to_host, xp
+from minipeft.engine.blocks import sharing_cores
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Step
-from minipeft.model.arch import Batch
+from minipeft.model.arch import IGNORE, Batch
 from minipeft.run import Adapted, Adapter, digest
 
 Arrays = dict[str, Any]
@@ -178,15 +180,16 @@ def rate(schedule: str, t: int, total: int, warmup: int = 0) -> float:
     return SCHEDULES[schedule]((t - 1 - warmup) / max(total - warmup, 1))
 
 
-def global_norm(grads: Mapping[str, Any]) -> float:
-    """√Σ‖g‖² over all arrays."""
-    return math.sqrt(sum(float(to_host((g * g).sum())) for g in grads.values()))
+def global_norm(grads: Mapping[str, Any]) -> Any:
+    """√Σ‖g‖² over all arrays, a float64 that stays on the device."""
+    squares = [(g * g).sum().astype(xp.float64) for g in grads.values()]
+    return xp.sqrt(sum(squares, xp.zeros(())))
 
 
 def clipped(grads: Arrays, limit: float) -> Arrays:
     """The gradients scaled down to global norm `limit` if they exceed it (Pascanu et al. 2012, arXiv 1211.5063, §3.2)."""
-    norm = global_norm(grads)
-    return {k: g * (limit / norm) for k, g in grads.items()} if norm > limit else grads
+    scale = limit / xp.maximum(global_norm(grads), limit)
+    return {k: g * scale.astype(g.dtype) for k, g in grads.items()}
 
 
 # --- fit ------------------------------------------------------------------------------------------------------------
@@ -213,16 +216,20 @@ class _State:
 
 def accumulated(
     adapted: Adapted, batches: Sequence[Batch], theta: Mapping[str, Any], *, seed: Sequence[int] = (0, 0)
-) -> tuple[float, Arrays]:
-    """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels."""
+) -> tuple[Any, Arrays]:
+    """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels.
+
+    The loss is a float64 that stays on the device.
+    """
     weights = [_counted(b, adapted) for b in batches]
     total = sum(weights) or 1
-    loss, grads = 0.0, {}
+    loss: Any = 0.0
+    grads: Arrays = {}
     for i, (batch, w) in enumerate(zip(batches, weights)):
         rng = np.random.default_rng([*seed, i])
         value, part = adapted.value_and_grad(batch, theta, train=True, rng=rng)
         share = w / total
-        loss += share * float(to_host(value))
+        loss = loss + share * value.astype(xp.float64)
         for k, g in part.items():
             if i == 0:
                 grads[k] = g if share == 1 else g * share
@@ -232,15 +239,16 @@ def accumulated(
 
 
 def _counted(batch: Batch, adapted: Adapted) -> int:
-    labels = batch.labels
-    if labels is None:
+    if batch.labels is None:
         raise Bad("batch: training needs labels, found none")
+    labels = batch.host("labels")
     arch = adapted.model.arch
     if arch.head == "lm" and not arch.encoder_layers:
         labels = labels[:, 1:]
-    return int((labels != -100).sum())
+    return int((labels != IGNORE).sum())
 
 
+@explained()
 def fit(
     adapted: Adapted,
     batches: Callable[[int], Sequence[Batch]] | Sequence[Batch],
@@ -253,6 +261,7 @@ def fit(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     every: int = 50,
+    graph: bool = False,
     progress: Any = None,
 ) -> Trained:
     """Train the adapters in use for `steps` steps.
@@ -261,7 +270,9 @@ def fit(
     through in turn, one a step. Everything random in step t comes from a generator seeded with (seed, t), so that a run
     that was killed and started again with the same `checkpoint` file ends with the same bytes. The file is written
     atomically every `every` steps and at the end. `progress(t, steps, loss, tokens)` is called after every step.
-    Raises `Bad` for a loss that is not finite, or a checkpoint of another training.
+    Raises `Bad` for a loss that is not finite, a checkpoint of another training, or a GPU without memory left.
+    Of a step's numbers the loss alone is fetched from the device, once. With `graph`, on a GPU, a step is recorded once and
+    replayed as one CUDA graph; `Bad` says what cannot be.
     """
     keep_freed_memory()
     optimiser = optimiser or AdamW()
@@ -277,21 +288,21 @@ def fit(
         identity = _identity(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
         if Path(checkpoint).exists():
             done = _restore(Path(checkpoint), state, identity)
+    recorded = _Recorded(adapted, optimiser, state, factors, clip, done) if graph else None
+    largest = largest_matrix(adapted)
     tokens, started = 0, time.perf_counter()
     for t in range(done + 1, steps + 1):
         micro = give(t)
-        loss, grads = accumulated(adapted, micro, state.theta, seed=(seed, t))
-        if not math.isfinite(loss):
-            raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
-        grads = _hook("after_backward", adapted, state, grads, t, steps)
-        if clip is not None:
-            grads = clipped(grads, clip)
         base = optimiser.lr * rate(schedule, t, steps, warmup)
-        lr = {k: base * f for k, f in factors.items()}
-        state.theta, state.moments = optimiser.step(state.theta, grads, state.moments, t, lr)
-        _hook("after_step", adapted, state, grads, t, steps)
+        if recorded is not None:
+            recorded.step(micro, base)
+            loss = float(to_host(recorded.loss))
+            if not math.isfinite(loss):
+                raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+        else:
+            loss = _one(adapted, micro, state, optimiser, factors, (base, clip, seed, t, steps), largest)
         state.losses.append(loss)
-        tokens += sum(int(b.attention_mask.sum()) if b.attention_mask is not None else _size(b) for b in micro)
+        tokens += sum(b.tokens for b in micro)
         if checkpoint is not None and (t % every == 0 or t == steps):
             _save(Path(checkpoint), state, identity, t)
         if progress is not None:
@@ -301,14 +312,127 @@ def fit(
     return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
 
 
+def _one(
+    adapted: Adapted,
+    micro: Sequence[Batch],
+    state: _State,
+    optimiser: Any,
+    factors: Mapping[str, float],
+    at: tuple,
+    largest: int,
+) -> float:
+    """One step, written into the state; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
+    base, clip, seed, t, steps = at
+    with sharing_cores(2 * largest * max(b.tokens for b in micro)):
+        value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t))
+    loss = float(to_host(value))
+    if not math.isfinite(loss):
+        raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+    grads = _hook("after_backward", adapted, state, grads, t, steps)
+    if clip is not None:
+        grads = clipped(grads, clip)
+    lr = {k: base * f for k, f in factors.items()}
+    state.theta, state.moments = optimiser.step(state.theta, grads, state.moments, t, lr)
+    _hook("after_step", adapted, state, grads, t, steps)
+    return loss
+
+
+class _NoChance:
+    """In place of a generator where a step is recorded."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Bad("graph: this training draws random numbers at every step, which a graph would repeat: set dropout to 0")
+
+
+class _Watched(Batch):
+    """A batch whose arrays a graph reads; it remembers what the model asked the host about it."""
+
+    def host(self, name: str) -> np.ndarray:
+        self.asked.add(name)  # type: ignore[attr-defined]
+        return super().host(name)
+
+    def check(self, arch: Any, past: int = 0) -> None:
+        """Done before, for every batch that is copied here."""
+
+
+class _Recorded:
+    """The steps of a training as CUDA graphs: one for all batches that look alike to the host. All arrays stay in place."""
+
+    MOST = 16  # graphs
+
+    def __init__(
+        self, adapted: Adapted, optimiser: Any, state: _State, factors: Mapping[str, float], clip: float | None, done: int
+    ) -> None:
+        if backend.name() != "cupy":
+            raise Bad(f"graph: steps are recorded on the backend cupy alone, found {backend.name()}")
+        if type(optimiser) is not AdamW:
+            raise Bad(f"graph: a graph holds AdamW alone, found {type(optimiser).__name__}")
+        for a in adapted.in_use:
+            for which in ("after_backward", "after_step"):
+                if getattr(type(a.method), which) is not getattr(Method, which):
+                    raise Bad(f"graph: {a.method.name} changes its arrays between steps, which a graph cannot")
+        self.adapted, self.optimiser, self.factors, self.clip = adapted, optimiser, factors, clip
+        state.theta = self.theta = {k: x.copy() for k, x in state.theta.items()}
+        state.moments = self.moments = {k: x.copy() for k, x in state.moments.items()}
+        self.t, self.lr, self.loss = xp.full((), done, xp.int32), xp.zeros((), xp.float64), xp.zeros((), xp.float64)
+        self.known: list[tuple[dict[str, np.ndarray], _Watched, Any]] = []  # what the host was asked, the batch, the graph
+
+    def step(self, micro: Sequence[Batch], lr: float) -> None:
+        """One step; the loss is in `loss` afterwards."""
+        if len(micro) != 1:
+            raise Bad(f"graph: expected one batch a step, found {len(micro)} to accumulate")
+        (batch,) = micro
+        batch.check(self.adapted.model.arch)
+        self.lr.fill(lr)
+        for facts, held, graph in self.known:
+            given = batch.arrays
+            alike = given.keys() == held.arrays.keys() and all(
+                x.shape == held.arrays[k].shape and x.dtype == held.arrays[k].dtype for k, x in given.items()
+            )
+            if alike and all(np.array_equal(batch.host(k), fact) for k, fact in facts.items()):
+                for k, x in given.items():
+                    held.arrays[k][...] = x
+                graph()
+                return
+        if len(self.known) == self.MOST:
+            raise Bad(f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or train without graph")
+        self._record(batch)
+
+    def _record(self, batch: Batch) -> None:
+        """Record the step for batches like this one, and make it."""
+        from minipeft.engine import cuda
+
+        held = _Watched(**{k: x.copy() for k, x in batch.arrays.items()})
+        known = {k: (getattr(held, k), batch.host(k)) for k in held.arrays if k in batch.made_of}
+        object.__setattr__(held, "made_of", known)
+        object.__setattr__(held, "asked", set())
+        before = [(x, x.copy()) for x in (*self.theta.values(), *self.moments.values(), self.t)]
+
+        def step() -> None:
+            loss, grads = self.adapted.value_and_grad(held, self.theta, train=True, rng=_NoChance())
+            if self.clip is not None:
+                grads = clipped(grads, self.clip)
+            self.t.__iadd__(1)
+            for k, x in self.theta.items():
+                moments = self.moments[f"m/{k}"], self.moments[f"v/{k}"]
+                cuda.adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
+            self.loss[...] = loss
+
+        graph = cuda.Graph(step, self.known[0][2].pool if self.known else None)
+        for x, was in before:  # what was made before the recording was a rehearsal
+            x[...] = was
+        self.known.append(({k: batch.host(k) for k in held.asked}, held, graph))  # type: ignore[attr-defined]
+        graph()
+
+
+def largest_matrix(adapted: Adapted) -> int:
+    """How many numbers the base's largest matrix holds."""
+    return max((math.prod(W.shape) for W in adapted.model.params.values() if len(W.shape) == 2), default=0)
+
+
 def _factor(adapter: Adapter, key: str) -> float:
     site, _, name = key.rpartition(":")
     return adapter.at.get(site, adapter.method).lr(name)  # "": the shared site is the method's own
-
-
-def _size(batch: Batch) -> int:
-    x = batch.input_ids if batch.input_ids is not None else batch.pixel_values
-    return int(x.size) if x is not None else batch.rows
 
 
 def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, total: int) -> Arrays:
@@ -339,7 +463,7 @@ def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, to
 
 
 def _identity(adapted: Adapted, data: Sequence[Batch], optimiser: Any, *settings: Any) -> dict[str, str]:
-    arrays = {f"{i}:{k}": v for i, b in enumerate(data) for k, v in vars(b).items() if v is not None}
+    arrays = {f"{i}:{k}": v for i, b in enumerate(data) for k, v in b.arrays.items()}
     return {
         "base": adapted.model.digest(),
         "adapters": repr([(a.name, a.method, dict(a.at), sorted(a.trained)) for a in adapted.in_use]),

@@ -34,7 +34,9 @@ def base(W: np.ndarray, b: np.ndarray | None = None, table: bool = False) -> Bas
 
 def here(**facts: Any) -> SimpleNamespace:
     """An evaluation pass: no dropout, no sampling; `facts` on top."""
-    known = dict(train=False, dropout=lambda x, p: x, state={}, site="layers.0.attn.q.weight", arch=ARCH)
+    known = dict(
+        host=facts.get, train=False, dropout=lambda x, p: x, state={}, site="layers.0.attn.q.weight", arch=ARCH
+    )
     return SimpleNamespace(**known | facts)
 
 

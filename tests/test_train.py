@@ -195,7 +195,7 @@ def test_fit_is_the_loop_written_out():
 
 
 def rows(batch, part):
-    return dataclasses.replace(batch, **{k: v[part] for k, v in vars(batch).items() if v is not None})
+    return dataclasses.replace(batch, **{k: v[part] for k, v in batch.arrays.items()})
 
 
 @settings(max_examples=10)
@@ -418,3 +418,9 @@ def test_the_progress_bar_needs_a_terminal(capfd):
 
 if __name__ == "__main__":
     train(sys.argv[1], int(sys.argv[2]), progress=lambda t, *_: print(t, flush=True) or time.sleep(600 * (t == LAST)))
+
+
+def test_a_graph_needs_a_gpu():
+    model = tiny.model()
+    with pytest.raises(Bad, match="steps are recorded on the backend cupy alone, found numpy"):
+        fit(attach(model, LoRA(r=2)), [tiny.example(model)], steps=1, graph=True)

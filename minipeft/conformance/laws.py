@@ -287,7 +287,7 @@ def learns(case: Case) -> None:
 
 
 def round_trip(case: Case) -> None:
-    """What was saved is loaded bit for bit, and computes the same bits."""
+    """What was saved is loaded bit for bit, and computes the same."""
     from minipeft.checkpoints.native import load_adapter, save_adapter
 
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +296,11 @@ def round_trip(case: Case) -> None:
     a, b = case.moved.adapters[0], again.adapters[0]
     if digest(a.arrays) != digest(b.arrays) or a.trained != b.trained or dict(a.at) != dict(b.at):
         raise Broken("round trip: the loaded adapter differs from the saved one")
-    if not np.array_equal(to_host(case.moved.logits(case.batch)), to_host(again.logits(case.batch))):
+    want, got = case.moved.logits(case.batch), again.logits(case.batch)
+    if backend.name() == "cupy":  # cuBLAS chooses its way, and so its rounding, by where the same arrays lie
+        cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, case.model, {})
+        close(got, want, cond, "round trip: logits of the loaded adapter")
+    elif not np.array_equal(to_host(want), to_host(got)):
         raise Broken("round trip: the loaded adapter computes something else")
 
 

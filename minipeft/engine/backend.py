@@ -1,20 +1,28 @@
-"""The array library: NumPy on the host or CuPy on a GPU, chosen once per process.
+"""The array library: NumPy on the host or CuPy on a GPU, chosen once per process, before any array is made.
 
 Every file says `from minipeft.engine.backend import xp` and writes `xp.exp(...)`. `use("cupy")`, or the environment
-variable MINIPEFT_BACKEND, decides what `xp` stands for. Random numbers are always drawn on the host, so that initial
-values are the same bits on both.
+variable MINIPEFT_BACKEND, decides what `xp` stands for; "strict" is a stand-in for CuPy that needs no GPU, for tests. Random
+numbers are always drawn on the host, so that initial values are the same bits on all.
+
+Arrays cross between host and device in `to_device`, `to_host` and `once` alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from typing import Any
 
 from minipeft.errors import Bad, near
 
-NAMES = ("numpy", "cupy")
+NAMES = ("numpy", "cupy", "strict")
+MODULES = {"strict": "minipeft.engine.strict"}  # where it is not the name
 
 
 class _Backend:
@@ -27,16 +35,18 @@ class _Backend:
         if name not in NAMES:
             raise Bad(f"backend {name!r} is unknown; expected one of {', '.join(NAMES)}{near(name, NAMES)}")
         try:
-            module = importlib.import_module(name)
+            module = importlib.import_module(MODULES.get(name, name))
             if name == "cupy" and module.cuda.runtime.getDeviceCount() == 0:
                 raise RuntimeError("no CUDA device")
         except Exception as why:  # whatever the library or its driver raises, at whatever length
             raise Bad(
-                f"backend {name!r} cannot be used here: {' '.join(str(why).split())}; it needs an NVIDIA GPU, its driver and "
-                f"`pip install cupy-cuda13x` (or cupy-cuda12x); the default backend is numpy"
+                f"backend {name!r} cannot be used here: {_line(why)}; it needs an NVIDIA GPU, its driver and "
+                f'`pip install "minipeft[cuda13]"` (or cuda12, as `nvidia-smi` says); the default backend is numpy'
             ) from None
         self.__dict__.clear()
         self._name, self._module = name, module
+        if name == "cupy" or "minipeft.engine.cuda" in sys.modules:  # the kernels that ops take there
+            importlib.import_module("minipeft.engine.cuda").install(name == "cupy")
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -52,30 +62,119 @@ xp: Any = _Backend()
 
 
 def use(name: str) -> None:
-    """Choose the array library for this process. Raises `Bad` if it is unknown or cannot run here."""
+    """Choose the array library for this process and those it starts, before any array is made.
+
+    Raises `Bad` if it is unknown or cannot run here.
+    """
     xp._choose(name)
+    os.environ["MINIPEFT_BACKEND"] = name
 
 
 def name() -> str:
-    """The chosen library: 'numpy' or 'cupy'."""
+    """The chosen library: 'numpy', 'cupy' or 'strict'."""
     xp.ndarray  # noqa: B018  (the first access chooses)
     return xp._name
 
 
 def erf(x: Any) -> Any:
     """The error function of every element, from SciPy or cupyx.scipy, in the dtype of x."""
-    special = "scipy.special" if name() == "numpy" else "cupyx.scipy.special"
+    special = {"numpy": "scipy.special", "cupy": "cupyx.scipy.special", "strict": "minipeft.engine.strict"}[name()]
     return importlib.import_module(special).erf(x)
 
 
+# --- host and device ------------------------------------------------------------------------------------------------
+
+
 def to_host(x: Any) -> Any:
-    """x as a NumPy array (x itself if it is one)."""
+    """x as a NumPy array (x itself if it is one). Waits for the device."""
     return x.get() if hasattr(x, "get") and not isinstance(x, dict) else x
 
 
 def to_device(x: Any, dtype: Any = None) -> Any:
-    """x as an array of the chosen library, in `dtype` if given."""
+    """x as an array of the chosen library, in `dtype` if given. Raises `Bad` for an array of another device."""
+    if library(x) not in ("numpy", name()):
+        refuse_others({"an array": x})
     return xp.asarray(x, dtype=dtype)
+
+
+def once(f: Callable) -> Callable:
+    """Constants of the device, of a function that gives them on the host: moved when first asked for, and kept there."""
+    kept: dict[tuple, Any] = {}
+
+    @wraps(f)
+    def call(*args: Any) -> Any:
+        key = (name(), *args)
+        if key not in kept:
+            found = f(*args)
+            kept[key] = tuple(map(to_device, found)) if isinstance(found, tuple) else to_device(found)
+        return kept[key]
+
+    return call
+
+
+def library(x: Any) -> str:
+    """The name of the backend that an array or a Tensor belongs to, "" if it is something else."""
+    owner = type(getattr(x, "value", x)).__module__
+    owner = "strict" if owner == MODULES["strict"] else owner.partition(".")[0]
+    return owner if owner in NAMES else ""
+
+
+def refuse_others(arrays: dict[str, Any] | Iterable[tuple[str, Any]]) -> None:
+    """Raise `Bad`, naming both libraries, for an array that does not belong to the chosen one."""
+    chosen = name()
+    for what, x in arrays.items() if isinstance(arrays, dict) else arrays:
+        if (found := library(x)) not in ("", chosen):
+            raise Bad(
+                f"{what} is an array of {found}, and the backend is {chosen}: choose the backend (`minipeft.use`, --backend or "
+                f"MINIPEFT_BACKEND) before any array is made, and make batches with `minipeft.batch`"
+            )
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Within this context what a device raises, having no memory left or being lost, becomes one line of `Bad`."""
+    try:
+        yield
+    except Exception as why:
+        if not type(why).__module__.startswith("cupy") or isinstance(why, Bad):
+            raise
+        if isinstance(why, MemoryError):
+            raise Bad(
+                f"the GPU has no memory left: {_line(why)}{_memory()}; use fewer rows or a smaller model"
+            ) from None
+        raise Bad(f"the GPU or its driver failed: {_line(why)}; start the process again") from None
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """Within this context memory is watched; afterwards the list holds the most bytes that were taken at once."""
+    found: list[int] = []
+    if name() != "cupy":
+        tracemalloc.start()
+        try:
+            yield found
+            found.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        return
+    pool = xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    yield found
+    found.append(pool.total_bytes() - before)  # a pool grows to its peak and keeps it
+
+
+def _line(why: Exception) -> str:
+    return " ".join(str(why).split()) or type(why).__name__
+
+
+def _memory() -> str:
+    """How much memory the GPU has and had free, if it still says so."""
+    try:
+        free, total = xp.cuda.runtime.memGetInfo()
+    except Exception:  # the device that just failed may not answer either
+        return ""
+    return f" ({free / 2**20:,.0f} of {total / 2**20:,.0f} MiB are free)"
 
 
 def read_only(x: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
+from minipeft.engine.blocks import over_products, over_rows
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -243,23 +244,31 @@ def matmul(x: Array, y: Array) -> Any:
 
     def vjp_y(g: Array) -> Array:
         if y.ndim == 2:
-            return _rows(x).T @ _rows(g)
-        return xp.swapaxes(x, -1, -2) @ g
+            return _product(_rows(x).T, _rows(g))
+        return _product(xp.swapaxes(x, -1, -2), g)
 
     if y.ndim == 2 and x.ndim > 2:  # one product, not one for each batch row
-        z = (_rows(x) @ y).reshape(*x.shape[:-1], y.shape[-1])
+        z = _product(_rows(x), y).reshape(*x.shape[:-1], y.shape[-1])
     else:
-        z = x @ y
-    return z, (lambda g: g @ xp.swapaxes(y, -1, -2), vjp_y)
+        z = _product(x, y)
+    return z, (lambda g: _product(g, xp.swapaxes(y, -1, -2)), vjp_y)
 
 
 @op
 def solve(M: Array, y: Array) -> Any:
     """M⁻¹ y for stacks of square matrices M (..., n, n) and right-hand sides y (..., n, k)."""
-    z = xp.linalg.solve(M, y)
+    shape = y.shape[:-2]
+    if M.shape[:-2] != shape:  # CuPy does not broadcast here
+        shape = xp.broadcast_shapes(M.shape[:-2], shape)
+        M, y = (xp.broadcast_to(a, (*shape, *a.shape[-2:])) for a in (M, y))
+
+    def solved(M: Array, y: Array) -> Array:  # cuSOLVER takes no empty right-hand side
+        return xp.linalg.solve(M, y) if y.size else xp.zeros(y.shape, y.dtype)
+
+    z = solved(M, y)
 
     def back(g: Array) -> Array:
-        return xp.linalg.solve(xp.swapaxes(M, -1, -2), g)
+        return solved(xp.swapaxes(M, -1, -2), g)
 
     return z, (lambda g: -back(g) @ xp.swapaxes(z, -1, -2), back)
 
@@ -309,10 +318,45 @@ def gelu(x: Array) -> Any:
 @op
 def gelu_tanh(x: Array) -> Any:
     """x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))), the approximation of Hendrycks & Gimpel 2016, §2."""
-    c = math.sqrt(2 / math.pi)
-    x2 = x * x
-    t = xp.tanh(c * x * (1 + 0.044715 * x2))
-    return 0.5 * x * (1 + t), (lambda g: g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x2)),)
+    c, a = math.sqrt(2 / math.pi), 0.044715
+    y = xp.empty(x.shape, x.dtype)
+    x2, y2 = _rows(x), _rows(y)
+
+    def tanh(x: Array) -> Array:
+        t = x * x
+        t *= c * a
+        t += c
+        t *= x
+        return xp.tanh(t, out=t)
+
+    def forward(at: slice) -> None:
+        t = tanh(x2[at])
+        t += 1
+        t *= x2[at]
+        xp.multiply(t, 0.5, out=y2[at])
+
+    over_rows(forward, len(x2), x.nbytes)
+
+    def vjp(g: Array) -> Array:
+        gx = xp.empty(x.shape, x.dtype)
+        g2, gx2 = _rows(g), _rows(gx)
+
+        def backward(at: slice) -> None:  # ½ (1 + t) + ½ x (1 − t²) (c + 3 a c x²)
+            t = tanh(x2[at])
+            slope = xp.multiply(x2[at], x2[at], out=gx2[at])
+            slope *= 3 * a * c
+            slope += c
+            slope *= x2[at]
+            slope *= 1 - t * t
+            slope += t
+            slope += 1
+            slope *= 0.5
+            slope *= g2[at]
+
+        over_rows(backward, len(x2), x.nbytes)
+        return gx
+
+    return y, (vjp,)
 
 
 @op
@@ -324,21 +368,38 @@ def silu(x: Array) -> Any:
 
 @op
 def silu_mul(x: Array, y: Array) -> Any:
-    """silu(x) · y, the gate of a gated feed-forward (Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6)."""
-    s = _sigmoid(x)
-    xs = x * s
-    z = xs * y
+    """silu(x) · y, the gate of a gated feed-forward (Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6).
+
+    The backward pass computes σ(x) again rather than have it kept: it is as large as x.
+    """
+    x, y = xp.broadcast_arrays(x, y)
+    z = xp.empty(x.shape, x.dtype)
+    x2, y2, z2 = _rows(x), _rows(y), _rows(z)
+
+    def forward(at: slice) -> None:
+        s = _sigmoid(x2[at])
+        s *= x2[at]
+        xp.multiply(s, y2[at], out=z2[at])
+
+    over_rows(forward, len(z2), z.nbytes)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        gx = gy = None
-        if wanted[0]:
-            gx = 1 - s
-            gx *= xs
-            gx += s
-            gx *= y
-            gx *= g
-        if wanted[1]:
-            gy = g * xs
+        gx, gy = (xp.empty(z.shape, z.dtype) if w else None for w in wanted)
+        g2, gx2, gy2 = _rows(g), *(None if a is None else _rows(a) for a in (gx, gy))
+
+        def backward(at: slice) -> None:
+            s = _sigmoid(x2[at])
+            xs = x2[at] * s
+            if gy2 is not None:
+                xp.multiply(g2[at], xs, out=gy2[at])
+            if gx2 is not None:  # s + x s (1 − s)
+                slope = xp.subtract(1, s, out=gx2[at])
+                slope *= xs
+                slope += s
+                slope *= y2[at]
+                slope *= g2[at]
+
+        over_rows(backward, len(z2), z.nbytes)
         return gx, gy
 
     return z, vjp
@@ -347,23 +408,36 @@ def silu_mul(x: Array, y: Array) -> Any:
 @op
 def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
     """(x − mean)/√(var + eps) · w + b over the last axis (Ba et al. 2016, https://arxiv.org/abs/1607.06450, eq. 4)."""
-    xhat = x - x.mean(axis=-1, keepdims=True)
-    rstd = 1 / xp.sqrt(_mean_square(xhat) + eps)
-    xhat *= rstd
-    y = xhat * w
-    y += b
+    xhat, y = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
+    x2, xhat2, y2 = _rows(x), _rows(xhat), _rows(y)
+    rstd = xp.empty((len(x2), 1), x.dtype)
+
+    def forward(at: slice) -> None:
+        hat = xp.subtract(x2[at], x2[at].mean(axis=-1, keepdims=True), out=xhat2[at])
+        rstd[at] = 1 / xp.sqrt(_mean_square(hat) + eps)
+        hat *= rstd[at]
+        xp.multiply(hat, w, out=y2[at])
+        y2[at] += b
+
+    over_rows(forward, len(x2), x.nbytes)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        gx = gw = None
+        g2, gx, gw = _rows(g), None, None
         if wanted[0]:
-            gx = g * w
-            along = _mean_product(gx, xhat)
-            gx -= gx.mean(axis=-1, keepdims=True)
-            gx -= xhat * along
-            gx *= rstd
+            gx = xp.empty(g.shape, g.dtype)
+            gx2 = _rows(gx)
+
+            def backward(at: slice) -> None:
+                gy = xp.multiply(g2[at], w, out=gx2[at])
+                along = _mean_product(gy, xhat2[at])
+                gy -= gy.mean(axis=-1, keepdims=True)
+                gy -= xhat2[at] * along
+                gy *= rstd[at]
+
+            over_rows(backward, len(x2), x.nbytes)
         if wanted[1]:
-            gw = g * xhat
-        return gx, gw, g if wanted[2] else None
+            gw = g2 * xhat2
+        return gx, gw, g2 if wanted[2] else None
 
     return y, vjp
 
@@ -371,20 +445,33 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
 @op
 def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     """x/√(mean x² + eps) · w over the last axis (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4)."""
-    rstd = 1 / xp.sqrt(_mean_square(x) + eps)
-    y = x * rstd
-    y *= w
+    y = xp.empty(x.shape, x.dtype)
+    x2, y2 = _rows(x), _rows(y)
+    rstd = xp.empty((len(x2), 1), x.dtype)
+
+    def forward(at: slice) -> None:
+        rstd[at] = 1 / xp.sqrt(_mean_square(x2[at]) + eps)
+        xp.multiply(x2[at], rstd[at], out=y2[at])
+        y2[at] *= w
+
+    over_rows(forward, len(x2), x.nbytes)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        gx = gw = None
+        g2, gx, gw = _rows(g), None, None
         if wanted[0]:
-            gx = g * w
-            along = _mean_product(gx, x)
-            along *= rstd * rstd
-            gx -= x * along
-            gx *= rstd
+            gx = xp.empty(x.shape, x.dtype)
+            gx2 = _rows(gx)
+
+            def backward(at: slice) -> None:
+                gy = xp.multiply(g2[at], w, out=gx2[at])
+                along = _mean_product(gy, x2[at])
+                along *= rstd[at] * rstd[at]
+                gy -= x2[at] * along
+                gy *= rstd[at]
+
+            over_rows(backward, len(x2), x.nbytes)
         if wanted[1]:
-            gw = g * x
+            gw = g2 * x2
             gw *= rstd
         return gx, gw
 
@@ -395,42 +482,73 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None."""
     x2 = _rows(x)
-    y = x2 @ W.T
+    y = _product(x2, W.T)
     if b is not None:
         y += b
-    shape = x.shape
+    shape = x.shape  # x itself is kept for W's gradient alone
 
     def vjp_x(g: Array) -> Array:
-        return (_rows(g) @ W).reshape(shape)
+        return _product(_rows(g), W).reshape(shape)
 
     def vjp_W(g: Array) -> Array:
-        return _rows(g).T @ x2
+        return _product(_rows(g).T, x2)
 
-    return y.reshape(*shape[:-1], W.shape[0]), (vjp_x, vjp_W, lambda g: g) if b is not None else (vjp_x, vjp_W, None)
+    vjps = (vjp_x, vjp_W, (lambda g: g) if b is not None else None)
+    return y.reshape(*shape[:-1], len(W)), vjps
+
+
+@op
+def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
+    """x (W + s B A)ᵀ + b as x Wᵀ + s (x Aᵀ) Bᵀ + b: `linear` and `add_lowrank` in one, writing to y and x's gradient in place."""
+    x2 = _rows(x)
+    y, h = xp.empty((len(x2), len(W)), x.dtype), xp.empty((len(x2), len(A)), x.dtype)
+    flops = 2 * len(W) * x2.size
+
+    def forward(at: slice) -> None:
+        xp.matmul(x2[at], W.T, out=y[at])
+        _add_lowrank(y, h, x2, A, B, s, at)
+        if b is not None:
+            y[at] += b
+
+    over_products(forward, len(x2), flops)
+
+    def vjp(g: Array, wanted: tuple) -> tuple:
+        g2 = _rows(g)
+        gx = xp.empty(x2.shape, x.dtype) if wanted[0] else None
+        parts: dict[int, tuple] = {}  # gradients of A and B of each block of rows, by the first
+
+        def backward(at: slice) -> None:
+            if gx is not None:
+                xp.matmul(g2[at], W, out=gx[at])
+            parts[at.start] = _lowrank_grads(g2, gx, x2, h, A, B, s, at, wanted[2:4])
+
+        over_products(backward, len(x2), flops)
+        gW = _product(g2.T, x2) if wanted[1] else None
+        gb = g if b is not None and wanted[4] else None
+        return None if gx is None else gx.reshape(x.shape), gW, *_added(parts), gb
+
+    return y.reshape(*x.shape[:-1], len(W)), vjp
 
 
 @op
 def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
     """y + s (x Aᵀ) Bᵀ for y (..., out), x (..., in), A (r, in), B (out, r), without forming B A."""
-    x2 = _rows(x)
-    h = x2 @ A.T
-    h *= s
-    z = (h @ B.T).reshape(y.shape)
-    z += y
+    x2, z = _rows(x), _rows(y).copy()
+    h = xp.empty((len(x2), len(A)), x.dtype)
+    flops = 2 * len(A) * (x2.size + z.size)
+    over_products(lambda at: _add_lowrank(z, h, x2, A, B, s, at), len(x2), flops)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        g2 = _rows(g)
-        gx = gA = gB = None
-        if wanted[1] or wanted[2]:
-            gh = g2 @ B
-            gh *= s
-            gx = (gh @ A).reshape(x.shape) if wanted[1] else None
-            gA = gh.T @ x2 if wanted[2] else None
-        if wanted[3]:
-            gB = g2.T @ h
-        return g if wanted[0] else None, gx, gA, gB
+        gx = xp.zeros(x2.shape, x.dtype) if wanted[1] else None
+        parts: dict[int, tuple] = {}
 
-    return z, vjp
+        def backward(at: slice) -> None:
+            parts[at.start] = _lowrank_grads(_rows(g), gx, x2, h, A, B, s, at, wanted[2:4])
+
+        over_products(backward, len(x2), 2 * flops)
+        return g if wanted[0] else None, None if gx is None else gx.reshape(x.shape), *_added(parts)
+
+    return z.reshape(y.shape), vjp
 
 
 @op
@@ -440,17 +558,25 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
     Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, with the halves paired as in Llama.
     """
 
-    def rotate(x: Array, sin: Array) -> Array:
-        half = x.shape[-1] // 2
-        lo, hi = x[..., :half], x[..., half:]
+    half = x.shape[-1] // 2
+    cos2 = xp.concatenate([cos, cos], axis=-1)
+    sin2 = xp.concatenate([-sin, sin], axis=-1)
+
+    def rotate(x: Array, sin2: Array) -> Array:
         y = xp.empty_like(x)
-        xp.multiply(lo, cos, out=y[..., :half])
-        y[..., :half] -= hi * sin
-        xp.multiply(hi, cos, out=y[..., half:])
-        y[..., half:] += lo * sin
+
+        def part(at: slice) -> None:  # of the positions
+            own, c, s = x[:, :, at], cos2[:, :, at], sin2[:, :, at]
+            other = xp.empty_like(own)
+            xp.multiply(own[..., half:], s[..., :half], out=other[..., :half])
+            xp.multiply(own[..., :half], s[..., half:], out=other[..., half:])
+            other += xp.multiply(own, c, out=y[:, :, at])
+            y[:, :, at] = other
+
+        over_rows(part, x.shape[2], x.nbytes)
         return y
 
-    return rotate(x, sin), (lambda g: rotate(g, -sin),)
+    return rotate(x, sin2), (lambda g: rotate(g, -sin2),)
 
 
 @op
@@ -459,70 +585,132 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 
     q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
     Returns (b, h, t, d), laid out so that joining the heads copies nothing.
+
+    The weights are left unnormalised, p = e^(scores − top), and what is as small as q is divided by their sums instead.
+    Long sequences are computed in blocks of queries; then p is not kept: top and sums are, and the backward pass computes
+    each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). A block leaves out the keys at the end that
+    the bias hides from all its queries.
     """
     b, h, t, d = q.shape
-    groups, s = k.shape[1], k.shape[2]
-    split = (b, groups, h // groups, t)
-    q5, k5, v5 = q.reshape(*split, d), k[:, :, None], v[:, :, None]
-    p = q5 @ xp.swapaxes(k5, -1, -2)
-    p *= scale
-    if bias is not None:
-        p.reshape(b, h, t, s)[...] += bias
-    p -= p.max(axis=-1, keepdims=True)
-    xp.exp(p, out=p)
-    p /= p.sum(axis=-1, keepdims=True)
-    o = _heads_last(b, t, h, v.shape[-1], q.dtype)
-    xp.matmul(p, v5, out=o.reshape(*split, v.shape[-1]))
+    groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype
+    shared = h // builtins.max(groups, 1)  # heads of a group
+
+    def split(x: Array) -> Array:  # (b, h, ...) -> (b, g, h/g, ...)
+        return x.reshape(b, groups, shared, *x.shape[2:])
+
+    factor = xp.full((), scale, dtype)
+    q5, k5, v5 = split(q * factor), k[:, :, None], v[:, :, None]
+    bias5 = None if bias is None else _split_bias(bias, groups)
+    top, total = xp.empty((b, groups, shared, t, 1), dtype), xp.empty((b, groups, shared, t, 1), dtype)
+    o = _heads_last(b, t, h, e, dtype)
+    o5 = split(o)
+    blocks = _query_blocks(b * shared, t, s, bias5, dtype)
+    kept = xp.empty((b, groups, shared, t, s), dtype) if len(blocks) == 1 else None  # p
+    flops = 2 * b * h * t * s * (d + e)
+
+    def weights(of: slice, at: slice, n: int, known: bool) -> Array:
+        """p of some groups and queries over the first n keys, (b, groups, h/g, queries, n); fills top and total unless known."""
+        p = xp.matmul(
+            q5[:, of, :, at], xp.swapaxes(k5[:, of, :, :n], -1, -2), out=None if kept is None else kept[:, of]
+        )
+        if bias5 is not None:
+            p += bias5[
+                :,
+                of if bias5.shape[1] > 1 else slice(None),
+                :,
+                at if bias5.shape[3] > 1 else slice(None),
+                : n if bias5.shape[4] > 1 else None,
+            ]
+        if not known:
+            top[:, of, :, at] = p.max(axis=-1, keepdims=True)
+        p -= top[:, of, :, at]
+        xp.exp(p, out=p)
+        if not known:
+            total[:, of, :, at] = p.sum(axis=-1, keepdims=True)
+        return p
+
+    def forward(of: slice) -> None:
+        for at, n in blocks:
+            p = weights(of, at, n, known=False)
+            xp.matmul(p, v5[:, of, :, :n], out=o5[:, of, :, at])
+            o5[:, of, :, at] /= total[:, of, :, at]
+
+    over_products(forward, groups, flops, pieces=groups)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        g5 = g.reshape(*split, v.shape[-1])
-        gq = gk = gv = gbias = None
-        if wanted[2]:
-            gv = (xp.swapaxes(p, -1, -2) @ g5).sum(axis=2) if h != groups else _grouped(p, g5)
-        if wanted[0] or wanted[1] or (bias is not None and wanted[3]):
-            gs = g5 @ xp.swapaxes(v5, -1, -2)
-            gs *= p
-            gs -= p * gs.sum(axis=-1, keepdims=True)
-            if bias is not None and wanted[3]:
-                gbias = gs.reshape(b, h, t, s).copy()
-            gs *= scale
-            if wanted[0]:
-                gq = _heads_last(b, t, h, d, q.dtype)
-                xp.matmul(gs, k5, out=gq.reshape(*split, d))
-            if wanted[1]:
-                gk = (xp.swapaxes(gs, -1, -2) @ q5).sum(axis=2) if h != groups else _grouped(gs, q5)
+        want_bias = bias is not None and wanted[3]
+        gq = _heads_last(b, t, h, d, dtype) if wanted[0] else None
+        gk = _heads_last(b, s, groups, d, dtype) if wanted[1] else None
+        gv = _heads_last(b, s, groups, e, dtype) if wanted[2] else None
+        gbias = xp.zeros((b, h, t, s), dtype) if want_bias else None
+        gq5, gbias5 = (None if a is None else split(a) for a in (gq, gbias))
+        g5 = split(g)
+
+        def backward(of: slice) -> None:
+            for a in (gk, gv):
+                if a is not None:
+                    a[:, of] = 0
+            for at, n in blocks:
+                p = weights(of, at, n, known=True) if kept is None else kept[:, of]
+                gn = g5[:, of, :, at] / total[:, of, :, at]
+                if gv is not None:
+                    _add_grouped(gv[:, of, :n], p, gn)
+                if gq5 is None and gk is None and gbias5 is None:
+                    continue
+                gs = gn @ xp.swapaxes(v5[:, of, :, :n], -1, -2)
+                gs -= xp.einsum("...e,...e->...", gn, o5[:, of, :, at])[..., None]  # Σ p ∂/∂p over the keys
+                gs *= p
+                if gbias5 is not None:
+                    gbias5[:, of, :, at, :n] = gs
+                if gq5 is not None:
+                    xp.matmul(gs, k5[:, of, :, :n], out=gq5[:, of, :, at])
+                    gq5[:, of, :, at] *= factor
+                if gk is not None:
+                    _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at])
+
+        over_products(backward, groups, 2 * flops, pieces=groups)
         return gq, gk, gv, gbias
 
     return o, vjp
 
 
 @op
-def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
+def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: bool = False) -> Any:
     """The mean of −log softmax(logits)[label] over the labels that are not `ignore`; logits (..., V), labels (...).
 
-    0 where every label is ignored. Raises ValueError if a label lies outside 0 … V−1.
+    0 where every label is ignored. Raises ValueError if a label lies outside 0 … V−1; `checked` says that none does, and
+    that there is no need to wait for a device to tell.
     """
     V = logits.shape[-1]
     x, y = logits.reshape(-1, V), labels.reshape(-1)
     kept = y != ignore
-    if not bool(((y >= 0) & (y < V) | ~kept).all()):
+    if not checked and not bool(((y >= 0) & (y < V) | ~kept).all()):
         raise ValueError(f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y.min())} … {int(y.max())}")
-    n = int(kept.sum())
+    n = xp.maximum(kept.sum(), 1).astype(x.dtype)
     rows = xp.arange(len(y))
     y = xp.where(kept, y, 0)
-    top = x.max(axis=-1, keepdims=True)
-    z = x - top
-    xp.exp(z, out=z)
-    lse = xp.log(z.sum(axis=-1, keepdims=True))
-    lse += top
-    del z
-    loss = ((lse[:, 0] - x[rows, y]) * kept).sum() / builtins.max(n, 1)
+    lse = xp.empty((len(x), 1), x.dtype)
+
+    def forward(at: slice) -> None:
+        top = x[at].max(axis=-1, keepdims=True)
+        z = x[at] - top
+        xp.exp(z, out=z)
+        lse[at] = xp.log(z.sum(axis=-1, keepdims=True)) + top
+
+    over_rows(forward, len(x), x.nbytes)
+    loss = ((lse[:, 0] - x[rows, y]) * kept).sum() / n
 
     def vjp(g: Array) -> Array:
-        p = x - lse
-        xp.exp(p, out=p)
-        p[rows, y] -= 1
-        p *= (kept * (g / builtins.max(n, 1)))[:, None]
+        p = xp.empty(x.shape, x.dtype)
+        weight = (kept * (g / n))[:, None]
+
+        def backward(at: slice) -> None:
+            z = xp.subtract(x[at], lse[at], out=p[at])
+            xp.exp(z, out=z)
+            z[rows[: len(z)], y[at]] -= 1
+            z *= weight[at]
+
+        over_rows(backward, len(x), x.nbytes)
         return p.reshape(logits.shape)
 
     return xp.asarray(loss, dtype=logits.dtype), (vjp,)
@@ -533,7 +721,55 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
 
 def _rows(x: Array) -> Array:
     """x (..., n) as a matrix (·, n); the row count is spelled out because -1 is ambiguous where n is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """x @ y, shared out among threads: over the matrices of a stack, else over the larger of both factors."""
+    if x.ndim != y.ndim or x.shape[:-2] != y.shape[:-2]:
+        return x @ y
+    z, flops = xp.empty((*x.shape[:-1], y.shape[-1]), xp.result_type(x, y)), 2 * x.size * y.shape[-1]
+    if x.ndim > 2:
+        over_products(lambda at: xp.matmul(x[at], y[at], out=z[at]), len(x), flops)
+    elif x.size >= y.size:
+        over_products(lambda at: xp.matmul(x[at], y, out=z[at]), len(x), flops)
+    else:
+        over_products(lambda at: xp.matmul(x, y[:, at], out=z[:, at]), y.shape[1], flops)
+    return z
+
+
+def _add_lowrank(y: Array, h: Array, x: Array, A: Array, B: Array, s: float, at: slice) -> None:
+    """y += h Bᵀ in place with h = s x Aᵀ, filled in, for the rows `at` of matrices y (n, out), h (n, r), x (n, in)."""
+    xp.matmul(x[at], A.T, out=h[at])
+    h[at] *= s
+    y[at] += h[at] @ B.T
+
+
+def _lowrank_grads(
+    g: Array, gx: Array | None, x: Array, h: Array, A: Array, B: Array, s: float, at: slice, wanted: tuple
+) -> tuple:
+    """The gradients of A and B in `_add_lowrank` for the gradient g (n, out) of y; that of x is added to gx in place."""
+    gA = gB = None
+    if gx is not None or wanted[0]:
+        gh = g[at] @ B
+        gh *= s
+        if gx is not None:
+            gx[at] += gh @ A
+        if wanted[0]:
+            gA = gh.T @ x[at]
+    if wanted[1]:
+        gB = g[at].T @ h[at]
+    return gA, gB
+
+
+def _added(parts: dict[int, tuple]) -> tuple:
+    """The sums of the parts' entries, in the order of the blocks whichever came first."""
+    first, *rest = (parts[i] for i in sorted(parts))
+    for more in rest:
+        for total, part in zip(first, more, strict=True):
+            if total is not None:
+                total += part
+    return first
 
 
 def _sigmoid(x: Array) -> Array:
@@ -571,12 +807,37 @@ def _heads_last(b: int, t: int, h: int, d: int, dtype: Any) -> Array:
     return xp.swapaxes(xp.empty((b, t, h, d), dtype), 1, 2)
 
 
-def _grouped(p: Array, g: Array) -> Array:
-    """pᵀ g for p (b, h, 1, t, s), g (b, h, 1, t, d) -> (b, h, s, d), laid out as (b, s, h, d)."""
-    b, h, _, _, s = p.shape
-    out = _heads_last(b, s, h, g.shape[-1], g.dtype)
-    xp.matmul(xp.swapaxes(p[:, :, 0], -1, -2), g[:, :, 0], out=out)
-    return out
+def _add_grouped(out: Array, p: Array, g: Array) -> None:
+    """out (b, g, s, d) += pᵀ g, summed over the heads of a group, for p (b, g, h/g, t, s) and g (b, g, h/g, t, d)."""
+    for i in range(p.shape[2]):
+        out += xp.swapaxes(p[:, :, i], -1, -2) @ g[:, :, i]
+
+
+KEPT = 1 << 18  # queries × keys of a head up to which attention keeps its weights for the backward pass
+
+
+def _split_bias(bias: Array, groups: int) -> Array:
+    """bias (up to 4 axes, broadcasting to (b, h, t, s)) as (b or 1, g or 1, h/g or 1, t or 1, s or 1)."""
+    shape = (1,) * (4 - bias.ndim) + bias.shape
+    heads = (groups, shape[1] // groups) if shape[1] > 1 else (1, 1)
+    return bias.reshape(shape[0], *heads, *shape[2:])
+
+
+def _query_blocks(heads: int, t: int, s: int, bias: Array | None, dtype: Any) -> list[tuple[slice, int]]:
+    """Blocks of queries, each with the number of keys that it needs: those after them are hidden from all its queries."""
+    if t * s <= KEPT:
+        return [(slice(0, t), s)]
+    size = builtins.max(32, KEPT // (heads * s))
+    blocks = []
+    for i in range(0, t, size):
+        at, n = slice(i, builtins.min(i + size, t)), s
+        # (looked up on the host alone: a GPU would have to be waited for)
+        if backend.name() == "numpy" and bias is not None and builtins.min(bias.shape[3:]) > 1:
+            seen = bias[:, :, :, at] > float(xp.finfo(dtype).min) / 4
+            if bool(seen.any(axis=-1).all()):  # a query that sees nothing weighs all keys alike
+                n = s - int(seen.any(axis=(0, 1, 2, 3))[::-1].argmax())
+        blocks.append((at, n))
+    return blocks
 
 
 # --- operators ------------------------------------------------------------------------------------------------------
@@ -585,8 +846,8 @@ def _grouped(p: Array, g: Array) -> Array:
 def _operators() -> None:
     T: Any = Tensor
     for name, f in {"add": add, "sub": sub, "mul": mul, "truediv": div, "matmul": matmul}.items():
-        setattr(T, f"__{name}__", lambda self, other, f=f: f(self, _as_array(other, self)))
-        setattr(T, f"__r{name}__", lambda self, other, f=f: f(_as_array(other, self), self))
+        setattr(T, f"__{name}__", lambda self, other, f=f: f(self, _operand(other)))
+        setattr(T, f"__r{name}__", lambda self, other, f=f: f(_operand(other), self))
     T.__neg__ = neg
     T.__abs__ = absolute
     T.__pow__ = lambda self, p: power(self, p=p)
@@ -599,9 +860,9 @@ def _operators() -> None:
     T.transpose = lambda self, *axes: transpose(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes)
 
 
-def _as_array(x: Any, like: Tensor) -> Any:
-    """Numbers, NumPy's too, become arrays of the Tensor's dtype, so that they never widen it."""
-    return xp.asarray(x, dtype=like.dtype) if isinstance(x, numbers.Real) else x
+def _operand(x: Any) -> Any:
+    """Numbers, NumPy's too, become Python's, so that they never widen a Tensor's dtype; arrays are left as they are."""
+    return float(x) if isinstance(x, numbers.Real) else x
 
 
 _operators()

@@ -17,6 +17,7 @@ from minipeft.engine.backend import xp
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 OPS: dict[str, Callable] = {}  # name -> op, in the order of definition
+FUSED: dict[str, Callable] = {}  # name -> another way to compute the same, which a GPU takes: filled by cuda.py
 
 _order = count()
 
@@ -74,15 +75,17 @@ def op(f: Callable) -> Callable:
     Tensor among its arguments it returns a plain array and tapes nothing.
     """
     knows_wanted = "wanted" in signature(f).parameters
+    name = f.__name__
 
     @wraps(f)
     def call(*args: Any, **constants: Any) -> Any:
         wanted = tuple(type(a) is Tensor for a in args)
+        compute = FUSED.get(name, f)
         if knows_wanted:
             constants["wanted"] = wanted
         if True not in wanted:
-            return f(*args, **constants)[0]
-        value, vjps = f(*(a.value if w else a for a, w in zip(args, wanted, strict=True)), **constants)
+            return compute(*args, **constants)[0]
+        value, vjps = compute(*(a.value if w else a for a, w in zip(args, wanted, strict=True)), **constants)
         if callable(vjps):
             parents = tuple(a.node if w else None for a, w in zip(args, wanted, strict=True))
         else:  # drop the closures, and with them the activations, that nobody will ask for
@@ -93,7 +96,7 @@ def op(f: Callable) -> Callable:
             parents, vjps = zip(*kept, strict=True)
         return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
 
-    OPS[f.__name__] = call
+    OPS[name] = call
     return call
 
 

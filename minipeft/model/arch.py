@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import read_only, to_device, to_host, xp
+from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
 from minipeft.errors import Bad
+
+IGNORE = -100  # a label that does not count
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,9 @@ class Batch:
     real tokens. `labels` are (b, t) for language models and token classification, (b,) for classification, with −100
     for what is to be ignored. `decoder_input_ids` of an encoder-decoder default to the labels, shifted right.
     `task_ids` (b,) are for methods that route by task.
+
+    Made by `minipeft.batch`, it remembers what its arrays were on the host, where ids, labels and masks are checked and
+    counted: nothing waits for the device because of them.
     """
 
     input_ids: Any = None
@@ -184,25 +189,62 @@ class Batch:
     decoder_inputs_embeds: Any = None
     decoder_attention_mask: Any = None
     task_ids: Any = None
+    made_of: Mapping[str, tuple[Any, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    # by name: the array, and what it is on the host
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """What is given, by name."""
+        named = {k: getattr(self, k) for k in INPUTS}
+        return {k: v for k, v in named.items() if v is not None}
 
     @property
     def rows(self) -> int:
         """How many examples."""
         return next(len(x) for x in (self.inputs_embeds, self.input_ids, self.pixel_values) if x is not None)
 
+    def host(self, name: str) -> np.ndarray:
+        """An array as it was given on the host; one that was not made there is fetched."""
+        x = getattr(self, name)
+        known, there = self.made_of.get(name, (None, None))
+        return there if known is x else to_host(x)  # type: ignore[return-value]
+
+    def having(self, **arrays: Any) -> Batch:
+        """The same with these lists or arrays of the host in place of its own; None takes one away."""
+        new = batch(**arrays)
+        return dataclasses.replace(
+            self, **{k: getattr(new, k) for k in arrays}, made_of={**self.made_of, **new.made_of}
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are no padding; for images, how many numbers there are."""
+        if self.attention_mask is not None:
+            return int(self.host("attention_mask").sum())
+        x = self.input_ids if self.input_ids is not None else self.pixel_values
+        return int(x.size) if x is not None else self.rows
+
     def check(self, arch: Arch, past: int = 0) -> None:
-        """Raise `Bad`, in one line, for what cannot be computed: nothing given, empty, ids out of range, shapes apart."""
+        """Raise `Bad`, in one line, for what cannot be computed: nothing given, empty, ids or labels out of range, shapes
+        apart, arrays of another backend."""
+        refuse_others(self.arrays)
         given = [x for x in (self.inputs_embeds, self.input_ids, self.pixel_values) if x is not None]
         if not given:
             raise Bad("batch: expected input_ids, inputs_embeds or pixel_values, found none of them")
         if 0 in given[0].shape:
             raise Bad(f"batch: expected at least one row and one token, found shape {tuple(given[0].shape)}")
         for name in ("input_ids", "decoder_input_ids"):
-            ids = getattr(self, name)
-            if ids is not None:
+            if getattr(self, name) is not None:
+                ids = self.host(name)
                 lo, hi = int(ids.min()), int(ids.max())
                 if lo < 0 or hi >= arch.vocab:
                     raise Bad(f"{name}: expected token ids 0 … {arch.vocab - 1}, found {lo if lo < 0 else hi}")
+        classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
+        if self.labels is not None and classes and self.labels.size:
+            labels = self.host("labels")
+            y = labels[:, 1:] if arch.head == "lm" and not arch.encoder_layers and labels.ndim == 2 else labels
+            if not ((y >= 0) & (y < classes) | (y == IGNORE)).all():
+                raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(y.min())} … {int(y.max())}")
         if self.pixel_values is None:
             shape = tuple(given[0].shape[:2])
             covered = shape if arch.encoder_layers else (shape[0], past + shape[1])
@@ -214,6 +256,13 @@ class Batch:
             raise Bad(f"task_ids: expected one for each of {self.rows} rows, found {len(self.task_ids)}")
 
 
+INPUTS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "made_of")
+
+
 def batch(**arrays: Any) -> Batch:
-    """A `Batch` of lists or arrays, moved to the backend's device."""
-    return Batch(**{k: None if v is None else v if hasattr(v, "node") else to_device(v) for k, v in arrays.items()})
+    """A `Batch` of lists or arrays of the host, moved to the backend's device once. Tensors stay what they are."""
+    given = {k: v for k, v in arrays.items() if v is not None}
+    hosts = {k: np.asarray(v) for k, v in given.items() if library(v) in ("", "numpy") and not hasattr(v, "node")}
+    placed = {k: v if hasattr(v, "node") else to_device(hosts.get(k, v)) for k, v in given.items()}
+    kept = {k: (placed[k], v) for k, v in hosts.items() if v.dtype.kind != "f"}  # what is checked and counted
+    return Batch(**placed, made_of=kept)

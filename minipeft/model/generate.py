@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.backend import explained, to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.model.arch import Batch
@@ -34,6 +33,7 @@ def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k
     return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
 
 
+@explained()
 def generate(
     adapted: Any,
     batch: Batch,
@@ -65,11 +65,11 @@ def generate(
     if seq2seq:
         if arch.start_id is None:
             raise Bad("generate: the checkpoint names no decoder_start_token_id")
-        ids = xp.full((rows, 1), arch.start_id, int)
+        ids = np.full((rows, 1), arch.start_id)
         mask = None
     else:
-        ids, mask = batch.input_ids, batch.attention_mask
-        if mask is not None and not bool(mask[:, -1].all()):
+        ids, mask = batch.host("input_ids"), batch.host("attention_mask")
+        if mask is not None and not mask[:, -1].all():
             raise Bad("generate: expected padding on the left, found rows that end in padding")
         mask = None if mask is None else mask.astype(bool)
 
@@ -79,10 +79,8 @@ def generate(
     run, past, fresh = adapted.run(cache={} if use_cache else None), 0, ids
     positions = None if mask is None else counted(mask)
     for _ in range(new_tokens):
-        if seq2seq:
-            step = dataclasses.replace(batch, decoder_input_ids=fresh, labels=None)
-        else:
-            step = dataclasses.replace(batch, input_ids=fresh, attention_mask=mask, position_ids=positions, labels=None)
+        text = dict(input_ids=fresh, attention_mask=mask, position_ids=positions)
+        step = batch.having(labels=None, **(dict(decoder_input_ids=fresh) if seq2seq else text))
         out = run.forward(step, past)
         following = pick(to_host(value(out.logits))[:, -1], rng, temperature, top_k, top_p)
         if end is not None:
@@ -91,23 +89,23 @@ def generate(
         made.append(following)
         if done.all():
             break
-        new = to_device(following[:, None])
+        new = following[:, None]
         if use_cache:  # what the cache holds is in the bookkeeping of the last pass, virtual tokens included
             past, fresh = past + out.tokens.t, new
-            mask = None if out.tokens.mask is None else grown(out.tokens.mask)
-            positions = None if out.tokens.positions is None else out.tokens.positions[:, -1:] + 1
+            mask = None if out.tokens.mask is None else grown(to_host(out.tokens.mask))
+            positions = None if out.tokens.positions is None else to_host(out.tokens.positions[:, -1:]) + 1
         else:
-            run, fresh = adapted.run(), xp.concatenate([fresh, new], axis=1)
+            run, fresh = adapted.run(), np.concatenate([fresh, new], axis=1)
             mask = None if mask is None else grown(mask)
             positions = None if mask is None else counted(mask)
     return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)
 
 
-def counted(mask: Any) -> Any:
+def counted(mask: np.ndarray) -> np.ndarray:
     """Positions (b, t) that count only the tokens the mask (b, t) shows."""
-    return xp.maximum(xp.cumsum(mask, axis=1) - 1, 0)
+    return np.maximum(np.cumsum(mask, axis=1) - 1, 0)
 
 
-def grown(mask: Any) -> Any:
+def grown(mask: np.ndarray) -> np.ndarray:
     """The mask with one more visible token in every row."""
-    return xp.concatenate([mask, xp.ones((len(mask), 1), bool)], axis=1)
+    return np.concatenate([mask, np.ones((len(mask), 1), bool)], axis=1)

@@ -16,9 +16,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
-from minipeft.model.arch import Arch, Batch
-
-IGNORE = -100  # a label that does not count
+from minipeft.model.arch import IGNORE, Arch, Batch
 
 
 @dataclass
@@ -38,6 +36,7 @@ class Tokens:
     t: int  # tokens in this pass
     mask: Any = None  # (b, past + t) bool, None: all visible
     positions: Any = None  # (b, t) given by the caller, None: counted
+    furthest: int = 0  # the largest of those given
     types: Any = None  # (b, t)
     labels: Any = None  # (b, t) if labels are per token
     virtual: int = 0  # inserted so far
@@ -70,6 +69,7 @@ class Tokens:
         if self.positions is not None:
             new = xp.broadcast_to(xp.arange(at, at + p, dtype=self.positions.dtype), (b, p))
             moved = xp.concatenate([self.positions[:, :at], self.positions[:, at:] + p], axis=1)
+            self.furthest = max(self.furthest + p * (at < self.positions.shape[1]), at + p - 1)
             self.positions = xp.concatenate([moved[:, :at], new, moved[:, at:]], axis=1)
         self.t += p
         self.virtual += p
@@ -173,7 +173,7 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
         if allowed is not None:
             if extra:
                 allowed = xp.concatenate([xp.ones((*allowed.shape[:-1], extra), bool), allowed], axis=-1)
-            hidden = xp.asarray(float(xp.finfo(dtype).min) / 2, dtype)
+            hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
             allowed = xp.where(allowed, xp.zeros((), dtype), hidden)
         tokens.shared[at] = allowed
     return tokens.shared[at]
@@ -316,16 +316,19 @@ def embed(run: Any, prefix: str, ids: Any, embeds: Any, tokens: Tokens) -> Any:
     h = run.lookup("embed.tokens", ids) if embeds is None else embeds
     h = run.at(f"{prefix}embed.tokens.out", h)  # virtual tokens may come in here, before positions
     if arch.positions == "learned":
-        rows = tokens.position_ids()
-        if arch.first_position and ids is not None and not tokens.virtual and tokens.positions is None:
+        rows, last = tokens.position_ids(), tokens.past + tokens.t - 1 + arch.first_position
+        if tokens.positions is not None:
+            last = tokens.furthest
+        elif arch.first_position and ids is not None and not tokens.virtual:
             real = ids != arch.pad_id  # RoBERTa: pads keep the padding position and do not count
             rows = xp.cumsum(real, axis=1) * real + arch.first_position - 1 + tokens.offset * real
+            last = int((run.batch.host("input_ids") != arch.pad_id).sum(axis=1).max()) + arch.first_position - 1
         else:
-            rows = rows + (arch.first_position if tokens.positions is None else 0)
-        if arch.max_positions and int(rows.max()) >= arch.max_positions:
+            rows = rows + arch.first_position
+        if arch.max_positions and last + tokens.offset >= arch.max_positions:
             raise Bad(
                 f"sequence too long: the position table has {arch.max_positions} rows, token {tokens.t - 1} needs row "
-                f"{int(rows.max())}"
+                f"{last + tokens.offset}"
             )
         h = h + run.lookup("embed.positions", rows)
     if run.has("embed.types.weight"):
@@ -396,10 +399,7 @@ def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
         labels = xp.concatenate([labels[:, 1:], last], axis=1)
     if tuple(logits.shape[:-1]) != tuple(labels.shape):
         raise Bad(f"labels: expected shape {tuple(logits.shape[:-1])} like the logits, found {tuple(labels.shape)}")
-    try:
-        return ops.cross_entropy(logits, labels=labels, ignore=IGNORE)
-    except ValueError as why:
-        raise Bad(str(why)) from None
+    return ops.cross_entropy(logits, labels=labels, ignore=IGNORE, checked=True)  # by `Batch.check`
 
 
 def forward(run: Any, batch: Batch, past: int = 0) -> Output:
@@ -407,9 +407,12 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     arch = run.arch
     per_token = arch.head in ("lm", "mlm", "tokens")
 
-    def count(prefix: str, ids: Any, embeds: Any, mask: Any, **given: Any) -> Tokens:
+    def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
         t = (ids if embeds is None else embeds).shape[1]
-        mask = None if mask is None or bool(mask.all()) else mask.astype(bool)
+        mask = getattr(batch, mask_name)
+        mask = None if mask is None or batch.host(mask_name).all() else mask.astype(bool)
+        if given.get("positions") is not None:
+            given["furthest"] = int(batch.host("position_ids").max())
         return Tokens(t, mask, past=past if prefix == "" else 0, offset=run.offset(prefix), **given)
 
     if arch.patch:
@@ -425,24 +428,24 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 memory, memory_tokens = run.cache["encoder"]
             else:
                 memory_tokens = run.tokens = count(
-                    first, ids, embeds, batch.attention_mask, positions=batch.position_ids, types=batch.token_type_ids
+                    first, ids, embeds, "attention_mask", positions=batch.position_ids, types=batch.token_type_ids
                 )
                 memory = embed(run, first, ids, embeds, memory_tokens)
                 memory = stack(run, first, memory, memory_tokens)
             if run.cache is not None:
                 run.cache["encoder"] = memory, memory_tokens
-            ids, embeds, mask = batch.decoder_input_ids, batch.decoder_inputs_embeds, batch.decoder_attention_mask
+            ids, embeds = batch.decoder_input_ids, batch.decoder_inputs_embeds
             if ids is None and embeds is None:
                 if labels is None:
                     raise Bad("batch: an encoder-decoder needs decoder_input_ids or labels, found neither")
                 ids = shifted_right(labels, arch.start_id, arch.pad_id)
-            tokens = run.tokens = count("", ids, embeds, mask, labels=labels)
+            tokens = run.tokens = count("", ids, embeds, "decoder_attention_mask", labels=labels)
         else:
             tokens = run.tokens = count(
                 "",
                 ids,
                 embeds,
-                batch.attention_mask,
+                "attention_mask",
                 positions=batch.position_ids,
                 types=batch.token_type_ids,
                 labels=labels if per_token else None,

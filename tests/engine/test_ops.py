@@ -236,6 +236,12 @@ def lowrank(draw, rng):
     return normal(rng, (*batch, m), (*batch, n), (r, n), (m, r)), {"s": draw(st.sampled_from([1.0, -0.5, 2.0]))}
 
 
+def linear_lowrank_case(draw, rng):
+    n, m, r, batch = draw(sides), draw(sides), draw(sides), draw(batches)
+    shapes = [(*batch, n), (m, n), (r, n), (m, r), (m,)][: draw(st.sampled_from([4, 5]))]
+    return normal(rng, *shapes), {"s": draw(st.sampled_from([1.0, -0.5, 2.0]))}
+
+
 def rotary(draw, rng):
     b, h, t, half = draw(sides), draw(lengths), draw(sides), draw(lengths)
     angles = rng.uniform(-7, 7, (draw(st.sampled_from([1, b])), 1, t, half))
@@ -271,6 +277,10 @@ def put_witness(x, index, shape):
 
 def layer_norm_witness(x, w, b, eps):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * w + b
+
+
+def linear_lowrank_witness(x, W, A, B, b=0.0, *, s):
+    return np.einsum("...n,mn->...m", x, W + s * B @ A) + b
 
 
 def rope_witness(x, cos, sin):
@@ -348,6 +358,7 @@ CASES: dict[str, tuple[st.SearchStrategy, Any]] = {
     "rms_norm": (normalised(bias=False), lambda x, w, eps: x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w),
     "linear": (case(lines), lambda x, W, b=0.0: np.einsum("...n,mn->...m", x, W) + b),
     "add_lowrank": (case(lowrank), lambda y, x, A, B, s: y + s * np.einsum("...n,mn->...m", x, B @ A)),
+    "linear_lowrank": (case(linear_lowrank_case), linear_lowrank_witness),
     "rope": (case(rotary), rope_witness),
     "attention": (case(attended), attention_witness),
     "cross_entropy": (case(labelled), cross_entropy_witness),
@@ -603,6 +614,11 @@ def absolute_condition(parts):
     return condition
 
 
+def linear_lowrank_parts(x, W, A, B, b=None, *, s):
+    y = add_lowrank_parts(ops.linear(x, W), x, A, B, s=s)
+    return y if b is None else ops.add(y, b)
+
+
 def add_lowrank_parts(y, x, A, B, *, s):
     return ops.add(y, ops.mul(s, linear_parts(linear_parts(x, A), B)))
 
@@ -636,6 +652,7 @@ FUSED = {
     "rms_norm": (rms_norm_parts, rms_norm_condition),
     "linear": (linear_parts, absolute_condition(linear_parts)),
     "add_lowrank": (add_lowrank_parts, absolute_condition(add_lowrank_parts)),
+    "linear_lowrank": (linear_lowrank_parts, absolute_condition(linear_lowrank_parts)),
     "rope": (rope_parts, absolute_condition(rope_parts)),
     "attention": (attention_parts, attention_condition),
     "cross_entropy": (cross_entropy_parts, cross_entropy_condition),

@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.backend import to_host, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, Step
 
@@ -148,19 +148,21 @@ class AdaLoRA(Method):
     def _choose(self, step: Step) -> None:
         """Which triplets of the whole model are kept, into the state."""
         scores = {site: self._scores(step.state, site, own["lam"]) for site, own in step.theta.items()}
-        every = np.concatenate(list(scores.values()))
-        order = np.argsort(-every, kind="stable")
-        keep = np.zeros(len(every), bool)
-        keep[order[: self.budget(step.t, step.total, len(every), self.target_r * len(scores))]] = True
-        ends = np.cumsum([len(s) for s in scores.values()])[:-1]
-        for site, mask in zip(scores, np.split(keep, ends), strict=True):
-            step.state[f"keep/{site}"] = to_device(mask)
+        every = xp.concatenate(list(scores.values()))
+        order = xp.argsort(-every, kind="stable")
+        rank = xp.empty_like(order)
+        rank[order] = xp.arange(len(order))
+        keep = rank < self.budget(step.t, step.total, len(every), self.target_r * len(scores))
+        start = 0
+        for site, own in scores.items():
+            step.state[f"keep/{site}"] = keep[start : start + len(own)]
+            start += len(own)
 
     @staticmethod
-    def _scores(state: Mapping[str, Any], site: str, lam: Any) -> np.ndarray:
+    def _scores(state: Mapping[str, Any], site: str, lam: Any) -> Any:
         if f"I/{site}:lam" not in state:  # nothing was measured yet
-            return np.zeros(len(lam))
-        S = {n: to_host(state[f"I/{site}:{n}"] * state[f"U/{site}:{n}"]) for n in ("P", "lam", "Q")}
+            return xp.zeros(len(lam), lam.dtype)
+        S = {n: state[f"I/{site}:{n}"] * state[f"U/{site}:{n}"] for n in ("P", "lam", "Q")}
         return S["lam"] + S["P"].mean(axis=0) + S["Q"].mean(axis=1)
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops, stop_gradient
+from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site
 from minipeft.methods.lowrank.lora import LoRA
@@ -50,8 +51,9 @@ class DoRA(LoRA):
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         arrays = super().init(site, rng)
-        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
-        return arrays | (dict(m_emb=ops.norm(W, axis=0)) if site.kind == "embedding" else dict(m=ops.norm(W, axis=1)))
+        W = to_host(site.W.dequantize() if hasattr(site.W, "dequantize") else site.W)  # the same bits on every device
+        embedding = site.kind == "embedding"
+        return arrays | {"m_emb" if embedding else "m": np.sqrt((W * W).sum(axis=0 if embedding else 1))}
 
     def weight(self, W: Any, *, A: Any, B: Any, m: Any = None, m_emb: Any = None) -> Any:
         V = super().weight(W, A=A, B=B)

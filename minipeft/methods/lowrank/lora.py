@@ -81,5 +81,8 @@ class LoRA(Method):
         """x W'ᵀ + b' without ever forming B A; x are token ids where the base is an embedding."""
         if base.table:
             return base(x) + self.scale * (ops.take(B, ids=x) @ A)
-        y = ops.add_lowrank(base(x), here.dropout(x, self.dropout), A, B, s=self.scale)
+        if base.plain and not (here.train and self.dropout):
+            y = ops.linear_lowrank(x, base.W, A, B, base.b, s=self.scale)
+        else:
+            y = ops.add_lowrank(base(x), here.dropout(x, self.dropout), A, B, s=self.scale)
         return y if c is None else y + self.scale * c

@@ -155,7 +155,7 @@ class XLoRA(Method):
             xp.put_along_axis(kept, best, xp.ones(best.shape, kept.dtype), axis=-1)
             g = g * kept
         if self.top_k_softmax:  # over the gates that are not 0
-            live, low = value(g) != 0, xp.asarray(float(xp.finfo(g.dtype).min) / 2, g.dtype)
+            live, low = value(g) != 0, xp.full((), float(xp.finfo(g.dtype).min) / 2, g.dtype)
             g = ops.softmax(ops.where(g, low, condition=live)) * live
         return g
 
@@ -168,7 +168,8 @@ class XLoRA(Method):
                 return y
             g = xp.full((*y.shape[:2], len(self.experts)), self.pass_value, y.dtype)
         elif index is not None:
-            g = g[:, :, int(index[0])]
+            own = ops.getitem(g, index=(slice(None), slice(None), index.astype(int)))  # (b, t, 1, K)
+            g = ops.reshape(own, shape=(*g.shape[:2], len(self.experts)))
         if y.ndim != 3 or g.shape[1] != y.shape[1]:
             raise Bad(f"{self.name}: {here.site} must see one vector for each of {g.shape[1]} tokens, found {x.shape}")
         g = self._pick(g)

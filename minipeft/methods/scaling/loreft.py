@@ -35,7 +35,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site, Step
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
@@ -109,5 +109,5 @@ class LoReFT(Method):
         """R ← the nearest matrix with orthonormal rows."""
         for arrays in step.theta.values():
             for name in arrays.keys() & {"R", "R_s"}:
-                U, _, Vt = np.linalg.svd(to_host(arrays[name]).astype(np.float64), full_matrices=False)
-                arrays[name] = to_device((U @ Vt).astype(arrays[name].dtype))
+                U, _, Vt = xp.linalg.svd(arrays[name].astype(xp.float64), full_matrices=False)
+                arrays[name] = (U @ Vt).astype(arrays[name].dtype)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import once, to_host, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.model.arch import Arch
@@ -62,10 +62,10 @@ class TrainableTokens(Method):
         if outside:
             raise Bad(f"{self.name}: tokens must lie in 0 … {site.shape[0] - 1}, found {', '.join(map(str, outside))}")
         W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
-        return dict(T=W[list(self.tokens)])
+        return dict(T=to_host(W)[list(self.tokens)])
 
     def weight(self, W: Any, *, T: Any) -> Any:
-        place = xp.asarray(self.tokens)
+        place = _array(self.tokens)
         new = xp.zeros(W.shape[0], bool)
         new[place] = True
         return ops.where(ops.put(T, index=place, shape=W.shape), W, condition=new[:, None])
@@ -78,6 +78,11 @@ class TrainableTokens(Method):
         if not base.table:
             return ops.linear(x, self.weight(base.W, T=T), self.bias(base.b, T=T))
         place = xp.full(base.W.shape[0], -1)
-        place[xp.asarray(self.tokens)] = xp.arange(len(self.tokens))
+        place[_array(self.tokens)] = xp.arange(len(self.tokens))
         place = place[x]
         return ops.where(ops.take(T, ids=xp.maximum(place, 0)), base(x), condition=(place >= 0)[..., None])
+
+
+@once
+def _array(tokens: tuple[int, ...]) -> np.ndarray:
+    return np.array(tokens)

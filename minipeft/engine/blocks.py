@@ -1,0 +1,120 @@
+"""Row by row on the host: in blocks that stay in a core's cache, on every core at once.
+
+A NumPy expression passes over memory once for every operation in it, on one core. Work that treats every row by itself is
+cut into blocks of rows here, small enough that all but the first pass find them in the cache.
+
+Inside `sharing_cores()` the blocks are shared out among threads, matrix products included: the BLAS library, which would
+otherwise let its own threads wait in a loop and hold the cores, is told to use one. Which thread computes a block, and
+when, changes no bit of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from minipeft.engine import backend
+
+BLOCK = 1 << 18  # bytes of one operand in a block: a few such fit a core's second cache
+PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
+PAYS_FLOPS = 3e7  # the same for matrix products
+PAYS_SHARING = 1e8  # operations of the largest product from which on to share at all
+
+_threads = 1  # more inside sharing_cores()
+
+
+def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
+    """Call f(slice) for slices that together make range(rows), in any order, perhaps at the same time.
+
+    f writes its own rows of arrays made before; `nbytes` is the size of one operand. On a GPU f is called once.
+    """
+    pieces = 1 if backend.name() != "numpy" else -(-nbytes // BLOCK)
+    _share(f, rows, pieces, nbytes >= PAYS)
+
+
+def over_products(f: Callable[[slice], None], rows: int, flops: float, pieces: int = 0) -> None:
+    """The same for an f that is mostly matrix products, of `flops` operations in all, in one piece for each thread or `pieces`.
+
+    Without threads of our own f is called once, and the BLAS library's do the work. Few pieces: each packs the other factor
+    of a product anew.
+    """
+    if _threads == 1 or flops < PAYS_FLOPS:
+        f(slice(0, rows))
+    else:
+        _share(f, rows, pieces or _threads, True)
+
+
+def _share(f: Callable[[slice], None], rows: int, pieces: int, pays: bool) -> None:
+    pieces = max(1, min(pieces, rows))
+    blocks = iter([slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)])
+
+    def work() -> None:
+        for block in blocks:  # the next block belongs to whichever thread asks for it
+            f(block)
+
+    if _threads == 1 or pieces == 1 or not pays:
+        work()
+        return
+    others = [_helpers().submit(contextvars.copy_context().run, work) for _ in range(_threads - 1)]  # numpy.errstate
+    try:
+        work()
+    finally:
+        for other in others:
+            other.result()
+
+
+@contextlib.contextmanager
+def sharing_cores(largest: float = float("inf")) -> Iterator[None]:
+    """Within this context the work is shared out among threads: as many as the BLAS library had, which now has one.
+
+    `largest` is the operations of the largest matrix product: where that is small, the library's waiting threads are sooner
+    at work than ours. Does nothing then, on a GPU, and for a library that does not let itself be told (other than OpenBLAS on
+    Linux).
+    """
+    global _threads
+    blas = _openblas() if backend.name() == "numpy" and largest >= PAYS_SHARING else None
+    if blas is None or _threads > 1:
+        yield
+        return
+    get, put = blas
+    had = get()
+    try:
+        put(1)
+        _threads = had
+        yield
+    finally:
+        _threads = 1
+        put(had)
+
+
+@cache
+def _openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """How many threads NumPy's OpenBLAS uses, and how to change that; None if it has another library."""
+    with contextlib.suppress(OSError):
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "openblas" in line}
+        for path in sorted(mapped, key=lambda p: ("numpy" not in p, p)):
+            library: Any = ctypes.CDLL(path)
+            for name in (
+                "scipy_openblas_{}_num_threads64_",
+                "scipy_openblas_{}_num_threads",
+                "openblas_{}_num_threads",
+            ):
+                with contextlib.suppress(AttributeError):
+                    return getattr(library, name.format("get")), getattr(library, name.format("set"))
+    return None
+
+
+@cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "minipeft-rows")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork

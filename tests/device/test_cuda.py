@@ -1,0 +1,208 @@
+"""The GPU's own kernels, products and graphs, beside the compositions that they stand for. On a real GPU alone."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from minipeft.conformance import tiny
+from minipeft.engine import ops, value_and_grad
+from minipeft.engine.backend import to_device, to_host
+from minipeft.errors import Bad
+from minipeft.methods.lowrank.lora import LoRA
+from minipeft.run import attach
+from minipeft.train import SGD, AdamW, fit
+
+pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("device", ["cupy"], indirect=True)]
+UNIT = {np.float64: 2.0**-53, np.float32: 2.0**-24}
+DTYPES = [np.float64, np.float32]
+
+
+@pytest.fixture
+def cuda(device):
+    """The kernels, which the stand-in for CuPy has not."""
+    if device.__name__ != "cupy":
+        pytest.skip("kernels need CuPy")
+    from minipeft.engine import cuda
+
+    return cuda
+
+
+# --- products -----------------------------------------------------------------------------------------------------------
+
+
+def as_it_lies(a, how):
+    """The array with other strides: its last axes turned, its second axis last but one in memory, or with gaps."""
+    if how == "turned":
+        return np.swapaxes(np.ascontiguousarray(np.swapaxes(a, -1, -2)), -1, -2)
+    if how == "heads last" and a.ndim == 4:
+        return np.swapaxes(np.ascontiguousarray(np.swapaxes(a, 1, 2)), 1, 2)
+    if how == "gaps":
+        wide = np.zeros((*a.shape[:-1], a.shape[-1] + 3), a.dtype)
+        wide[..., : a.shape[-1]] = a
+        return wide[..., : a.shape[-1]]
+    return a
+
+
+def placed(a, how):
+    """The same on the device, with the same strides."""
+    lies = as_it_lies(a, how)
+    if how == "gaps":
+        return to_device(lies.base)[..., : a.shape[-1]]
+    if how == "turned":
+        return to_device(np.ascontiguousarray(lies.swapaxes(-1, -2))).swapaxes(-1, -2)
+    return to_device(np.ascontiguousarray(lies.swapaxes(1, 2))).swapaxes(1, 2) if how == "heads last" and a.ndim == 4 else to_device(lies)  # fmt: skip
+
+
+SHAPES = [((5, 7), (7, 6)), ((1, 7), (7, 1)), ((3, 4, 5, 7), (3, 4, 7, 6)), ((3, 4, 5, 7), (3, 1, 7, 6)), ((2, 1, 3, 5, 7), (2, 4, 1, 7, 6)),
+          ((4, 5, 1), (4, 1, 6)), ((0, 7), (7, 6)), ((5, 0), (0, 6))]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("lie", ["dense", "turned", "heads last", "gaps"])
+def test_products_of_any_layout(shapes, lie, dtype, cuda, measured):
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal(s).astype(dtype) for s in shapes)
+    want, cond = x.astype(np.float64) @ y, abs(x).astype(np.float64) @ abs(y)
+    for xs, ys in ((lie, "dense"), ("dense", lie), (lie, lie)):
+        got = to_host(cuda.product(placed(x, xs), placed(y, ys)))
+        ratio = (abs(got - want) / (UNIT[dtype] * cond + 1e-300)).max(initial=0.0)
+        measured("products", ratio, dtype)
+        assert got.dtype == dtype and ratio <= 8
+    z = rng.standard_normal(want.shape).astype(dtype)
+    for outs in ("dense", lie):
+        out = placed(z.copy(), outs)
+        cuda.product(placed(x, lie), placed(y, lie), out=out, alpha=0.5, beta=2.0)
+        assert (abs(to_host(out) - (0.5 * want + 2.0 * z)) <= 16 * UNIT[dtype] * (cond + 2 * abs(z))).all()
+
+
+def test_tensor_float_is_opt_in_and_bounded(cuda):
+    rng = np.random.default_rng(0)
+    x, y = (rng.standard_normal((256, 256)).astype(np.float32) for _ in range(2))
+    want, cond = x.astype(np.float64) @ y, abs(x).astype(np.float64) @ abs(y)
+    exact = abs(to_host(cuda.product(to_device(x), to_device(y))) - want) / cond
+    cuda.allow_tf32(True)
+    try:
+        rough = abs(to_host(cuda.product(to_device(x), to_device(y))) - want) / cond
+    finally:
+        cuda.allow_tf32(False)
+    assert exact.max() <= 8 * 2.0**-24
+    assert 8 * 2.0**-24 < rough.max() <= 4 * 2.0**-11  # each factor is rounded to 11 bits
+
+
+# --- kernels ------------------------------------------------------------------------------------------------------------
+
+
+def normal(*shape):
+    return np.random.default_rng(shape).standard_normal(shape)
+
+
+def causal(t):
+    return np.triu(np.full((t, t), -1e9), 1)[None, None]
+
+
+def turned(*shape):
+    angles = normal(*shape)
+    return np.cos(angles), np.sin(angles)
+
+
+OPS = {
+    "linear": (lambda x, W, b: ops.linear(x, W, b), [normal(3, 5, 14), normal(10, 14), normal(10)]),
+    "linear_lowrank": (lambda x, W, A, B, b: ops.linear_lowrank(x, W, A, B, b, s=1.5),
+                       [normal(3, 5, 14), normal(10, 14), normal(2, 14), normal(10, 2), normal(10)]),
+    "add_lowrank": (lambda y, x, A, B: ops.add_lowrank(y, x, A, B, s=1.5), [normal(3, 5, 10), normal(3, 5, 14), normal(2, 14), normal(10, 2)]),
+    "matmul": (lambda x, y: ops.matmul(x, y), [normal(3, 1, 5, 7), normal(1, 4, 7, 6)]),
+    "rms_norm": (lambda x, w: ops.rms_norm(x, w, eps=1e-5), [normal(3, 5, 777), normal(777)]),
+    "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-5), [normal(3, 5, 300), normal(300), normal(300)]),
+    "silu_mul": (lambda x, y: ops.silu_mul(x, y), [normal(3, 5, 77), normal(3, 5, 77) + 1]),
+    "gelu": (lambda x: ops.gelu(x), [normal(3, 5, 77)]),
+    "gelu_tanh": (lambda x: ops.gelu_tanh(x), [normal(3, 5, 77)]),
+    "rope": (lambda x: ops.rope(ops.swapaxes(x, a=1, b=2), **dict(zip(("cos", "sin"), constants(*turned(2, 1, 6, 4))))), [normal(2, 6, 5, 8)]),
+    "attention": (lambda q, k, v: ops.attention(q, k, v, constants(causal(6))[0], scale=0.3), [normal(3, 4, 6, 8), normal(3, 2, 6, 8), normal(3, 2, 6, 5)]),
+    "attention with a bias": (lambda q, k, v, b: ops.attention(q, k, v, b, scale=0.3),
+                              [normal(3, 4, 6, 8), normal(3, 4, 9, 8), normal(3, 4, 9, 8), normal(1, 4, 6, 9)]),
+    "long attention": (lambda q, k, v: ops.attention(q, k, v, constants(causal(1100))[0], scale=0.3),
+                       [normal(2, 4, 1100, 8), normal(2, 4, 1100, 8), normal(2, 4, 1100, 8)]),
+    "cross_entropy": (lambda x: ops.cross_entropy(x, labels=to_device(np.array([[3, -100, 49], [0, 7, 7]]))), [normal(2, 3, 50)]),
+}  # fmt: skip
+WORKS_IN = [np.float64]
+
+
+def constants(*arrays):
+    return [to_device(a.astype(WORKS_IN[0])) for a in arrays]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
+    f, arrays = OPS[name]
+
+    def computed(context, arrays, dtype):
+        WORKS_IN[0] = dtype
+        theta = {str(i): to_device(a.astype(dtype)) for i, a in enumerate(arrays)}
+
+        def total(theta):
+            y = f(*(theta[str(i)] for i in range(len(arrays))))
+            return ops.sum(y * constants(normal(*y.shape) if y.shape else np.ones(()))[0])
+
+        with context:
+            found, grads = value_and_grad(total)(theta)
+        return {"value": to_host(found)} | {k: to_host(g) for k, g in grads.items()}
+
+    exact = computed(cuda.composed(), arrays, np.float64)
+    nudged = [a * (1 + 2.0**-26 * np.random.default_rng(1).choice([-1.0, 1.0], a.shape)) for a in arrays]
+    there = computed(cuda.composed(), nudged, np.float64)
+    got = computed(contextlib.nullcontext(), arrays, dtype)
+    for k, want in exact.items():
+        cond = 4 * max(abs(want).max(), abs(there[k] - want).max() * 2.0**26)
+        ratio = abs(got[k] - want).max() / (UNIT[dtype] * cond)
+        measured("kernels", ratio, dtype)
+        assert got[k].dtype == dtype and ratio <= 8, (k, ratio)
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------------
+
+
+def model_and_batches(family="llama"):
+    model = tiny.model(family, np.float32)
+    adapted = attach(model, LoRA(r=2, targets="all-linear"))
+    return adapted, [tiny.example(model, seed=i) for i in range(3)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_training_by_a_graph_is_training(family, cuda, measured):
+    adapted, batches = model_and_batches(family)
+    settings = dict(steps=6, optimiser=AdamW(lr=1e-2, weight_decay=0.1), schedule="linear", warmup=2, clip=1.0)
+    eager, graph = fit(adapted, batches, **settings), fit(adapted, batches, **settings, graph=True)
+    assert np.allclose(graph.losses, eager.losses, rtol=1e-4)
+    assert graph.losses != sorted(graph.losses) and len(set(graph.losses)) == 6
+    for k, x in eager.adapted.theta.items():
+        off = abs(to_host(graph.adapted.theta[k]) - to_host(x)).max()
+        assert off <= 6 * 1e-2 * 1e-2, (k, off)  # a hundredth of what six steps may go
+    assert graph.adapted.model.digest() == adapted.model.digest()
+
+
+def test_what_a_graph_cannot_hold_is_one_line(cuda):
+    adapted, batches = model_and_batches()
+    with pytest.raises(Bad, match="a graph holds AdamW alone, found SGD"):
+        fit(adapted, batches, steps=1, optimiser=SGD(), graph=True)
+    dropping = attach(adapted.model, LoRA(r=2, dropout=0.1))
+    with pytest.raises(Bad, match="draws random numbers"):
+        fit(dropping, batches, steps=1, graph=True)
+
+
+def test_adamw_in_place_is_adamw(cuda, device):
+    rng = np.random.default_rng(0)
+    optimiser = AdamW(lr=1e-2, weight_decay=0.1)
+    theta = {"x": to_device(rng.standard_normal((5, 7)))}
+    state = optimiser.init(theta)
+    x, m, v = theta["x"].copy(), state["m/x"].copy(), state["v/x"].copy()
+    t, lr = to_device(np.zeros((), np.int32)), to_device(np.full((), 1e-2))
+    for step in range(1, 5):
+        g = to_device(rng.standard_normal((5, 7)))
+        theta, state = optimiser.step(theta, {"x": g}, state, step, {"x": 2e-2})
+        t += 1
+        cuda.adamw(x, g, m, v, t, lr, 2.0, optimiser)
+    for mine, other in ((x, theta["x"]), (m, state["m/x"]), (v, state["v/x"])):
+        assert (abs(to_host(mine) - to_host(other)) <= 32 * 2.0**-53 * abs(to_host(other)).max()).all()

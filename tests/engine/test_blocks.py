@@ -1,0 +1,116 @@
+"""Sharing the work out among threads changes no bit, and long attention in blocks equals attention in one."""
+
+import numpy as np
+import pytest
+
+from minipeft.engine import blocks, ops
+from minipeft.engine.gradcheck import gradcheck
+from minipeft.engine.tensor import value_and_grad
+
+
+def normal(*shapes, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def attended(q, k, v, bias):
+    return value_and_grad(lambda t: ops.sum(ops.attention(t["q"], t["k"], t["v"], bias, scale=0.3) * weights(q)))(
+        dict(q=q, k=k, v=v)
+    )
+
+
+def weights(q):
+    return np.cos(np.arange(q.size, dtype=q.dtype)).reshape(q.shape)
+
+
+def causal(t, dtype=np.float64):
+    hidden = np.finfo(dtype).min / 2
+    return np.where(np.tri(t, dtype=bool), 0, hidden).astype(dtype)[None, None]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("masked", ["no", "causal", "padded"])
+def test_attention_in_blocks_equals_attention_in_one(monkeypatch, groups, masked):
+    t = 70
+    q, k, v = normal((2, 4, t, 8), (2, groups, t, 8), (2, groups, t, 8))
+    bias = causal(t) if masked == "causal" else np.zeros((1, 1, t, t))
+    if masked == "padded":  # the first queries of a row see nothing
+        bias = np.minimum(causal(t), np.where(np.arange(t) < 5, causal(2)[0, 0, 0, 1], 0))
+    whole, one = attended(q, k, v, bias)
+    monkeypatch.setattr(ops, "KEPT", 1 << 10)
+    cut, many = attended(q, k, v, bias)
+    assert len(ops._query_blocks(2, t, t, ops._split_bias(bias, groups), q.dtype)) > 1
+    np.testing.assert_allclose(cut, whole, rtol=1e-12)
+    for name in one:
+        np.testing.assert_allclose(many[name], one[name], rtol=1e-10, atol=1e-12)
+
+
+def test_attention_in_blocks_has_the_gradient_of_finite_differences(monkeypatch):
+    monkeypatch.setattr(ops, "KEPT", 1 << 8)
+    t = 40
+    q, k, v, bias = normal((1, 2, t, 4), (1, 1, t, 4), (1, 1, t, 4), (1, 2, t, t))
+    gradcheck(lambda a: ops.sum(ops.attention(a["q"], a["k"], a["v"], scale=0.5) * weights(q)), dict(q=q, k=k, v=v))
+    gradcheck(lambda a: ops.sum(ops.attention(q, k, v, a["bias"], scale=0.5) * weights(q)), dict(bias=bias))
+
+
+def test_long_causal_attention_leaves_out_hidden_keys():
+    found = ops._query_blocks(1, 1024, 1024, ops._split_bias(causal(1024, np.float32), 1), np.float32)
+    assert [n for _, n in found] == [at.stop for at, _ in found]
+
+
+def test_sharing_changes_no_bit_of_the_rows(monkeypatch):
+    x, y = normal((1024, 512), (1024, 512), dtype=np.float32)
+    alone = ops.silu_mul(x, y)
+    monkeypatch.setattr(blocks, "_threads", 3)
+    np.testing.assert_array_equal(ops.silu_mul(x, y), alone)
+
+
+@pytest.mark.parametrize("op", ["linear_lowrank", "matmul", "attention"])
+def test_sharing_products_agrees_with_one_thread(monkeypatch, op):
+    x, W, A, B = normal((300, 64), (96, 64), (8, 64), (96, 8))
+    q = normal((2, 4, 32, 8))[0]
+    if op == "attention":
+        f, theta = lambda t: ops.sum(ops.attention(t["q"], q, q, scale=0.3) * weights(q)), dict(q=q)
+    elif op == "matmul":
+        f, theta = lambda t: ops.sum((t["x"] @ W.T) ** 2), dict(x=x)
+    else:
+        f = lambda t: ops.sum(ops.linear_lowrank(t["x"], W, t["A"], t["B"], s=2.0) ** 2)
+        theta = dict(x=x, A=A, B=B)
+    loss, grads = value_and_grad(f)(theta)
+    monkeypatch.setattr(blocks, "PAYS_FLOPS", 0)
+    with blocks.sharing_cores():
+        monkeypatch.setattr(blocks, "_threads", 3)
+        shared, found = value_and_grad(f)(theta)
+    np.testing.assert_allclose(shared, loss, rtol=1e-12)
+    for name in grads:
+        np.testing.assert_allclose(found[name], grads[name], rtol=1e-9, atol=1e-9)
+
+
+def test_the_forward_pass_alone_below_the_size_from_which_sharing_pays(monkeypatch):
+    """The backward pass has twice the operations, so only it is shared out."""
+    q = normal((2, 4, 32, 8))[0]
+    (loss, one), flops = attended(q, q, q, causal(32)), 2 * 2 * 4 * 32 * 32 * 16
+    monkeypatch.setattr(blocks, "PAYS_FLOPS", 1.5 * flops)
+    monkeypatch.setattr(blocks, "_threads", 2)
+    shared, two = attended(q, q, q, causal(32))
+    np.testing.assert_allclose(shared, loss, rtol=1e-12)
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-9, atol=1e-12)
+
+
+def test_an_error_in_a_block_is_raised(monkeypatch):
+    monkeypatch.setattr(blocks, "_threads", 2)
+
+    def f(at):
+        raise ValueError(f"rows {at.start}")
+
+    with pytest.raises(ValueError, match="rows"):
+        blocks.over_rows(f, 64, 1 << 24)
+
+
+def test_sharing_is_over_afterwards():
+    with blocks.sharing_cores():
+        pass
+    assert blocks._threads == 1
+    with blocks.sharing_cores(largest=1.0):
+        assert blocks._threads == 1
