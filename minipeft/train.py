@@ -341,7 +341,9 @@ class _NoChance:
     """In place of a generator where a step is recorded."""
 
     def __getattr__(self, name: str) -> Any:
-        raise Bad("graph: this training draws random numbers at every step, which a graph would repeat: set dropout to 0")
+        raise Bad(
+            "graph: this training draws random numbers at every step, which a graph would repeat: set dropout to 0"
+        )
 
 
 class _Watched(Batch):
@@ -361,7 +363,13 @@ class _Recorded:
     MOST = 16  # graphs
 
     def __init__(
-        self, adapted: Adapted, optimiser: Any, state: _State, factors: Mapping[str, float], clip: float | None, done: int
+        self,
+        adapted: Adapted,
+        optimiser: Any,
+        state: _State,
+        factors: Mapping[str, float],
+        clip: float | None,
+        done: int,
     ) -> None:
         if backend.name() != "cupy":
             raise Bad(f"graph: steps are recorded on the backend cupy alone, found {backend.name()}")
@@ -375,7 +383,9 @@ class _Recorded:
         state.theta = self.theta = {k: x.copy() for k, x in state.theta.items()}
         state.moments = self.moments = {k: x.copy() for k, x in state.moments.items()}
         self.t, self.lr, self.loss = xp.full((), done, xp.int32), xp.zeros((), xp.float64), xp.zeros((), xp.float64)
-        self.known: list[tuple[dict[str, np.ndarray], _Watched, Any]] = []  # what the host was asked, the batch, the graph
+        self.known: list[
+            tuple[dict[str, np.ndarray], _Watched, Any]
+        ] = []  # what the host was asked, the batch, the graph
 
     def step(self, micro: Sequence[Batch], lr: float) -> None:
         """One step; the loss is in `loss` afterwards."""
@@ -395,7 +405,9 @@ class _Recorded:
                 graph()
                 return
         if len(self.known) == self.MOST:
-            raise Bad(f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or train without graph")
+            raise Bad(
+                f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or train without graph"
+            )
         self._record(batch)
 
     def _record(self, batch: Batch) -> None:

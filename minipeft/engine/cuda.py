@@ -636,4 +636,3 @@ class Graph:
 
     def __call__(self) -> None:
         self.graph.launch(self.stream)
-
