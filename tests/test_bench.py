@@ -51,10 +51,17 @@ def test_profile_accounts_for_the_step_and_leaves_the_ops_alone():
 
 
 def test_sweep_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "LENGTHS", (8, 16))
-    monkeypatch.setattr(job, "RANKS", (1, 2))
+    """What is measured, a process each, other tests see; here what becomes of the numbers."""
+    asked = []
+
+    def measured(task, method, size, *rest):
+        asked.append(size)
+        return dict(task=task, method=method, size=size, ours_ms=len(asked), ours_peak=1e6)
+
+    monkeypatch.setattr(job, "_measure", measured)
     rows = job.sweep(None, tmp_path, 1, 2, None)
-    assert len(rows) == 4 and {p.name for p in tmp_path.iterdir()} == {
+    assert asked[:2] == ["M,t=64,b=1", "M,t=128,b=1"] and asked[-1] == "M,r=64"
+    assert len(rows) == len(job.LENGTHS) + len(job.RANKS) and {p.name for p in tmp_path.iterdir()} == {
         "speed.json",
         "speed_length.png",
         "speed_rank.png",

@@ -95,7 +95,7 @@ def test_every_method_has_settings_to_draw():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@settings(max_examples=5, phases=[Phase.generate])  # no shrinking: one example takes up to a second
+@settings(max_examples=3, phases=[Phase.generate])  # no shrinking: one example takes up to a second
 @given(data=st.data())
 def test_laws_hold_for_drawn_settings(name, data):
     drawn = {field: data.draw(choices, label=field) for field, choices in DRAWN[name].items()}
