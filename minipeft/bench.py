@@ -6,6 +6,9 @@ Llama-shaped models with tied heads and a gated feed-forward of width 4 d, or on
 peak of the process's resident set during a step, less what it held before the model was made. (IA)³ scales k, v and the
 input of the down projection on both sides. PEFT has no Houlsby adapters: a torch module of the same arithmetic stands in for
 them. `forward` and `generate` are of the base model alone.
+
+On a GPU our step is replayed as one CUDA graph, as by `fit(graph=True)`, and each side fetches its loss in every step. Memory is the
+most that arrays held at once, the model included: by CuPy's memory hook, and by torch's max_memory_allocated.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ SIZES = {
     "S": dict(d=64, layers=2, heads=4, t=64, b=8, vocab=128),
     "M": dict(d=256, layers=4, heads=4, t=128, b=8, vocab=512),
     "L": dict(d=512, layers=8, heads=8, t=128, b=8, vocab=4096),
+    "XL": dict(d=1024, layers=12, heads=16, t=512, b=8, vocab=4096),
     "GPT2": dict(d=768, layers=12, heads=12, t=128, b=2, vocab=50257),
 }
 METHODS = ("lora", "prefix_tuning", "oft", "dora", "ia3", "houlsby")
 TASKS = ("step", "forward", "generate")
-STEPS = {"S": 20, "M": 4, "L": 1, "GPT2": 1}  # of a turn
+STEPS = {"S": 20, "M": 4, "L": 1, "XL": 1, "GPT2": 1}  # of a turn
 PROMPT, NEW = 16, 64  # tokens of a generation, of one row
 LENGTHS, RANKS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64)
 
@@ -74,15 +78,16 @@ def our_model(size: str) -> Any:
     return Model(arch, {n: to_device(W) for n, W in params.items()}, family_names(arch))
 
 
-def our_step(size: str, method: str, task: str = "step") -> Callable[[], float]:
-    """A function that makes one step and returns the loss; or runs one of the other tasks."""
-    from minipeft.engine.backend import keep_freed_memory
+def our_step(size: str, method: str, task: str = "step", graph: bool = True) -> Callable[[], float]:
+    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by one, on a GPU."""
+    from minipeft.engine import backend
+    from minipeft.engine.backend import keep_freed_memory, to_host
     from minipeft.engine.blocks import sharing_cores
     from minipeft.method import method_class
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
     from minipeft.run import Adapted, attach
-    from minipeft.train import AdamW, largest_matrix
+    from minipeft.train import AdamW, Recorded, State, largest_matrix
 
     keep_freed_memory()
     s = settings(size)
@@ -97,7 +102,7 @@ def our_step(size: str, method: str, task: str = "step") -> Callable[[], float]:
 
         def forward() -> float:
             with sharing_cores(2 * largest_matrix(plain) * ids.size):
-                return float(plain.loss(None, inputs))
+                return float(to_host(plain.loss(None, inputs)))
 
         return forward
     made: dict[str, Any] = {"lora": dict(r=s["r"], targets="all-linear"), "dora": dict(r=s["r"], targets="all-linear"),
@@ -105,6 +110,15 @@ def our_step(size: str, method: str, task: str = "step") -> Callable[[], float]:
     adapted = attach(model, method_class(method)(**made.get(method, {})))
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
+    if graph and backend.name() == "cupy":
+        state = State(theta, optimiser.init(theta))
+        recorded = Recorded(adapted, optimiser, state, dict.fromkeys(theta, 1.0), None, 0)
+
+        def replay() -> float:
+            recorded.step([inputs], 1e-4)
+            return float(to_host(recorded.loss))
+
+        return replay
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
@@ -113,7 +127,7 @@ def our_step(size: str, method: str, task: str = "step") -> Callable[[], float]:
             loss, grads = adapted.value_and_grad(inputs, held["theta"], train=True)
         held["t"] += 1
         held["theta"], held["state"] = optimiser.step(held["theta"], grads, held["state"], held["t"], lr)
-        return float(loss)
+        return float(to_host(loss))
 
     return step
 
@@ -164,8 +178,10 @@ def peft_step(size: str, method: str, task: str = "step", compiled: bool = False
     import torch
 
     s = settings(size)
-    model = their_model(size)
-    ids = torch.randint(0, s["vocab"], (s["b"], s["t"]))
+    place = "cuda" if on_gpu() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(os.environ.get("MINIPEFT_TF32"))
+    model = their_model(size).to(place)
+    ids = torch.randint(0, s["vocab"], (s["b"], s["t"])).to(place)
     if task == "generate":
         model.eval().generation_config.eos_token_id = None
         prompt, asked = ids[:1, :PROMPT], dict(max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
@@ -187,7 +203,7 @@ def peft_step(size: str, method: str, task: str = "step", compiled: bool = False
         "ia3": lambda: peft.IA3Config(target_modules=["k_proj", "v_proj", *downs], feedforward_modules=downs),
     }
     model = with_bottlenecks(model) if method == "houlsby" else peft.get_peft_model(model, made[method]())
-    model.train()
+    model.to(place).train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     model = torch.compile(model) if compiled else model
 
@@ -204,6 +220,11 @@ def peft_step(size: str, method: str, task: str = "step", compiled: bool = False
 # --- a worker process -------------------------------------------------------------------------------------------------
 
 
+def on_gpu() -> bool:
+    """Whether this process measures on a GPU."""
+    return os.environ.get("MINIPEFT_BACKEND") == "cupy"
+
+
 def _resident(field: str) -> int:
     """VmRSS or VmHWM of this process, in bytes; 0 where the system has no /proc."""
     try:
@@ -213,6 +234,24 @@ def _resident(field: str) -> int:
     except OSError:
         pass
     return 0
+
+
+def _peak_of_process() -> Callable[[], int]:
+    before = _resident("VmRSS")
+    return lambda: _resident("VmHWM") - before
+
+
+def _peak_of_arrays(side: str) -> Callable[[], int]:
+    if side != "ours":
+        import torch
+
+        return lambda: torch.cuda.max_memory_allocated()
+    from minipeft.engine import backend
+
+    backend.name()
+    from minipeft.engine.cuda import watched_memory
+
+    return watched_memory()
 
 
 def worker(side: str, size: str, method: str, task: str = "step") -> None:
@@ -225,13 +264,13 @@ def worker(side: str, size: str, method: str, task: str = "step") -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()
-    before = _resident("VmRSS")
+    peak = _peak_of_arrays(side) if on_gpu() else _peak_of_process()
     step = our_step(size, method, task) if side == "ours" else peft_step(size, method, task, side == "compiled")
     step()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     step()
-    about = {"peak": _resident("VmHWM") - before, "loss": step()}
+    about = {"peak": peak(), "loss": step()}
     if side == "ours":
         about["gflops"] = matrix_rate()
     print(json.dumps(about), flush=True)
@@ -246,11 +285,26 @@ def worker(side: str, size: str, method: str, task: str = "step") -> None:
 
 def matrix_rate(n: int = 1024, seconds: float = 1.0) -> float:
     """GFLOP/s of an n × n float32 matrix product here: the best of one second."""
-    a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+    if on_gpu():
+        from minipeft.engine.cuda import product, xp
+
+        n = 8192
+        x, out = xp.ones((n, n), xp.float32), xp.empty((n, n), xp.float32)
+
+        def once() -> None:
+            product(x, x, out=out)
+            xp.cuda.Device().synchronize()
+    else:
+        a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+
+        def once() -> None:
+            a @ a
+
+    once()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
-        a @ a
+        once()
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best / 1e9
 
@@ -456,7 +510,7 @@ def profile(size: str, method: str, steps: int = 5) -> list[dict]:
 
         return call
 
-    step = our_step(size, method)
+    step = our_step(size, method, graph=False)
     step()
     known = {name: f for name, f in tensor.OPS.items() if getattr(ops, name, None) is f}
     kept = tensor._accumulate, AdamW.step

@@ -642,7 +642,7 @@ def bench(
     against: Annotated[
         str | None, typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")
     ] = None,
-    size: Annotated[Optional[list[str]], typer.Option(help="S, M, L or GPT2 (default: S, M and L).")] = None,  # noqa: UP045
+    size: Annotated[Optional[list[str]], typer.Option(help="S, M, L, XL or GPT2 (default: S, M and L).")] = None,  # noqa: UP045
     method: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="lora, prefix_tuning, oft, dora, ia3, houlsby (default: all; of GPT2 lora alone)."),
@@ -652,6 +652,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,
     sweep: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
@@ -663,8 +664,12 @@ def bench(
 
     Example: [bold]minipeft bench --against peft --size M --method lora[/bold]
     """
+    import os
+
     from minipeft import bench as job
 
+    if tf32:
+        os.environ["MINIPEFT_TF32"] = "1"
     console = _console(stderr=True)
     if profile:
         found = job.profile((size or ["M"])[0], (method or ["lora"])[0])

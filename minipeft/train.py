@@ -207,7 +207,7 @@ class Trained:
 
 
 @dataclass
-class _State:
+class State:
     theta: Arrays
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
@@ -280,7 +280,7 @@ def fit(
     theta = dict(adapted.theta)
     if not theta:
         raise Bad("nothing to train: no adapter in use has trained arrays")
-    state = _State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
+    state = State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
     factors = {f"{a.name}/{k}": _factor(a, k) for a in adapted.in_use for k in a.trained}
     done, identity = 0, {}
     if checkpoint is not None:
@@ -288,7 +288,7 @@ def fit(
         identity = _identity(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
         if Path(checkpoint).exists():
             done = _restore(Path(checkpoint), state, identity)
-    recorded = _Recorded(adapted, optimiser, state, factors, clip, done) if graph else None
+    recorded = Recorded(adapted, optimiser, state, factors, clip, done) if graph else None
     largest = largest_matrix(adapted)
     tokens, started = 0, time.perf_counter()
     for t in range(done + 1, steps + 1):
@@ -315,7 +315,7 @@ def fit(
 def _one(
     adapted: Adapted,
     micro: Sequence[Batch],
-    state: _State,
+    state: State,
     optimiser: Any,
     factors: Mapping[str, float],
     at: tuple,
@@ -357,7 +357,7 @@ class _Watched(Batch):
         """Done before, for every batch that is copied here."""
 
 
-class _Recorded:
+class Recorded:
     """The steps of a training as CUDA graphs: one for all batches that look alike to the host. All arrays stay in place."""
 
     MOST = 16  # graphs
@@ -366,7 +366,7 @@ class _Recorded:
         self,
         adapted: Adapted,
         optimiser: Any,
-        state: _State,
+        state: State,
         factors: Mapping[str, float],
         clip: float | None,
         done: int,
@@ -447,7 +447,7 @@ def _factor(adapter: Adapter, key: str) -> float:
     return adapter.at.get(site, adapter.method).lr(name)  # "": the shared site is the method's own
 
 
-def _hook(which: str, adapted: Adapted, state: _State, grads: Arrays, t: int, total: int) -> Arrays:
+def _hook(which: str, adapted: Adapted, state: State, grads: Arrays, t: int, total: int) -> Arrays:
     """Let every method see the step; returns the gradients, and writes changed arrays into the state."""
     for a in adapted.in_use:
         if getattr(type(a.method), which) is getattr(Method, which):
@@ -486,7 +486,7 @@ def _identity(adapted: Adapted, data: Sequence[Batch], optimiser: Any, *settings
     }
 
 
-def _save(path: Path, state: _State, identity: dict[str, str], t: int) -> None:
+def _save(path: Path, state: State, identity: dict[str, str], t: int) -> None:
     from minipeft.checkpoints.files import write_tensors
 
     tensors = {f"theta:{k}": v for k, v in state.theta.items()} | {f"moments:{k}": v for k, v in state.moments.items()}
@@ -496,7 +496,7 @@ def _save(path: Path, state: _State, identity: dict[str, str], t: int) -> None:
     write_tensors(path, host, {"training": json.dumps(identity | {"step": t}, sort_keys=True)})
 
 
-def _restore(path: Path, state: _State, identity: dict[str, str]) -> int:
+def _restore(path: Path, state: State, identity: dict[str, str]) -> int:
     """Fill the state from a file and return the step it was written after. Raises `Bad` if it belongs to another training."""
     from minipeft.checkpoints.files import read_header, read_tensors
 

@@ -161,6 +161,7 @@ def run(
         about = _info(name, info) | dict(strict=strict)
     except Broken as why:
         raise Bad(f"implementation {name}: it does not start: {why}") from None
+    jobs = max(1, min(jobs, len(chosen.cases) // 40))  # starting a library can take longer than its cases
     shares = [list(chosen.cases[i::jobs]) for i in range(jobs)]
 
     def work(share: list[Case], program: Program | None) -> list[Result]:

@@ -609,6 +609,25 @@ def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: f
     _spread("adamw", x, x.size, args)
 
 
+def watched_memory() -> Callable[[], int]:
+    """From now on CuPy's arrays are counted: a function that tells the most bytes that were held at once."""
+
+    class Counter(xp.cuda.MemoryHook):
+        name = "counter"
+        held = most = 0
+
+        def malloc_postprocess(self, **about: Any) -> None:
+            self.held += about["mem_size"]
+            self.most = max(self.most, self.held)
+
+        def free_preprocess(self, **about: Any) -> None:
+            self.held -= about["mem_size"]
+
+    counter = Counter()
+    counter.__enter__()
+    return lambda: counter.most
+
+
 class Graph:
     """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
 
