@@ -219,6 +219,7 @@ def train(
     schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0)] = 10,
     seed: Annotated[int, typer.Option()] = 0,
+    graph: Annotated[bool, typer.Option("--graph", help="On a GPU: replay each step as one CUDA graph.")] = False,
     backend: Backend = None,
 ) -> None:
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
@@ -241,7 +242,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with bar:
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=out / "training.safetensors", progress=update)  # fmt: skip
+                   seed=seed, checkpoint=out / "training.safetensors", graph=graph, progress=update)  # fmt: skip
     save_adapter(done.adapted, out)
     loss, accuracy = job.judge(done.adapted, task.test)
     print(
