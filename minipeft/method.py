@@ -244,6 +244,12 @@ class Method:
 
     # --- facts
 
+    @property
+    def intervenes(self) -> bool:
+        """Whether `after_backward` or `after_step` may change something."""
+        own = type(self)
+        return (own.after_backward, own.after_step) != (Method.after_backward, Method.after_step)
+
     def sizes(self, site: Site) -> dict[str, int]:
         """Symbols of the docstring's table and Size line at this site, beyond the fields and the site's own shape."""
         return {}

@@ -349,12 +349,23 @@ class _NoChance:
 class _Watched(Batch):
     """A batch whose arrays a graph reads; it remembers what the model asked the host about it."""
 
+    facts: dict[tuple[str, str], Any]  # set when it is made
+
     def host(self, name: str) -> np.ndarray:
-        self.asked.add(name)  # type: ignore[attr-defined]
-        return super().host(name)
+        self.facts["is", name] = super().host(name)
+        return self.facts["is", name]
+
+    def ask(self, what: str, name: str) -> Any:
+        self.facts[what, name] = getattr(super().host(name), what)()
+        return self.facts[what, name]
 
     def check(self, arch: Any, past: int = 0) -> None:
         """Done before, for every batch that is copied here."""
+
+
+def _still(batch: Batch, what: str, name: str, fact: Any) -> bool:
+    """Whether the host would be told the same of another batch."""
+    return np.array_equal(batch.host(name), fact) if what == "is" else bool(batch.ask(what, name) == fact)
 
 
 class Recorded:
@@ -376,16 +387,13 @@ class Recorded:
         if type(optimiser) is not AdamW:
             raise Bad(f"graph: a graph holds AdamW alone, found {type(optimiser).__name__}")
         for a in adapted.in_use:
-            for which in ("after_backward", "after_step"):
-                if getattr(type(a.method), which) is not getattr(Method, which):
-                    raise Bad(f"graph: {a.method.name} changes its arrays between steps, which a graph cannot")
+            if a.method.intervenes:
+                raise Bad(f"graph: {a.method.name} changes its arrays between steps, which a graph cannot")
         self.adapted, self.optimiser, self.factors, self.clip = adapted, optimiser, factors, clip
         state.theta = self.theta = {k: x.copy() for k, x in state.theta.items()}
         state.moments = self.moments = {k: x.copy() for k, x in state.moments.items()}
         self.t, self.lr, self.loss = xp.full((), done, xp.int32), xp.zeros((), xp.float64), xp.zeros((), xp.float64)
-        self.known: list[
-            tuple[dict[str, np.ndarray], _Watched, Any]
-        ] = []  # what the host was asked, the batch, the graph
+        self.known: list[tuple[_Watched, Any]] = []  # a batch in place, and the graph that reads it
 
     def step(self, micro: Sequence[Batch], lr: float) -> None:
         """One step; the loss is in `loss` afterwards."""
@@ -394,12 +402,12 @@ class Recorded:
         (batch,) = micro
         batch.check(self.adapted.model.arch)
         self.lr.fill(lr)
-        for facts, held, graph in self.known:
+        for held, graph in self.known:
             given = batch.arrays
             alike = given.keys() == held.arrays.keys() and all(
                 x.shape == held.arrays[k].shape and x.dtype == held.arrays[k].dtype for k, x in given.items()
             )
-            if alike and all(np.array_equal(batch.host(k), fact) for k, fact in facts.items()):
+            if alike and all(_still(batch, *what, fact) for what, fact in held.facts.items()):
                 for k, x in given.items():
                     held.arrays[k][...] = x
                 graph()
@@ -417,7 +425,7 @@ class Recorded:
         held = _Watched(**{k: x.copy() for k, x in batch.arrays.items()})
         known = {k: (getattr(held, k), batch.host(k)) for k in held.arrays if k in batch.made_of}
         object.__setattr__(held, "made_of", known)
-        object.__setattr__(held, "asked", set())
+        object.__setattr__(held, "facts", {})
         before = [(x, x.copy()) for x in (*self.theta.values(), *self.moments.values(), self.t)]
 
         def step() -> None:
@@ -430,10 +438,10 @@ class Recorded:
                 cuda.adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
             self.loss[...] = loss
 
-        graph = cuda.Graph(step, self.known[0][2].pool if self.known else None)
+        graph = cuda.Graph(step, self.known[0][1].pool if self.known else None)
         for x, was in before:  # what was made before the recording was a rehearsal
             x[...] = was
-        self.known.append(({k: batch.host(k) for k in held.asked}, held, graph))  # type: ignore[attr-defined]
+        self.known.append((held, graph))
         graph()
 
 

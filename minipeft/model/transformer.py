@@ -410,9 +410,9 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
         t = (ids if embeds is None else embeds).shape[1]
         mask = getattr(batch, mask_name)
-        mask = None if mask is None or batch.host(mask_name).all() else mask.astype(bool)
+        mask = None if mask is None or batch.ask("all", mask_name) else mask.astype(bool)
         if given.get("positions") is not None:
-            given["furthest"] = int(batch.host("position_ids").max())
+            given["furthest"] = int(batch.ask("max", "position_ids"))
         return Tokens(t, mask, past=past if prefix == "" else 0, offset=run.offset(prefix), **given)
 
     if arch.patch:

@@ -111,7 +111,12 @@ def test_values_and_gradients_of_ops_equal_numpys(device, name, dtype, measured)
             if name == "attention":  # p (∂ − Σ p ∂), a difference, next to nothing over one or two keys
                 q, k, v = (abs(a.astype(np.float64)).max(initial=0) for a in case.args[:3])
                 slope = abs(cotangent).max(initial=0) * v * case.args[2].shape[-1] * case.constants["scale"]
-                return {"0": slope * k * case.args[1].shape[2], "1": slope * q * case.args[0].shape[2]}
+                sums = {
+                    "0": k * case.args[1].shape[2],
+                    "1": q * case.args[0].shape[2],
+                    "3": 1 / case.constants["scale"],
+                }
+                return {name: slope * size for name, size in sums.items() if name in want}
             if name not in ("layer_norm", "rms_norm"):
                 return {}
             x, w = case.args[0].astype(np.float64), case.args[1]  # the gradient of few numbers is a difference of such

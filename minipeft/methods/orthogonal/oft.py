@@ -126,6 +126,10 @@ class OFT(Method):
         """(x R) Wᵀ + b: rotates what goes in, or what a lookup gives."""
         return base(rotate(x, self.rotation(Q))) if Q_emb is None else rotate(base(x), self.rotation(Q_emb))
 
+    @property
+    def intervenes(self) -> bool:
+        return self.coft
+
     def after_step(self, step: Step) -> None:
         if self.coft:
             for arrays in step.theta.values():
