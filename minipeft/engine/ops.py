@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 from minipeft.engine import backend
@@ -557,26 +558,28 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
 
     Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, with the halves paired as in Llama.
     """
+    b, h, t, d = x.shape
 
-    half = x.shape[-1] // 2
-    cos2 = xp.concatenate([cos, cos], axis=-1)
-    sin2 = xp.concatenate([-sin, sin], axis=-1)
+    def table(lo: Array, hi: Array) -> Array:  # (·, t, h, d): for every head, so that whole rows are multiplied
+        one = xp.swapaxes(xp.concatenate([lo, hi], axis=-1), 1, 2)
+        return xp.ascontiguousarray(xp.broadcast_to(one, (len(one), t, h, d)))
 
-    def rotate(x: Array, sin2: Array) -> Array:
-        y = xp.empty_like(x)
+    cos2, sin2 = table(cos, cos), table(-sin, sin)
+
+    def rotate(x: Array, by: Callable) -> Array:
+        y = _heads_last(b, t, h, d, x.dtype)
+        rows, made = xp.swapaxes(x, 1, 2), xp.swapaxes(y, 1, 2)
 
         def part(at: slice) -> None:  # of the positions
-            own, c, s = x[:, :, at], cos2[:, :, at], sin2[:, :, at]
-            other = xp.empty_like(own)
-            xp.multiply(own[..., half:], s[..., :half], out=other[..., :half])
-            xp.multiply(own[..., :half], s[..., half:], out=other[..., half:])
-            other += xp.multiply(own, c, out=y[:, :, at])
-            y[:, :, at] = other
+            own, sines = rows[:, at], sin2[:, at]
+            exchanged = own.reshape(*own.shape[:-1], 2, d // 2)[..., ::-1, :]  # its halves
+            other = (exchanged * sines.reshape(*sines.shape[:-1], 2, d // 2)).reshape(own.shape)
+            by(xp.multiply(own, cos2[:, at], out=made[:, at]), other, out=made[:, at])
 
-        over_rows(part, x.shape[2], x.nbytes)
+        over_rows(part, t, x.nbytes)
         return y
 
-    return rotate(x, sin2), (lambda g: rotate(g, -sin2),)
+    return rotate(x, xp.add), (lambda g: rotate(g, xp.subtract),)
 
 
 @op
