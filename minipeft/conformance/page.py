@@ -48,7 +48,7 @@ function apply(){for(const r of rows())r.hidden=!shown.has(r.dataset.outcome);
 for(const d of document.querySelectorAll("details.cell"))d.hidden=![...d.querySelectorAll("tr[data-outcome]")].some(r=>!r.hidden)}
 for(const b of document.querySelectorAll(".chips button"))b.onclick=()=>{const o=b.dataset.o;
 shown.has(o)?shown.delete(o):shown.add(o);b.setAttribute("aria-pressed",shown.has(o));apply()};
-for(const a of document.querySelectorAll(".matrix a"))a.onclick=()=>{const d=document.getElementById(a.hash.slice(1));
+for(const a of document.querySelectorAll('a[href^="#"]'))a.onclick=()=>{const d=document.getElementById(a.hash.slice(1));
 if(d){d.hidden=false;d.open=true}};
 for(const b of document.querySelectorAll(".chips button"))b.setAttribute("aria-pressed",shown.has(b.dataset.o));apply();
 if(location.hash){const d=document.getElementById(location.hash.slice(1));if(d)d.open=true}
@@ -71,13 +71,14 @@ def html(results: Sequence[Result], cases: Mapping[str, Case], about: Mapping[st
         if n
     )
     parts = "".join(_details(m, n, cells[m, n], cases) for m in methods for n in names if (m, n) in cells)
+    code = "".join(_code(m) for m in methods)
     facts = ", ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in about.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Who computes what</title><style>{STYLE}</style></head><body><h1>Who computes what</h1>"
         f'<p class="lead">{len(results)} judgements of minipeft verify; {facts}. A cell opens to its cases.</p>'
         f'<div class="scroll"><table class="matrix"><thead><tr><th>method</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<div class="chips" role="group" aria-label="outcomes">{chips}</div>{parts}<script>{SCRIPT}</script></body></html>\n'
+        f'<div class="chips" role="group" aria-label="outcomes">{chips}</div>{parts}<h2>The reference</h2>{code}<script>{SCRIPT}</script></body></html>\n'
     )
 
 
@@ -106,7 +107,8 @@ def _details(method: str, name: str, results: Sequence[Result], cases: Mapping[s
     rows = "".join(_row(r) for r in results)
     return (
         f'<details class="cell {_css(word)}" id="{_anchor(method, name)}"><summary>{escape(method)} in {escape(name)} '
-        f"<small>{count} as wanted</small></summary>{equation}{_code(method)}"
+        f"<small>{count} as wanted</small></summary>{equation}"
+        f'<p><a href="#code-{escape(method)}">{escape(method)}.py, the reference</a></p>'
         f'<table class="checks"><thead><tr><th>case</th><th>outcome</th><th>err/(u·cond)</th><th>what</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></details>"
     )
@@ -144,4 +146,4 @@ def _code(method: str) -> str:
     if method not in METHODS:
         return ""
     source = inspect.getsource(sys.modules[METHODS[method].__module__])
-    return f"<details><summary>{escape(method)}.py <small>the reference</small></summary><pre>{escape(source)}</pre></details>"
+    return f'<details id="code-{escape(method)}"><summary>{escape(method)}.py</summary><pre>{escape(source)}</pre></details>'
