@@ -82,7 +82,7 @@ class Case:
     files: Mapping[str, bytes] = field(default_factory=dict)  # of adapter/
     source: str = ""
     equation: str = ""
-    since: str = "0.2"
+    since: str = "0.1"
     seed: int = 0
     folder: Path | None = None
     dtype: Any = np.float64  # that the implementation is to compute in
