@@ -208,6 +208,8 @@ class Trained:
 
 @dataclass
 class State:
+    """What the steps of a training change: the trained arrays, the optimiser's moments, what methods keep, the losses."""
+
     theta: Arrays
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
@@ -296,9 +298,7 @@ def fit(
         base = optimiser.lr * rate(schedule, t, steps, warmup)
         if recorded is not None:
             recorded.step(micro, base)
-            loss = float(to_host(recorded.loss))
-            if not math.isfinite(loss):
-                raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+            loss = _finite(recorded.loss, t)
         else:
             loss = _one(adapted, micro, state, optimiser, factors, (base, clip, seed, t, steps), largest)
         state.losses.append(loss)
@@ -310,6 +310,14 @@ def fit(
     seconds = time.perf_counter() - started
     used = sum(m.nbytes for m in state.moments.values())
     return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
+
+
+def _finite(value: Any, t: int) -> float:
+    """The loss of step t, fetched. Raises `Bad` if it is not finite."""
+    loss = float(to_host(value))
+    if not math.isfinite(loss):
+        raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+    return loss
 
 
 def _one(
@@ -325,9 +333,7 @@ def _one(
     base, clip, seed, t, steps = at
     with sharing_cores(2 * largest * max(b.tokens for b in micro)):
         value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t))
-    loss = float(to_host(value))
-    if not math.isfinite(loss):
-        raise Bad(f"step {t}: the loss is {loss}; lower the learning rate or clip the gradients")
+    loss = _finite(value, t)
     grads = _hook("after_backward", adapted, state, grads, t, steps)
     if clip is not None:
         grads = clipped(grads, clip)

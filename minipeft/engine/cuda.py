@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.engine.backend import xp
+from minipeft.engine.ops import _check_labels, _heads_last, _rows
 from minipeft.engine.tensor import FUSED
 
 Array = Any
@@ -328,10 +329,6 @@ def install(on: bool) -> None:
     FUSED.update(KERNELS if on else {})
 
 
-def _rows(x: Array) -> Array:
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
 @fused
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     x2 = _rows(x)
@@ -505,10 +502,6 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
     return y, (lambda g: turned(g, _heads_last(b, t, h, d, x.dtype), -1.0),)
 
 
-def _heads_last(b: int, t: int, h: int, d: int, dtype: Any) -> Array:
-    return xp.swapaxes(xp.empty((b, t, h, d), dtype), 1, 2)
-
-
 KEPT = 32 << 20  # bytes of attention weights that are kept for the backward pass; more are computed again
 
 
@@ -572,8 +565,8 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: 
     x = xp.ascontiguousarray(logits.reshape(-1, V))
     y = xp.ascontiguousarray(labels.reshape(-1)).astype("int64", copy=False)
     kept = y != ignore
-    if not checked and not bool(((y >= 0) & (y < V) | ~kept).all()):
-        raise ValueError(f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y.min())} … {int(y.max())}")
+    if not checked:
+        _check_labels(y, V, ignore)
     count = xp.maximum(kept.sum(), 1).astype(x.dtype)
     lse, each = xp.empty(len(x), x.dtype), xp.empty(len(x), x.dtype)
     _run("entropy_forward", x, len(x), (x, y, ignore, lse, each, V), V)

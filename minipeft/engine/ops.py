@@ -687,8 +687,8 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: 
     V = logits.shape[-1]
     x, y = logits.reshape(-1, V), labels.reshape(-1)
     kept = y != ignore
-    if not checked and not bool(((y >= 0) & (y < V) | ~kept).all()):
-        raise ValueError(f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y.min())} … {int(y.max())}")
+    if not checked:
+        _check_labels(y, V, ignore)
     n = xp.maximum(kept.sum(), 1).astype(x.dtype)
     rows = xp.arange(len(y))
     y = xp.where(kept, y, 0)
@@ -725,6 +725,12 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: 
 def _rows(x: Array) -> Array:
     """x (..., n) as a matrix (·, n); the row count is spelled out because -1 is ambiguous where n is 0."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
+
+
+def _check_labels(y: Array, V: int, ignore: int) -> None:
+    """Raise ValueError for labels outside 0 … V−1 that are not `ignore`. Waits for a device."""
+    if not bool(((y >= 0) & (y < V) | (y == ignore)).all()):
+        raise ValueError(f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y.min())} … {int(y.max())}")
 
 
 def _product(x: Array, y: Array) -> Array:
