@@ -589,10 +589,11 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
         rows, made = xp.swapaxes(x, 1, 2), xp.swapaxes(y, 1, 2)
 
         def part(at: slice) -> None:  # of the positions
-            own, sines = rows[:, at], sin2[:, at]
-            exchanged = own.reshape(*own.shape[:-1], 2, d // 2)[..., ::-1, :]  # its halves
-            other = (exchanged * sines.reshape(*sines.shape[:-1], 2, d // 2)).reshape(own.shape)
-            by(xp.multiply(own, cos2[:, at], out=made[:, at]), other, out=made[:, at])
+            own, y = rows[:, at], made[:, at]
+            other = xp.empty(own.shape, own.dtype)  # the halves exchanged
+            other[..., : d // 2], other[..., d // 2 :] = own[..., d // 2 :], own[..., : d // 2]
+            other *= sin2[:, at]
+            by(xp.multiply(own, cos2[:, at], out=y), other, out=y)
 
         over_rows(part, t, x.nbytes)
         return y
