@@ -546,7 +546,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     return y.reshape(*x.shape[:-1], out), vjp
 
 
-CHANGED = 256  # rows of a changed W that are held at once
+CHANGED = 512  # rows of a changed W that are held at once
 
 
 @op
@@ -609,9 +609,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     Returns (b, h, t, d), laid out so that joining the heads copies nothing.
 
     Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
-    adding whole rows. Long sequences are computed in blocks of queries; then the weights p are not kept: the largest score and
-    the sum are, and the backward pass computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). A
-    block leaves out the keys at the end that the bias hides from all its queries.
+    adding whole rows. Sequences are computed in blocks of queries, each without the keys at the end that the bias hides from
+    all of it. Of a long sequence the weights p are not kept: the largest score and the sum are, and the backward pass
+    computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1).
     """
     b, h, t, d = q.shape
     groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype
@@ -627,15 +627,15 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     bias5 = None if bias is None else _split_bias(bias, groups)
     blocks = _query_blocks(b * shared, t, s, bias5, dtype)
     turned = None if bias5 is None else _turned(bias5)
-    one = len(blocks) == 1
-    kept = xp.empty((b, groups, shared, s, t), dtype) if one else None  # p
+    kept = [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks] if t * s <= KEPT else None  # p
     top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
 
-    def weights(of: slice, at: slice, n: int, known: bool) -> Array:
-        """p of some groups and queries over the first n keys, (b, groups, h/g, n, queries); fills top and total unless known."""
+    def weights(of: slice, block: int, known: bool) -> Array:
+        """p of some groups in a block of queries, (b, groups, h/g, n, queries); fills top and total unless known."""
+        at, n = blocks[block]
         queries = xp.swapaxes(q5[:, of, :, at], -1, -2)
-        p = xp.matmul(k5[:, of, :, :n], queries, out=None if kept is None else kept[:, of])
+        p = xp.matmul(k5[:, of, :, :n], queries, out=None if kept is None else kept[block][:, of])
         if turned is not None:
             p += turned[
                 :,
@@ -654,8 +654,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         return p
 
     def forward(of: slice) -> None:
-        for at, n in blocks:
-            p = weights(of, at, n, known=False)
+        for block, (at, n) in enumerate(blocks):
+            p = weights(of, block, known=False)
             xp.matmul(xp.swapaxes(p, -1, -2), v5[:, of, :, :n], out=o5[:, of, :, at])
 
     over_products(forward, groups, flops, count=groups)
@@ -670,15 +670,13 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         g5 = split(g)
 
         def backward(of: slice) -> None:
-            for a in (gk, gv):
-                if a is not None and not one:
-                    a[:, of] = 0
-            for at, n in blocks:
-                p, gn = weights(of, at, n, known=True) if kept is None else kept[:, of], g5[:, of, :, at]
+            fresh = True  # nothing is in gk and gv yet
+            for block in reversed(range(len(blocks))):  # the last has all keys
+                at, n = blocks[block]
+                p = weights(of, block, known=True) if kept is None else kept[block][:, of]
+                gn = g5[:, of, :, at]
                 if gv is not None:
-                    _add_grouped(gv[:, of, :n], p, gn, one)
-                if gq5 is None and gk is None and gbias5 is None:
-                    continue
+                    _add_grouped(gv[:, of, :n], p, gn, fresh)
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
                 gs -= _dot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
                 gs *= p
@@ -688,7 +686,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                     xp.matmul(xp.swapaxes(gs, -1, -2), k5[:, of, :, :n], out=gq5[:, of, :, at])
                     gq5[:, of, :, at] *= factor
                 if gk is not None:
-                    _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], one)
+                    _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], fresh)
+                fresh = False
 
         over_products(backward, groups, 2 * flops, count=groups)
         return gq, gk, gv, gbias
@@ -791,8 +790,9 @@ def _lowrank_grads(
             if wanted[0]:
                 gA = _plus(gA, gh.T @ x[rows])
         if wanted[1]:
-            gB = _plus(gB, g[rows].T @ (s * (x[rows] @ A.T) if h is None else h[rows]))
-    return gA, gB
+            own = s * (x[rows] @ A.T) if h is None else h[rows]
+            gB = _plus(gB, own.T @ g[rows])
+    return gA, None if gB is None else gB.T
 
 
 def _plus(total: Array | None, more: Array) -> Array:
@@ -865,6 +865,7 @@ def _add_grouped(out: Array, p: Array, g: Array, fresh: bool) -> None:
 
 
 KEPT = 1 << 18  # queries × keys of a head up to which attention keeps its weights for the backward pass
+QUERIES = 64  # in a block where they are kept
 
 
 def _split_bias(bias: Array, groups: int) -> Array:
@@ -881,19 +882,21 @@ def _turned(bias: Array) -> Array:
 
 def _query_blocks(heads: int, t: int, s: int, bias: Array | None, dtype: Any) -> list[tuple[slice, int]]:
     """Blocks of queries, each with the number of keys that it needs: those after them are hidden from all its queries."""
-    if t * s <= KEPT:
-        return [(slice(0, t), s)]
-    size = builtins.max(32, KEPT // (heads * s))
+    kept = t * s <= KEPT
+    whole = [(slice(0, t), s)]
+    # (looked up on the host alone: a GPU would have to be waited for)
+    looks = backend.name() == "numpy" and bias is not None and builtins.min(bias.shape[3:]) > 1
+    if kept and (t <= QUERIES or not looks):
+        return whole
     blocks = []
-    for i in range(0, t, size):
-        at, n = slice(i, builtins.min(i + size, t)), s
-        # (looked up on the host alone: a GPU would have to be waited for)
-        if backend.name() == "numpy" and bias is not None and builtins.min(bias.shape[3:]) > 1:
+    for at in pieces(slice(0, t), QUERIES if kept else builtins.max(32, KEPT // (heads * s))):
+        n = s
+        if looks and at.stop < t:  # the last has every key: it is where their gradients begin
             seen = bias[:, :, :, at] > float(xp.finfo(dtype).min) / 4
             if bool(seen.any(axis=-1).all()):  # a query that sees nothing weighs all keys alike
                 n = s - int(seen.any(axis=(0, 1, 2, 3))[::-1].argmax())
         blocks.append((at, n))
-    return blocks
+    return whole if kept and all(n == s for _, n in blocks) else blocks
 
 
 # --- operators ------------------------------------------------------------------------------------------------------
