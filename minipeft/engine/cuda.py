@@ -404,6 +404,26 @@ def _lowrank_grads(
 
 
 @fused
+def block_matmul(x: Array, R: Array) -> Any:
+    beta, gamma = R.shape[1:]
+    K, n = x.shape[-1] // beta, math.prod(x.shape[:-1])
+
+    def blocks(x: Array, width: int) -> Array:
+        return xp.swapaxes(x.reshape(n, K, width), 0, 1) if len(R) > 1 else x.reshape(1, n * K, width)
+
+    def placed(x: Array, R: Array) -> Array:
+        y = xp.empty((n, K * R.shape[2]), x.dtype)
+        product(blocks(x, R.shape[1]), R, out=blocks(y, R.shape[2]))
+        return y
+
+    vjps = (
+        lambda g: placed(g, xp.swapaxes(R, -1, -2)).reshape(x.shape),
+        lambda g: product(xp.swapaxes(blocks(x, beta), -1, -2), blocks(g, gamma)),
+    )
+    return placed(x, R).reshape(*x.shape[:-1], K * gamma), vjps
+
+
+@fused
 def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     x, w = _dense(x, w)
     n = x.shape[-1]

@@ -17,7 +17,7 @@ import numpy as np
 
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
-from minipeft.engine.blocks import over_products, over_rows, pieces, thin
+from minipeft.engine.blocks import BLOCK, over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -571,6 +571,42 @@ def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
 
 
 @op
+def block_matmul(x: Array, R: Array) -> Any:
+    """x diag(R_1, …, R_K) for x (..., K β) and R (K, β, γ): (..., K γ). R (1, β, γ) stands for every R_k.
+
+    Each product is written where it belongs: nothing is copied to bring the blocks together.
+    """
+    beta, gamma = R.shape[1:]
+    K, n = x.shape[-1] // beta, math.prod(x.shape[:-1])
+    flops, count = 2 * x.size * gamma, -(-x.nbytes // BLOCK)
+
+    def blocks(
+        x: Array, width: int
+    ) -> Array:  # (..., K width) -> (K, n, width), or (1, n K, width) where one R serves all
+        return xp.swapaxes(x.reshape(n, K, width), 0, 1) if len(R) > 1 else x.reshape(1, n * K, width)
+
+    def product(x: Array, R: Array) -> Array:
+        y = xp.empty((n, K * R.shape[2]), x.dtype)
+        to, x3 = blocks(y, R.shape[2]), blocks(x, R.shape[1])
+        over_products(lambda at: xp.matmul(x3[:, at], R, out=to[:, at]), x3.shape[1], flops, count)
+        return y
+
+    def vjp_x(g: Array) -> Array:
+        return product(g, xp.swapaxes(R, -1, -2)).reshape(x.shape)
+
+    def vjp_R(g: Array) -> Array:
+        x3, g3, parts = xp.swapaxes(blocks(x, beta), -1, -2), blocks(g, gamma), {}
+
+        def part(at: slice) -> None:
+            parts[at.start] = (x3[:, :, at] @ g3[:, at],)
+
+        over_products(part, g3.shape[1], flops, count)
+        return _added(parts)[0]
+
+    return product(x, R).reshape(*x.shape[:-1], K * gamma), (vjp_x, vjp_R)
+
+
+@op
 def rope(x: Array, *, cos: Array, sin: Array) -> Any:
     """Rotary positions: rotate the pairs (x[i], x[i + d/2]) of x (b, h, t, d) by angles given as cos, sin (·, 1, t, d/2).
 
@@ -627,7 +663,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     bias5 = None if bias is None else _split_bias(bias, groups)
     blocks = _query_blocks(b * shared, t, s, bias5, dtype)
     turned = None if bias5 is None else _turned(bias5)
-    kept = [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks] if t * s <= KEPT else None  # p
+    kept = (
+        [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks] if t * s <= KEPT else None
+    )  # p
     top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
 

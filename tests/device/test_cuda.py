@@ -112,6 +112,8 @@ OPS = {
     "linear_lowrank": (lambda x, W, A, B, b: ops.linear_lowrank(x, W, A, B, b, s=1.5),
                        [normal(3, 5, 14), normal(10, 14), normal(2, 14), normal(10, 2), normal(10)]),
     "add_lowrank": (lambda y, x, A, B: ops.add_lowrank(y, x, A, B, s=1.5), [normal(3, 5, 10), normal(3, 5, 14), normal(2, 14), normal(10, 2)]),
+    "block_matmul": (lambda x, R: ops.block_matmul(x, R), [normal(3, 5, 12), normal(3, 4, 4)]),
+    "block_matmul with one block": (lambda x, R: ops.block_matmul(x, R), [normal(3, 5, 12), normal(1, 4, 4)]),
     "matmul": (lambda x, y: ops.matmul(x, y), [normal(3, 1, 5, 7), normal(1, 4, 7, 6)]),
     "rms_norm": (lambda x, w: ops.rms_norm(x, w, eps=1e-5), [normal(3, 5, 777), normal(777)]),
     "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-5), [normal(3, 5, 300), normal(300), normal(300)]),

@@ -65,12 +65,15 @@ def test_sharing_changes_no_bit_of_the_rows(monkeypatch):
     np.testing.assert_array_equal(ops.silu_mul(x, y), alone)
 
 
-@pytest.mark.parametrize("op", ["linear_lowrank", "matmul", "attention"])
+@pytest.mark.parametrize("op", ["linear_lowrank", "matmul", "block_matmul", "attention"])
 def test_sharing_products_agrees_with_one_thread(monkeypatch, op):
     x, W, A, B = normal((300, 64), (96, 64), (8, 64), (96, 8))
     q = normal((2, 4, 32, 8))[0]
     if op == "attention":
         f, theta = lambda t: ops.sum(ops.attention(t["q"], q, q, scale=0.3) * weights(q)), dict(q=q)
+    elif op == "block_matmul":
+        monkeypatch.setattr(ops, "BLOCK", x.nbytes // 7)
+        f, theta = lambda t: ops.sum(ops.block_matmul(t["x"], t["R"]) ** 2), dict(x=x, R=normal((8, 8, 8))[0])
     elif op == "matmul":
         f, theta = lambda t: ops.sum((t["x"] @ W.T) ** 2), dict(x=x)
     else:

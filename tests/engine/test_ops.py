@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import assume, given
-from scipy import special
+from scipy import linalg, special
 
 from minipeft.engine import OPS, Tensor, gradcheck, ops, value, value_and_grad
 from minipeft.engine.tensor import Node, Put, unbroadcast
@@ -242,6 +242,11 @@ def linear_lowrank_case(draw, rng):
     return normal(rng, *shapes), {"s": draw(st.sampled_from([1.0, -0.5, 2.0]))}
 
 
+def in_blocks(draw, rng):
+    K, beta, gamma, batch = draw(st.integers(1, 3)), draw(lengths), draw(sides), draw(batches)
+    return normal(rng, (*batch, K * beta), (draw(st.sampled_from([1, K])), beta, gamma)), {}
+
+
 def rotary(draw, rng):
     b, h, t, half = draw(sides), draw(lengths), draw(sides), draw(lengths)
     angles = rng.uniform(-7, 7, (draw(st.sampled_from([1, b])), 1, t, half))
@@ -281,6 +286,11 @@ def layer_norm_witness(x, w, b, eps):
 
 def linear_lowrank_witness(x, W, A, B, b=0.0, *, s):
     return np.einsum("...n,mn->...m", x, W + s * B @ A) + b
+
+
+def block_matmul_witness(x, R):
+    K = x.shape[-1] // R.shape[1]
+    return x @ linalg.block_diag(*np.broadcast_to(R, (K, *R.shape[1:])))
 
 
 def rope_witness(x, cos, sin):
@@ -359,6 +369,7 @@ CASES: dict[str, tuple[st.SearchStrategy, Any]] = {
     "linear": (case(lines), lambda x, W, b=0.0: np.einsum("...n,mn->...m", x, W) + b),
     "add_lowrank": (case(lowrank), lambda y, x, A, B, s: y + s * np.einsum("...n,mn->...m", x, B @ A)),
     "linear_lowrank": (case(linear_lowrank_case), linear_lowrank_witness),
+    "block_matmul": (case(in_blocks), block_matmul_witness),
     "rope": (case(rotary), rope_witness),
     "attention": (case(attended), attention_witness),
     "cross_entropy": (case(labelled), cross_entropy_witness),
@@ -524,6 +535,12 @@ def rms_norm_parts(x, w, *, eps):
     return ops.mul(ops.div(x, ops.sqrt(ops.add(square, eps))), w)
 
 
+def block_matmul_parts(x, R):
+    K = x.shape[-1] // R.shape[1]
+    parts = ops.matmul(ops.reshape(x, shape=(-1, K, 1, R.shape[1])), R)
+    return ops.reshape(parts, shape=(*x.shape[:-1], K * R.shape[2]))
+
+
 def rope_parts(x, *, cos, sin):
     half = x.shape[-1] // 2
     lo, hi = ops.getitem(x, index=np.s_[..., :half]), ops.getitem(x, index=np.s_[..., half:])
@@ -653,6 +670,7 @@ FUSED = {
     "linear": (linear_parts, absolute_condition(linear_parts)),
     "add_lowrank": (add_lowrank_parts, absolute_condition(add_lowrank_parts)),
     "linear_lowrank": (linear_lowrank_parts, absolute_condition(linear_lowrank_parts)),
+    "block_matmul": (block_matmul_parts, absolute_condition(block_matmul_parts)),
     "rope": (rope_parts, absolute_condition(rope_parts)),
     "attention": (attention_parts, attention_condition),
     "cross_entropy": (cross_entropy_parts, cross_entropy_condition),

@@ -120,11 +120,15 @@ class OFT(Method):
         return I + Q @ R
 
     def weight(self, W: Any, *, Q: Any = None, Q_emb: Any = None) -> Any:
-        return rotate(W, ops.swapaxes(self.rotation(Q))) if Q_emb is None else rotate(W, self.rotation(Q_emb))
+        return ops.block_matmul(W, self.rotation(Q_emb) if Q is None else ops.swapaxes(self.rotation(Q)))
 
     def forward(self, x: Any, base: Base, here: Here, *, Q: Any = None, Q_emb: Any = None) -> Any:
         """(x R) Wᵀ + b: rotates what goes in, or what a lookup gives."""
-        return base(rotate(x, self.rotation(Q))) if Q_emb is None else rotate(base(x), self.rotation(Q_emb))
+        return (
+            base(ops.block_matmul(x, self.rotation(Q)))
+            if Q_emb is None
+            else ops.block_matmul(base(x), self.rotation(Q_emb))
+        )
 
     @property
     def intervenes(self) -> bool:
@@ -140,12 +144,3 @@ class OFT(Method):
 @once
 def _above_diagonal(beta: int) -> tuple[np.ndarray, np.ndarray]:
     return np.triu_indices(beta, 1)
-
-
-def rotate(x: Any, R: Any) -> Any:
-    """x diag(R_1, …, R_K) for x (..., K β) and R (K, β, β); a single R serves all blocks."""
-    K, beta = R.shape[0], R.shape[1]
-    if K == 1:
-        return ops.reshape(ops.reshape(x, shape=(-1, beta)) @ R[0], shape=x.shape)
-    y = ops.swapaxes(ops.reshape(x, shape=(-1, K, beta)), a=0, b=1) @ R  # (K, n, β)
-    return ops.reshape(ops.swapaxes(y, a=0, b=1), shape=x.shape)
