@@ -278,6 +278,21 @@ extern "C" __global__ void rope(const T* x, T* y, const T* cos_, const T* sin_, 
         to[i + half] = hi * c + lo * s;
     }
 }
+// the bits of bfloat16, four numbers at a time: x and y lie at multiples of 16 bytes
+__device__ __forceinline__ unsigned upper_half(float v) {
+    unsigned bits = __float_as_uint(v);
+    return isnan(v) ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+extern "C" __global__ void to_bfloat16(const float* x, unsigned short* y, long long n) {
+    for (long long i = 4 * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += 4LL * gridDim.x * blockDim.x) {
+        if (i + 4 <= n) {
+            float4 v = *(const float4*)(x + i);
+            *(uint2*)(y + i) = make_uint2(upper_half(v.x) | upper_half(v.y) << 16, upper_half(v.z) | upper_half(v.w) << 16);
+        } else {
+            for (long long j = i; j < n; j++) y[j] = upper_half(x[j]);
+        }
+    }
+}
 // AdamW in place; t, the number of the step, and lr lie on the device
 extern "C" __global__ void adamw(T* x, const T* g, T* m, T* v, const int* t, const double* lr_, double factor, double beta1, double beta2, double eps, double decay, long long n) {
     double lr = *lr_ * factor;
@@ -344,8 +359,11 @@ def _factors(x: Array, W: Any) -> tuple[Array, Array]:
     """x and W as they meet in `product`: beside a W held in bfloat16 the bits of both."""
     if type(W) is not Bfloat16 or x.dtype != W.dtype:
         return ops._factors(x, W)
-    body = "unsigned b = __float_as_uint(x); y = isnan(x) ? 0x7fc0 : (b + 0x7fff + (b >> 16 & 1)) >> 16;"
-    return _elementwise("float32 x", "uint16 y", body, "to_bfloat16")(x), W.values
+    x = xp.ascontiguousarray(x)
+    x = x.copy() if x.data.ptr % 16 else x
+    bits = xp.empty(x.shape, xp.uint16)
+    _spread("to_bfloat16", x, -(-x.size // 4), (x, bits, x.size))
+    return bits, W.values
 
 
 @fused
