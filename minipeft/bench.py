@@ -7,8 +7,8 @@ peak of the process's resident set during a step, less what it held before the m
 input of the down projection on both sides. PEFT has no Houlsby adapters: a torch module of the same arithmetic stands in for
 them. `forward` and `generate` are of the base model alone.
 
-With the base in bfloat16 (`dtype`) our activations, and all but the products with it, stay float32; on the other side the whole
-model is bfloat16, as its users have it, and PEFT keeps the adapters in float32.
+With the base in bfloat16 (`dtype`) our activations, and all but the products with it, stay float32; on the other side
+the whole model is bfloat16, as its users have it, and PEFT keeps the adapters in float32.
 
 On a GPU our step is replayed as one CUDA graph, as by `fit(graph=True)`, and each side fetches its loss in every step. Memory is the
 most that arrays held at once, the model included: by CuPy's memory hook, and by torch's max_memory_allocated.
@@ -404,7 +404,8 @@ def bench(
 
 
 def _measure(
-    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, dtype: str, tick: Callable
+    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, dtype: str,
+    tick: Callable,
 ) -> dict[str, Any]:  # fmt: skip
     row: dict[str, Any] = {"task": task, "method": method, "size": size, "threads": threads, "dtype": dtype}
     sides = ["ours"] + ([against] if against else [])

@@ -67,8 +67,8 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         callback=_known_dtype,
-        help="float32, float64, or bfloat16: matrices of the base are held so, all else is float32. An adapter belongs to the "
-        "base in the type that it was trained on. Default: float32.",
+        help="float32, float64, or bfloat16: matrices of the base are held so, all else is float32. An adapter belongs "
+        "to the base in the type that it was trained on. Default: float32.",
     ),
 ]
 
@@ -684,8 +684,8 @@ def bench(
         bool,
         typer.Option(
             "--bf16",
-            help="Our base held in bfloat16; theirs as model.to(torch.bfloat16), activations too. What stays float32 here may be "
-            "rounded by --tf32 beside it.",
+            help="Our base held in bfloat16; theirs as model.to(torch.bfloat16), activations too. What stays float32 "
+            "here may be rounded by --tf32 beside it.",
         ),
     ] = False,
     sweep: Annotated[

@@ -33,9 +33,9 @@ class Site:
     """One place a method can attach to: a parameter by its name, or an activation.
 
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
-    "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened` makes an
-    array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for methods that need
-    it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened`
+    makes an array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for
+    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
     """
 
     name: str
@@ -146,9 +146,10 @@ class Here:
 class Base:
     """The linear or table under a method: call it for its output; `W` and `b` are its weight and bias.
 
-    `held` is the weight as `ops.linear`, `ops.linear_lowrank` and `ops.take` take it: in bfloat16, if the base is held so;
-    `W` is an array, made when first asked for. `table` tells whether it looks rows up: then it is called with ids. `plain`
-    tells that it is x Wᵀ + b and computed as that. Several adapters at one site stack up: the base of the second is the first.
+    `held` is the weight as `ops.linear`, `ops.linear_lowrank` and `ops.take` take it: in bfloat16, if the base is held
+    so; `W` is an array, made when first asked for. `table` tells whether it looks rows up: then it is called with ids.
+    `plain` tells that it is x Wᵀ + b and computed as that. Several adapters at one site stack up: the base of the
+    second is the first.
     """
 
     __slots__ = ("_W", "b", "call", "held", "plain", "table")

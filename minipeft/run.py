@@ -594,8 +594,8 @@ def _prefix(site: str) -> str:
 def merge(adapted: Adapted) -> Model:
     """The base with the adapters in use folded into its weights: an ordinary model.
 
-    A weight that was held in bfloat16 is so again, W' being computed in float32 and rounded once; one that was quantised is
-    not. Raises `Bad` naming the adapter whose change is no weight.
+    A weight that was held in bfloat16 is so again, W' being computed in float32 and rounded once; one that was
+    quantised is not. Raises `Bad` naming the adapter whose change is no weight.
     """
     for a in adapted.in_use:
         for site, method in a.at.items():

@@ -1,4 +1,4 @@
-"""A base held in bfloat16: what is held so, what is computed with it, files, merging. tests/device has the laws of every method."""
+"""A base held in bfloat16: what is held so, what is computed with it, files, merging. tests/device has every method."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def halves(model):
     return {k for k, W in model.params.items() if type(W) is Bfloat16}
 
 
-# --- what is held -------------------------------------------------------------------------------------------------------
+# --- what is held ---------------------------------------------------------------------------------------------------
 
 
 def test_matrices_are_held_and_nothing_else(family):
@@ -59,12 +59,14 @@ def test_matrices_are_held_and_nothing_else(family):
 
 def test_one_bit_changes_the_digest():
     model = tiny.model("llama", "bfloat16")
-    bits = model.params["layers.0.attn.q.weight"].values.copy()
+    name = "layers.0.attn.q.weight"
+    bits = model.params[name].values.copy()
     bits[0, 0] ^= 1
-    assert dataclasses.replace(model, params={**model.params, "layers.0.attn.q.weight": Bfloat16(bits)}).digest() != model.digest()  # fmt: skip
+    other = dataclasses.replace(model, params={**model.params, name: Bfloat16(bits)})
+    assert other.digest() != model.digest()
 
 
-# --- what is computed ---------------------------------------------------------------------------------------------------
+# --- what is computed -----------------------------------------------------------------------------------------------
 
 
 def site_of(adapted, module, x):
@@ -126,9 +128,9 @@ def test_qlora_quantises_what_is_held_in_bfloat16():
     assert (adapted.model.params[name].codes == wide.model.params[name].codes).all()
     assert type(adapted.model.params["embed.tokens.weight"]) is Bfloat16
     assert type(adapted.model.astype("bfloat16").params[name]) is NF4
-    np.testing.assert_array_equal(
-        site_of(adapted, "layers.0.attn.q", np.ones((2, 24), np.float32)), site_of(wide, "layers.0.attn.q", np.ones((2, 24), np.float32))
-    )  # fmt: skip
+    x = np.ones((2, 24), np.float32)
+    got, want = (site_of(a, "layers.0.attn.q", x) for a in (adapted, wide))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_planted_error_is_found():
@@ -149,7 +151,7 @@ def test_a_planted_error_is_found():
                 laws.forward_is_weight(there)
 
 
-# --- merging and files --------------------------------------------------------------------------------------------------
+# --- merging and files ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "embed.tokens.weight"])
@@ -170,7 +172,7 @@ def test_a_merged_weight_is_rounded_once(targets):
 
 @pytest.mark.parametrize("name", ["qwen2", "t5-gated", "mistral", "gpt2", "vit"])
 def test_files(name, tmp_path):
-    """A checkpoint is held as bits, those of its file where that is in bfloat16; written and read back they are the same."""
+    """A checkpoint is held as bits, its file's where that is in bfloat16; written and read back they are the same."""
     model, wide = load(BASES / name, "bfloat16"), load(BASES / name)
     assert model.digest() == wide.astype("bfloat16").digest()
     if name in ("qwen2", "t5-gated"):

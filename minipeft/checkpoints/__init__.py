@@ -81,9 +81,9 @@ def read_arch(config: dict[str, Any]) -> Arch:
 def load(folder: str | Path, dtype: Any = None) -> Model:
     """A base model from a Hugging Face checkpoint folder (config.json and safetensors, sharded or not).
 
-    Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in `Model.astype`.
-    Weights stored as (in, out) and patch convolutions are put right here. Raises `Bad`, in one line, for a missing or
-    unsupported file, missing, unexpected or misshaped tensors, and NaN.
+    Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
+    `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Raises `Bad`, in one line,
+    for a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
     """
     from minipeft.checkpoints.files import read_folder
     from minipeft.model.transformer import shapes
@@ -167,7 +167,8 @@ def _ignorable(key: str, ours: str | None, arch: Arch) -> bool:
 def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None:
     """Write a base model as a checkpoint folder that `load` and transformers read. `config` is its config.json.
 
-    What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it stands for.
+    What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
+    stands for.
     """
     from minipeft.checkpoints.files import write_json, write_tensors
 

@@ -260,8 +260,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays as safetensors: the same arrays give the same bytes. Raises `Bad` for a dtype the format has not.
 
-    What is held in bfloat16 is written so, bit by bit. `metadata` has one entry at most, since the library does not fix the
-    order of several.
+    What is held in bfloat16 is written so, bit by bit. `metadata` has one entry at most, since the library does not fix
+    the order of several.
     """
     if metadata is not None and len(metadata) > 1:
         raise ValueError("one metadata entry at most; put several into one as JSON")

@@ -268,7 +268,8 @@ def merged(case: Case) -> None:
 
 
 def keeps_dtype(case: Case) -> None:
-    """In float32, and with a base held in bfloat16, everything stays float32: logits, loss, gradients, merged weights, arrays after a step."""
+    """In float32, and over a base in bfloat16, everything stays float32: logits, loss, gradients, merged weights,
+    arrays after a step."""
     model = case.model if case.model.dtype == np.float32 else case.model.astype(np.float32)
     adapters = tuple(
         dataclasses.replace(

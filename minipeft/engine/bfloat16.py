@@ -2,8 +2,9 @@
 
     round(x)   the nearest such number, of two equally near ones the even; hence |round(x) − x| ≤ u |x|, u = 2⁻⁸
 
-NumPy has no such type: the bits are held as uint16. Nothing is computed in it but products, and those as a tensor core does:
-both factors are bfloat16, each product is exact in float32, and so is the sum but for float32's own rounding.
+NumPy has no such type: the bits are held as uint16. Nothing is computed in it but products, and those as a tensor core
+does: both factors are bfloat16, the product of two numbers is exact in float32, and so is the sum but for float32's own
+rounding.
 
 >>> q = bfloat16(np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -3.01], np.float32))
 >>> [hex(bits) for bits in q.values]                # the second and third lie in the middle

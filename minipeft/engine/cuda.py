@@ -5,8 +5,8 @@ fewer passes over memory. The decorator `op` takes them where the backend is CuP
 each with its composition. `composed()` goes without them.
 
 CuPy refuses cuBLAS while a stream is captured, so products call the library that CuPy has loaded by themselves, with a
-workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`). The bits of
-bfloat16 (uint16) multiply to float32.
+workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`). The bits
+of bfloat16 (uint16) multiply to float32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def allow_tf32(on: bool) -> None:
 
 # --- matrix products --------------------------------------------------------------------------------------------------
 
-_TYPES = {  # of factors: CUDA's name for them, for the result; its type; cuBLAS's arithmetic; the type of alpha and beta
+_TYPES = {  # of factors: CUDA's number for them, for the result; its type; cuBLAS's arithmetic; the type of alpha
     "float32": (0, 0, "float32", 68, ctypes.c_float),
     "float64": (1, 1, "float64", 70, ctypes.c_double),
     "uint16": (14, 0, "float32", 68, ctypes.c_float),
@@ -97,7 +97,7 @@ def _layout(a: Array) -> tuple[int, int] | None:
 
 
 def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, beta: float = 0.0) -> Array:
-    """alpha · x @ y + beta · out, written to `out` if given. Axes before the last two broadcast, and nothing is copied for it.
+    """alpha · x @ y + beta · out, written to `out` if given. Axes before the last two broadcast, uncopied.
 
     Factors in uint16 are the bits of bfloat16; their product is float32.
     """
@@ -146,7 +146,8 @@ def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, be
         # cuBLAS counts columns first: what is asked of it is outᵀ = yᵀ xᵀ
         _worked(blas.gemm(
             blas.handle, y_turned, x_turned, n, m, k, ctypes.byref(a), py, type_, y_step, along_y // item,
-            px, type_, x_step, along_x // item, ctypes.byref(b), po, type_out, placed[1], along_out // item_out, count, arithmetic, -1,
+            px, type_, x_step, along_x // item, ctypes.byref(b),
+            po, type_out, placed[1], along_out // item_out, count, arithmetic, -1,
         ))  # fmt: skip
     return out
 
@@ -284,10 +285,12 @@ __device__ __forceinline__ unsigned upper_half(float v) {
     return isnan(v) ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 extern "C" __global__ void to_bfloat16(const float* x, unsigned short* y, long long n) {
-    for (long long i = 4 * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += 4LL * gridDim.x * blockDim.x) {
+    long long step = 4LL * gridDim.x * blockDim.x;
+    for (long long i = 4 * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += step) {
         if (i + 4 <= n) {
             float4 v = *(const float4*)(x + i);
-            *(uint2*)(y + i) = make_uint2(upper_half(v.x) | upper_half(v.y) << 16, upper_half(v.z) | upper_half(v.w) << 16);
+            unsigned low = upper_half(v.x) | upper_half(v.y) << 16, high = upper_half(v.z) | upper_half(v.w) << 16;
+            *(uint2*)(y + i) = make_uint2(low, high);
         } else {
             for (long long j = i; j < n; j++) y[j] = upper_half(x[j]);
         }

@@ -484,8 +484,8 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None.
 
-    W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well, and
-    summed up in their own type. The gradient is that of the product without roundings.
+    W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
+    and summed up in their own type. The gradient is that of the product without roundings.
     """
     x2, V = _factors(_rows(x), W)
     y = _product(x2, V.T)
@@ -505,9 +505,10 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
 
 @op
 def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
-    """x (W + s B A)ᵀ + b as x Wᵀ + s (x Aᵀ) Bᵀ + b: `linear` and `add_lowrank` in one, writing to y and x's gradient in place.
+    """x (W + s B A)ᵀ + b as x Wᵀ + s (x Aᵀ) Bᵀ + b: `linear` and `add_lowrank` in one.
 
-    W may be a `Bfloat16`, as in `linear`; what the low rank adds is not rounded.
+    It writes to y and x's gradient in place. W may be a `Bfloat16`, as in `linear`; what the low rank adds is not
+    rounded.
     """
     x2 = _rows(x)
     xV, V = _factors(x2, W)

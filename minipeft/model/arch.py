@@ -160,8 +160,9 @@ class Model:
     def astype(self, dtype: Any) -> Model:
         """The same model in another floating-point type. What is quantised stays so.
 
-        "bfloat16": matrices of linears and embeddings are held in bfloat16, each number rounded once; all else is float32,
-        and so is everything that is computed, products with these matrices being summed in float32.
+        "bfloat16": matrices of linears and embeddings are held in bfloat16, each number rounded once; all else is
+        float32, and so is everything that is computed: products with these matrices round their other factor too, and
+        are summed in float32.
         """
         return dataclasses.replace(self, params={k: converted(k, v, dtype) for k, v in self.params.items()})
 

@@ -132,7 +132,7 @@ def test_the_device_rounds_as_the_host_does(cuda):
 
 @pytest.mark.parametrize("lowrank", [False, True])
 def test_linears_over_bfloat16(lowrank, cuda, measured):
-    """A kernel's way and the composition, each against the host: bit by bit rounded alike, so apart by float32's sums alone."""
+    """A kernel's way and the composition, each against the host: rounded alike, so apart by float32's sums alone."""
     arrays = dict(x=normal(3, 5, 14), b=normal(10)) | (dict(A=normal(2, 14), B=normal(10, 2)) if lowrank else {})
     arrays = {k: a.astype(np.float32) for k, a in arrays.items()}
 

@@ -159,7 +159,7 @@ def test_every_family_equals_numpy(device, family, dtype, measured):
 
 @pytest.mark.parametrize("device, family", on([("gpt2",)], [(f,) for f in FAMILIES]), indirect=["device"])
 def test_every_family_in_bfloat16_equals_numpy(device, family, measured):
-    """The base's bits are NumPy's. What is computed differs where a number that rounds otherwise there meets a middle."""
+    """The base's bits are NumPy's. What is computed differs where an activation near a middle goes elsewhere."""
     plain = tiny.model(family, np.float32)
     params = on_numpy(lambda: {k: np.array(v) for k, v in tiny.model(family, np.float32).params.items()})
 
@@ -183,7 +183,7 @@ def test_every_family_in_bfloat16_equals_numpy(device, family, measured):
 
 @pytest.mark.parametrize("device, name", on([(n,) for n in SHIPPED], [(n,) for n in SHIPPED]), indirect=["device"])
 def test_every_method_over_a_base_in_bfloat16(device, name, measured):
-    """Loss and gradients are those over the same numbers in float32 but for the roundings of products, and laws hold."""
+    """Loss and gradients are those over the same numbers in float32 but for roundings of products, and laws hold."""
     family = "bert" if name == "bitfit" else "llama"
     there = laws.case(METHODS[name].sized(tiny.arch(family)), family, "bfloat16")
     assert there is not None and there.u == UNIT

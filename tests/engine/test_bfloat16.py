@@ -24,7 +24,7 @@ def every_bits():
     return np.arange(1 << 16, dtype=np.uint16)
 
 
-# --- rounding -----------------------------------------------------------------------------------------------------------
+# --- rounding -------------------------------------------------------------------------------------------------------
 
 
 def test_every_bfloat16_is_itself():
@@ -88,7 +88,7 @@ def test_torch_rounds_alike():
     assert np.array_equal(rounded(x), want, equal_nan=True)
 
 
-# --- what is held -------------------------------------------------------------------------------------------------------
+# --- what is held ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_held():
@@ -111,7 +111,7 @@ def test_other_layouts_and_sizes():
         assert bfloat16(x).shape == x.shape and (rounded(x) == cases.bfloat16(x)).all()
 
 
-# --- ops ----------------------------------------------------------------------------------------------------------------
+# --- ops ------------------------------------------------------------------------------------------------------------
 
 
 def theta_of(x, lowrank):
@@ -160,7 +160,7 @@ def test_a_product_is_that_of_the_rounded_factors(lowrank, dtype):
 
 @pytest.mark.parametrize("lowrank", [False, True])
 def test_gradients_are_differences_where_nothing_is_rounded(lowrank):
-    """Small whole numbers are bfloat16, and so are their sums here: differences are exact, and equal those of an array W."""
+    """Small whole numbers are bfloat16: sums and differences are exact, and equal those of an array W."""
     rng = np.random.default_rng(0)
 
     def whole(*shape):
