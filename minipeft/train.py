@@ -5,6 +5,7 @@ An optimiser's state is a flat dict of arrays for the trained arrays alone; what
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -24,6 +25,50 @@ from minipeft.model.arch import IGNORE, Batch
 from minipeft.run import Adapted, Adapter, digest
 
 Arrays = dict[str, Any]
+
+
+# --- many small arrays as few ----------------------------------------------------------------------------------------
+
+RUN = 1 << 16  # numbers: what an optimiser does with them stays in a core's cache
+
+
+class Joined(dict):
+    """A dict of arrays, some of which lie behind one another in one vector, a run of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: dict[tuple[str, ...], tuple[Any, list[Any]]] = {}  # the vector, and the entries as they were made
+
+    def add(self, keys: Sequence[str], vector: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Enter the parts of a vector under these keys, in these shapes."""
+        ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+        parts = [vector[a:b].reshape(s) for a, b, s in zip([0, *ends], ends, shapes)]
+        self.update(zip(keys, parts, strict=True))
+        self.runs[tuple(keys)] = vector, parts
+
+
+def joined(arrays: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """The arrays of these keys as one vector: the one that they are parts of, if they are, else a copy."""
+    vector, parts = getattr(arrays, "runs", {}).get(tuple(keys), (None, []))
+    if parts and all(arrays[k] is part for k, part in zip(keys, parts, strict=True)):
+        return vector
+    flat = [arrays[k].reshape(-1) for k in keys]
+    return flat[0] if len(flat) == 1 else xp.concatenate(flat)
+
+
+def runs(theta: Mapping[str, Any], lr: Mapping[str, float]) -> list[list[str]]:
+    """The keys in runs of one dtype and learning rate, of at most RUN numbers; a larger array is a run of its own."""
+    open_: dict[tuple, tuple[list[str], int]] = {}
+    out: list[list[str]] = []
+    for k, x in theta.items():
+        kind = x.dtype, lr[k]
+        keys, size = open_.get(kind, ([], RUN))
+        if size + x.size > RUN:
+            keys, size = [], 0
+            out.append(keys)
+        keys.append(k)
+        open_[kind] = keys, size + x.size
+    return out
 
 
 # --- optimisers -----------------------------------------------------------------------------------------------------
@@ -75,21 +120,25 @@ class AdamW:
         self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]
     ) -> tuple[Arrays, Arrays]:
         """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
-        new, after = {}, {}
+        new, after = Joined(), Joined()
         fix1, fix2 = 1 - self.beta1**t, math.sqrt(1 - self.beta2**t)
-        for k, x in theta.items():
-            g = grads[k]
-            m = self.beta1 * state[f"m/{k}"]
+        for keys in runs(theta, lr):
+            x, g = joined(theta, keys), joined(grads, keys)
+            m = self.beta1 * joined(state, [f"m/{k}" for k in keys])
             m += (1 - self.beta1) * g
-            v = self.beta2 * state[f"v/{k}"]
+            v = self.beta2 * joined(state, [f"v/{k}" for k in keys])
             v += (1 - self.beta2) * (g * g)
             update = xp.sqrt(v)
             update /= fix2
             update += self.eps
             xp.divide(m, update, out=update)
-            update *= -lr[k] / fix1
-            update += (1 - lr[k] * self.weight_decay) * x
-            new[k], after[f"m/{k}"], after[f"v/{k}"] = update, m, v
+            rate = lr[keys[0]]
+            update *= -rate / fix1
+            update += (1 - rate * self.weight_decay) * x
+            shapes = [theta[k].shape for k in keys]
+            new.add(keys, update, shapes)
+            after.add([f"m/{k}" for k in keys], m, shapes)
+            after.add([f"v/{k}" for k in keys], v, shapes)
         return new, after
 
 

@@ -25,6 +25,8 @@ from minipeft.engine import backend
 BLOCK = 1 << 18  # bytes of one operand in a block: a few such fit a core's second cache
 PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
 PAYS_FLOPS = 3e7  # the same for matrix products
+UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
+FEW = 24  # rows
 PAYS_SHARING = 1e8  # operations of the largest product from which on to share at all
 
 _threads = 1  # more inside sharing_cores()
@@ -39,8 +41,8 @@ def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
     _share(f, rows, pieces, nbytes >= PAYS)
 
 
-def over_products(f: Callable[[slice], None], rows: int, flops: float, pieces: int = 0) -> None:
-    """The same for an f that is mostly matrix products, of `flops` operations in all, in one piece for each thread or `pieces`.
+def over_products(f: Callable[[slice], None], rows: int, flops: float, count: int = 0) -> None:
+    """The same for an f that is mostly matrix products, of `flops` operations in all, in one piece for each thread or `count`.
 
     Without threads of our own f is called once, and the BLAS library's do the work. Few pieces: each packs the other factor
     of a product anew.
@@ -48,7 +50,23 @@ def over_products(f: Callable[[slice], None], rows: int, flops: float, pieces: i
     if _threads == 1 or flops < PAYS_FLOPS:
         f(slice(0, rows))
     else:
-        _share(f, rows, pieces or _threads, True)
+        _share(f, rows, count or _threads, True)
+
+
+def pieces(at: slice, size: int) -> list[slice]:
+    """The slice cut into slices of `size`, the last perhaps shorter."""
+    return [slice(i, min(i + size, at.stop)) for i in range(at.start, at.stop, size)]
+
+
+def thin(at: slice, width: int) -> list[slice]:
+    """The rows `at` in pieces for products with few columns, of `width` multiplications a row.
+
+    Up to UNPACKED multiplications OpenBLAS reads its factors where they lie; above, it copies both first, which is most of
+    the work where one of them is thin. On a GPU, and where the pieces would be of a few rows, it is one.
+    """
+    n = at.stop - at.start
+    count = max(1, -(-n * width // UNPACKED))
+    return [at] if n < FEW * count or backend.name() != "numpy" else pieces(at, -(-n // count))
 
 
 def _share(f: Callable[[slice], None], rows: int, pieces: int, pays: bool) -> None:

@@ -13,10 +13,12 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
-from minipeft.engine.blocks import over_products, over_rows
+from minipeft.engine.blocks import over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -379,9 +381,8 @@ def silu_mul(x: Array, y: Array) -> Any:
     x2, y2, z2 = _rows(x), _rows(y), _rows(z)
 
     def forward(at: slice) -> None:
-        s = _sigmoid(x2[at])
-        s *= x2[at]
-        xp.multiply(s, y2[at], out=z2[at])
+        z = xp.divide(x2[at], _one_plus_exp(x2[at]), out=z2[at])
+        z *= y2[at]
 
     over_rows(forward, len(z2), z.nbytes)
 
@@ -394,10 +395,10 @@ def silu_mul(x: Array, y: Array) -> Any:
             xs = x2[at] * s
             if gy2 is not None:
                 xp.multiply(g2[at], xs, out=gy2[at])
-            if gx2 is not None:  # s + x s (1 − s)
-                slope = xp.subtract(1, s, out=gx2[at])
-                slope *= xs
-                slope += s
+            if gx2 is not None:  # s (1 + x − x s)
+                slope = xp.subtract(x2[at], xs, out=gx2[at])
+                slope += 1
+                slope *= s
                 slope *= y2[at]
                 slope *= g2[at]
 
@@ -416,7 +417,7 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
 
     def forward(at: slice) -> None:
         hat = xp.subtract(x2[at], x2[at].mean(axis=-1, keepdims=True), out=xhat2[at])
-        rstd[at] = 1 / xp.sqrt(_mean_square(hat) + eps)
+        rstd[at] = 1 / xp.sqrt(_mean_product(hat, hat) + eps)
         hat *= rstd[at]
         xp.multiply(hat, w, out=y2[at])
         y2[at] += b
@@ -452,7 +453,7 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     rstd = xp.empty((len(x2), 1), x.dtype)
 
     def forward(at: slice) -> None:
-        rstd[at] = 1 / xp.sqrt(_mean_square(x2[at]) + eps)
+        rstd[at] = 1 / xp.sqrt(_mean_product(x2[at], x2[at]) + eps)
         xp.multiply(x2[at], rstd[at], out=y2[at])
         y2[at] *= w
 
@@ -505,23 +506,34 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
 
 @op
 def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
-    """x (W + s B A)ᵀ + b as x Wᵀ + s (x Aᵀ) Bᵀ + b: `linear` and `add_lowrank` in one.
+    """x (W + s B A)ᵀ + b: `linear` and `add_lowrank` in one, writing to y and x's gradient in place.
 
-    It writes to y and x's gradient in place. W may be a `Bfloat16`, as in `linear`; what the low rank adds is not
-    rounded.
+    Where x has few rows it is x Wᵀ + s (x Aᵀ) Bᵀ + b. Where it has many, W is less to change than y: W + s B A is formed, some
+    rows at a time, and never kept. W may be a `Bfloat16`, as in `linear`: what the low rank adds is not rounded then, so it is
+    added to y.
     """
     x2 = _rows(x)
     xV, V = _factors(x2, W)
-    y, h = xp.empty((len(x2), len(W)), x.dtype), xp.empty((len(x2), len(A)), x.dtype)
-    flops = 2 * len(W) * x2.size
+    (n, in_), out, flops = x2.shape, len(W), 2 * len(W) * x2.size
+    y = xp.empty((n, out), x.dtype)
+    h = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
 
-    def forward(at: slice) -> None:
+    def changing_y(at: slice) -> None:
         xp.matmul(xV[at], V.T, out=y[at])
         _add_lowrank(y, h, x2, A, B, s, at)
-        if b is not None:
-            y[at] += b
 
-    over_products(forward, len(x2), flops)
+    def changing_W(of: slice) -> None:
+        for at in pieces(of, CHANGED):
+            changed = (s * B[at]) @ A
+            changed += W[at]
+            xp.matmul(x2, changed.T, out=y[:, at])
+
+    if h is None:
+        over_products(changing_W, out, flops)
+    else:
+        over_products(changing_y, n, flops)
+    if b is not None:
+        y += b
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         g2 = _rows(g)
@@ -534,12 +546,15 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
                 xp.matmul(gV[at], V, out=gx[at])
             parts[at.start] = _lowrank_grads(g2, gx, x2, h, A, B, s, at, wanted[2:4])
 
-        over_products(backward, len(x2), flops)
+        over_products(backward, n, flops)
         gW = _product(g2.T, x2) if wanted[1] else None
         gb = g if b is not None and wanted[4] else None
         return None if gx is None else gx.reshape(x.shape), gW, *_added(parts), gb
 
-    return y.reshape(*x.shape[:-1], len(W)), vjp
+    return y.reshape(*x.shape[:-1], out), vjp
+
+
+CHANGED = 256  # rows of a changed W that are held at once
 
 
 @op
@@ -582,10 +597,11 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
         rows, made = xp.swapaxes(x, 1, 2), xp.swapaxes(y, 1, 2)
 
         def part(at: slice) -> None:  # of the positions
-            own, sines = rows[:, at], sin2[:, at]
-            exchanged = own.reshape(*own.shape[:-1], 2, d // 2)[..., ::-1, :]  # its halves
-            other = (exchanged * sines.reshape(*sines.shape[:-1], 2, d // 2)).reshape(own.shape)
-            by(xp.multiply(own, cos2[:, at], out=made[:, at]), other, out=made[:, at])
+            own, y = rows[:, at], made[:, at]
+            other = xp.empty(own.shape, own.dtype)  # the halves exchanged
+            other[..., : d // 2], other[..., d // 2 :] = own[..., d // 2 :], own[..., : d // 2]
+            other *= sin2[:, at]
+            by(xp.multiply(own, cos2[:, at], out=y), other, out=y)
 
         over_rows(part, t, x.nbytes)
         return y
@@ -600,10 +616,10 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
     Returns (b, h, t, d), laid out so that joining the heads copies nothing.
 
-    The weights are left unnormalised, p = e^(scores − top), and what is as small as q is divided by their sums instead.
-    Long sequences are computed in blocks of queries; then p is not kept: top and sums are, and the backward pass computes
-    each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). A block leaves out the keys at the end that
-    the bias hides from all its queries.
+    Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
+    adding whole rows. Long sequences are computed in blocks of queries; then the weights p are not kept: the largest score and
+    the sum are, and the backward pass computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). A
+    block leaves out the keys at the end that the bias hides from all its queries.
     """
     b, h, t, d = q.shape
     groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype
@@ -614,42 +630,43 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 
     factor = xp.full((), scale, dtype)
     q5, k5, v5 = split(q * factor), k[:, :, None], v[:, :, None]
-    bias5 = None if bias is None else _split_bias(bias, groups)
-    top, total = xp.empty((b, groups, shared, t, 1), dtype), xp.empty((b, groups, shared, t, 1), dtype)
     o = _heads_last(b, t, h, e, dtype)
     o5 = split(o)
+    bias5 = None if bias is None else _split_bias(bias, groups)
     blocks = _query_blocks(b * shared, t, s, bias5, dtype)
-    kept = xp.empty((b, groups, shared, t, s), dtype) if len(blocks) == 1 else None  # p
+    turned = None if bias5 is None else _turned(bias5)
+    one = len(blocks) == 1
+    kept = xp.empty((b, groups, shared, s, t), dtype) if one else None  # p
+    top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
 
     def weights(of: slice, at: slice, n: int, known: bool) -> Array:
-        """p of some groups and queries over the first n keys, (b, groups, h/g, queries, n); fills top and total unless known."""
-        p = xp.matmul(
-            q5[:, of, :, at], xp.swapaxes(k5[:, of, :, :n], -1, -2), out=None if kept is None else kept[:, of]
-        )
-        if bias5 is not None:
-            p += bias5[
+        """p of some groups and queries over the first n keys, (b, groups, h/g, n, queries); fills top and total unless known."""
+        queries = xp.swapaxes(q5[:, of, :, at], -1, -2)
+        p = xp.matmul(k5[:, of, :, :n], queries, out=None if kept is None else kept[:, of])
+        if turned is not None:
+            p += turned[
                 :,
-                of if bias5.shape[1] > 1 else slice(None),
+                of if turned.shape[1] > 1 else slice(None),
                 :,
-                at if bias5.shape[3] > 1 else slice(None),
-                : n if bias5.shape[4] > 1 else None,
+                : n if turned.shape[3] > 1 else None,
+                at if turned.shape[4] > 1 else slice(None),
             ]
         if not known:
-            top[:, of, :, at] = p.max(axis=-1, keepdims=True)
-        p -= top[:, of, :, at]
+            top[:, of, :, :, at] = p.max(axis=-2, keepdims=True)
+        p -= top[:, of, :, :, at]
         xp.exp(p, out=p)
         if not known:
-            total[:, of, :, at] = p.sum(axis=-1, keepdims=True)
+            total[:, of, :, :, at] = p.sum(axis=-2, keepdims=True)
+        p *= 1 / total[:, of, :, :, at]
         return p
 
     def forward(of: slice) -> None:
         for at, n in blocks:
             p = weights(of, at, n, known=False)
-            xp.matmul(p, v5[:, of, :, :n], out=o5[:, of, :, at])
-            o5[:, of, :, at] /= total[:, of, :, at]
+            xp.matmul(xp.swapaxes(p, -1, -2), v5[:, of, :, :n], out=o5[:, of, :, at])
 
-    over_products(forward, groups, flops, pieces=groups)
+    over_products(forward, groups, flops, count=groups)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         want_bias = bias is not None and wanted[3]
@@ -662,27 +679,26 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 
         def backward(of: slice) -> None:
             for a in (gk, gv):
-                if a is not None:
+                if a is not None and not one:
                     a[:, of] = 0
             for at, n in blocks:
-                p = weights(of, at, n, known=True) if kept is None else kept[:, of]
-                gn = g5[:, of, :, at] / total[:, of, :, at]
+                p, gn = weights(of, at, n, known=True) if kept is None else kept[:, of], g5[:, of, :, at]
                 if gv is not None:
-                    _add_grouped(gv[:, of, :n], p, gn)
+                    _add_grouped(gv[:, of, :n], p, gn, one)
                 if gq5 is None and gk is None and gbias5 is None:
                     continue
-                gs = gn @ xp.swapaxes(v5[:, of, :, :n], -1, -2)
-                gs -= xp.einsum("...e,...e->...", gn, o5[:, of, :, at])[..., None]  # Σ p ∂/∂p over the keys
+                gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
+                gs -= _dot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
                 gs *= p
                 if gbias5 is not None:
-                    gbias5[:, of, :, at, :n] = gs
+                    gbias5[:, of, :, at, :n] = xp.swapaxes(gs, -1, -2)
                 if gq5 is not None:
-                    xp.matmul(gs, k5[:, of, :, :n], out=gq5[:, of, :, at])
+                    xp.matmul(xp.swapaxes(gs, -1, -2), k5[:, of, :, :n], out=gq5[:, of, :, at])
                     gq5[:, of, :, at] *= factor
                 if gk is not None:
-                    _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at])
+                    _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], one)
 
-        over_products(backward, groups, 2 * flops, pieces=groups)
+        over_products(backward, groups, 2 * flops, count=groups)
         return gq, gk, gv, gbias
 
     return o, vjp
@@ -765,26 +781,38 @@ def _product(x: Array, y: Array) -> Array:
 
 def _add_lowrank(y: Array, h: Array, x: Array, A: Array, B: Array, s: float, at: slice) -> None:
     """y += h Bᵀ in place with h = s x Aᵀ, filled in, for the rows `at` of matrices y (n, out), h (n, r), x (n, in)."""
-    xp.matmul(x[at], A.T, out=h[at])
-    h[at] *= s
-    y[at] += h[at] @ B.T
+    for rows in thin(at, len(A) * builtins.max(x.shape[1], y.shape[1])):
+        xp.matmul(x[rows], A.T, out=h[rows])
+        h[rows] *= s
+        y[rows] += h[rows] @ B.T
 
 
 def _lowrank_grads(
-    g: Array, gx: Array | None, x: Array, h: Array, A: Array, B: Array, s: float, at: slice, wanted: tuple
+    g: Array, gx: Array | None, x: Array, h: Array | None, A: Array, B: Array, s: float, at: slice, wanted: tuple
 ) -> tuple:
-    """The gradients of A and B in `_add_lowrank` for the gradient g (n, out) of y; that of x is added to gx in place."""
+    """The gradients of A and B in `_add_lowrank` for the gradient g (n, out) of y; that of x is added to gx in place.
+
+    h is computed again where it was not kept.
+    """
     gA = gB = None
-    if gx is not None or wanted[0]:
-        gh = g[at] @ B
-        gh *= s
-        if gx is not None:
-            gx[at] += gh @ A
-        if wanted[0]:
-            gA = gh.T @ x[at]
-    if wanted[1]:
-        gB = g[at].T @ h[at]
+    for rows in thin(at, len(A) * builtins.max(x.shape[1], g.shape[1])):
+        if gx is not None or wanted[0]:
+            gh = g[rows] @ B
+            gh *= s
+            if gx is not None:
+                gx[rows] += gh @ A
+            if wanted[0]:
+                gA = _plus(gA, gh.T @ x[rows])
+        if wanted[1]:
+            gB = _plus(gB, g[rows].T @ (s * (x[rows] @ A.T) if h is None else h[rows]))
     return gA, gB
+
+
+def _plus(total: Array | None, more: Array) -> Array:
+    if total is None:
+        return more
+    total += more
+    return total
 
 
 def _added(parts: dict[int, tuple]) -> tuple:
@@ -797,11 +825,18 @@ def _added(parts: dict[int, tuple]) -> tuple:
     return first
 
 
-def _sigmoid(x: Array) -> Array:
-    y = xp.asarray(xp.minimum(-x, 0.99 * math.log(float(xp.finfo(x.dtype).max))))  # exp must not overflow
-    xp.exp(y, out=y)
+def _one_plus_exp(x: Array) -> Array:
+    """1 + e^−x; where that is too large for the dtype it is infinite, and its reciprocal the 0 that it should be."""
+    y = xp.asarray(-x)
+    with np.errstate(over="ignore"):
+        xp.exp(y, out=y)
     y += 1
-    return xp.reciprocal(y, out=y)
+    return y
+
+
+def _sigmoid(x: Array) -> Array:
+    y = _one_plus_exp(x)
+    return xp.divide(1, y, out=y)
 
 
 def _restore(g: Array, ndim: int, axis: Any, keepdims: bool) -> Array:
@@ -814,13 +849,14 @@ def _restore(g: Array, ndim: int, axis: Any, keepdims: bool) -> Array:
     return xp.expand_dims(g, tuple(a % ndim for a in axes))
 
 
-def _mean_square(x: Array) -> Array:
-    return _mean_product(x, x)
-
-
 def _mean_product(x: Array, y: Array) -> Array:
     """mean(x · y) over the last axis, kept with length 1."""
-    return (xp.einsum("...i,...i->...", x, y) / x.shape[-1])[..., None]
+    return (_dot(x, y) / x.shape[-1])[..., None]
+
+
+def _dot(x: Array, y: Array) -> Array:
+    """Σ x · y over the last axis."""
+    return np.vecdot(x, y) if backend.name() == "numpy" else xp.einsum("...i,...i->...", x, y)
 
 
 def _real_ifft2(S: Array) -> Array:
@@ -832,10 +868,13 @@ def _heads_last(b: int, t: int, h: int, d: int, dtype: Any) -> Array:
     return xp.swapaxes(xp.empty((b, t, h, d), dtype), 1, 2)
 
 
-def _add_grouped(out: Array, p: Array, g: Array) -> None:
-    """out (b, g, s, d) += pᵀ g, summed over the heads of a group, for p (b, g, h/g, t, s) and g (b, g, h/g, t, d)."""
+def _add_grouped(out: Array, p: Array, g: Array, fresh: bool) -> None:
+    """out (b, g, s, d) += p g, summed over the heads of a group, for p (b, g, h/g, s, t), g (b, g, h/g, t, d); = if fresh."""
     for i in range(p.shape[2]):
-        out += xp.swapaxes(p[:, :, i], -1, -2) @ g[:, :, i]
+        if fresh and i == 0:
+            xp.matmul(p[:, :, i], g[:, :, i], out=out)
+        else:
+            out += p[:, :, i] @ g[:, :, i]
 
 
 KEPT = 1 << 18  # queries × keys of a head up to which attention keeps its weights for the backward pass
@@ -846,6 +885,11 @@ def _split_bias(bias: Array, groups: int) -> Array:
     shape = (1,) * (4 - bias.ndim) + bias.shape
     heads = (groups, shape[1] // groups) if shape[1] > 1 else (1, 1)
     return bias.reshape(shape[0], *heads, *shape[2:])
+
+
+def _turned(bias: Array) -> Array:
+    """bias (..., t or 1, s or 1) as (..., s or 1, t or 1), rows behind one another."""
+    return xp.ascontiguousarray(xp.swapaxes(bias, -1, -2))
 
 
 def _query_blocks(heads: int, t: int, s: int, bias: Array | None, dtype: Any) -> list[tuple[slice, int]]:
