@@ -7,6 +7,9 @@ peak of the process's resident set during a step, less what it held before the m
 input of the down projection on both sides. PEFT has no Houlsby adapters: a torch module of the same arithmetic stands in for
 them. `forward` and `generate` are of the base model alone.
 
+With the base in bfloat16 (`dtype`) our activations, and all but the products with it, stay float32; on the other side
+the whole model is bfloat16, as its users have it, and PEFT keeps the adapters in float32.
+
 On a GPU our step is replayed as one CUDA graph, as by `fit(graph=True)`, and each side fetches its loss in every step. Memory is the
 most that arrays held at once, the model included: by CuPy's memory hook, and by torch's max_memory_allocated.
 """
@@ -54,11 +57,11 @@ def settings(size: str) -> dict[str, int]:
 # --- our side ---------------------------------------------------------------------------------------------------------
 
 
-def our_model(size: str) -> Any:
-    """A random model of a size."""
+def our_model(size: str, dtype: str = "float32") -> Any:
+    """A random model of a size, in a type as `Model.astype` has it."""
     from minipeft.checkpoints import family_names
     from minipeft.engine.backend import to_device
-    from minipeft.model.arch import Arch, Model
+    from minipeft.model.arch import Arch, Model, converted
     from minipeft.model.transformer import shapes
 
     s = settings(size)
@@ -75,10 +78,13 @@ def our_model(size: str) -> Any:
         else (0.02 * rng.standard_normal(shape, np.float32)).astype(np.float32)
         for n, shape in shapes(arch).items()
     }
-    return Model(arch, {n: to_device(W) for n, W in params.items()}, family_names(arch))
+    held = {n: converted(n, to_device(params.pop(n)), dtype) for n in list(params)}
+    return Model(arch, held, family_names(arch))
 
 
-def our_step(size: str, method: str, task: str = "step", graph: bool = True) -> Callable[[], float]:
+def our_step(
+    size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32"
+) -> Callable[[], float]:
     """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by one, on a GPU."""
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
@@ -91,7 +97,7 @@ def our_step(size: str, method: str, task: str = "step", graph: bool = True) -> 
 
     keep_freed_memory()
     s = settings(size)
-    model, rng = our_model(size), np.random.default_rng(1)
+    model, rng = our_model(size, dtype), np.random.default_rng(1)
     ids = rng.integers(0, s["vocab"], (s["b"], s["t"]))
     if task == "generate":
         prompt = batch(input_ids=ids[:1, :PROMPT])
@@ -162,7 +168,7 @@ def with_bottlenecks(model: Any) -> Any:
 
         def forward(self, x: Any) -> Any:
             a = self.base(x)
-            return a + self.up(torch.nn.functional.silu(self.down(a)))
+            return a + self.up(torch.nn.functional.silu(self.down(a.to(self.down.weight.dtype)))).to(a.dtype)
 
     for p in model.parameters():
         p.requires_grad_(False)
@@ -172,7 +178,9 @@ def with_bottlenecks(model: Any) -> Any:
     return model
 
 
-def peft_step(size: str, method: str, task: str = "step", compiled: bool = False) -> Callable[[], float]:
+def peft_step(
+    size: str, method: str, task: str = "step", compiled: bool = False, dtype: str = "float32"
+) -> Callable[[], float]:
     """The same in torch + PEFT, or transformers, as their users write it; `compiled` by torch.compile."""
     import peft
     import torch
@@ -180,7 +188,7 @@ def peft_step(size: str, method: str, task: str = "step", compiled: bool = False
     s = settings(size)
     place = "cuda" if on_gpu() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = bool(os.environ.get("MINIPEFT_TF32"))
-    model = their_model(size).to(place)
+    model = their_model(size).to(place, getattr(torch, dtype))
     ids = torch.randint(0, s["vocab"], (s["b"], s["t"])).to(place)
     if task == "generate":
         model.eval().generation_config.eos_token_id = None
@@ -254,7 +262,7 @@ def _peak_of_arrays(side: str) -> Callable[[], int]:
     return watched_memory()
 
 
-def worker(side: str, size: str, method: str, task: str = "step") -> None:
+def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32") -> None:
     """Answer each line on standard input, a number of steps, with their times; the first answer is about memory."""
     if side != "ours":
         import torch
@@ -265,14 +273,17 @@ def worker(side: str, size: str, method: str, task: str = "step") -> None:
 
         transformers.logging.set_verbosity_error()
     peak = _peak_of_arrays(side) if on_gpu() else _peak_of_process()
-    step = our_step(size, method, task) if side == "ours" else peft_step(size, method, task, side == "compiled")
+    if side == "ours":
+        step = our_step(size, method, task, dtype=dtype)
+    else:
+        step = peft_step(size, method, task, side == "compiled", dtype)
     step()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     step()
     about = {"peak": peak(), "loss": step()}
     if side == "ours":
-        about["gflops"] = matrix_rate()
+        about["gflops"] = matrix_rate(dtype=dtype)
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         times = []
@@ -283,13 +294,15 @@ def worker(side: str, size: str, method: str, task: str = "step") -> None:
         print(json.dumps(times), flush=True)
 
 
-def matrix_rate(n: int = 1024, seconds: float = 1.0) -> float:
-    """GFLOP/s of an n × n float32 matrix product here: the best of one second."""
+def matrix_rate(n: int = 1024, seconds: float = 1.0, dtype: str = "float32") -> float:
+    """GFLOP/s of an n × n matrix product here, of factors in float32 or, on a GPU, bfloat16: the best of one second."""
     if on_gpu():
+        from minipeft.engine.bfloat16 import bfloat16
         from minipeft.engine.cuda import product, xp
 
         n = 8192
         x, out = xp.ones((n, n), xp.float32), xp.empty((n, n), xp.float32)
+        x = bfloat16(x).values if dtype == "bfloat16" else x
 
         def once() -> None:
             product(x, x, out=out)
@@ -319,10 +332,12 @@ def flops(size: str, task: str = "step") -> float:
 
 
 class _Worker:
-    def __init__(self, side: str, size: str, method: str, threads: int, task: str = "step") -> None:
+    def __init__(
+        self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32"
+    ) -> None:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         env = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task]
+        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env
@@ -358,9 +373,11 @@ def bench(
     console: Any,
     tasks: Sequence[str] = ("step",),
     compiled: bool = False,
+    dtype: str = "float32",
 ) -> list[dict]:
     """Measure every size and method; with `against` "peft" in turns with torch, and `compiled` with torch.compile as well.
 
+    `dtype`: "float32", or "bfloat16" for the base.
     Raises `Bad` for unknown words.
     """
     if against not in (None, "peft"):
@@ -380,18 +397,22 @@ def bench(
         line = bar.add_task("measuring", total=len(jobs) * rounds)
         for task, method, size in jobs:
             bar.update(line, description=f"{task} {method} {size}")
-            out.append(_measure(task, method, size, against, compiled, rounds, threads, lambda: bar.advance(line)))
+            out.append(
+                _measure(task, method, size, against, compiled, rounds, threads, dtype, lambda: bar.advance(line))
+            )
     return out
 
 
 def _measure(
-    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, tick: Callable
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"task": task, "method": method, "size": size, "threads": threads}
-    workers = {side: _Worker(side, size, method, threads, task) for side in ["ours"] + ([against] if against else [])}
+    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, dtype: str,
+    tick: Callable,
+) -> dict[str, Any]:  # fmt: skip
+    row: dict[str, Any] = {"task": task, "method": method, "size": size, "threads": threads, "dtype": dtype}
+    sides = ["ours"] + ([against] if against else [])
+    workers = {side: _Worker(side, size, method, threads, task, dtype) for side in sides}
     if compiled:
         try:
-            workers["compiled"] = _Worker("compiled", size, method, threads, task)
+            workers["compiled"] = _Worker("compiled", size, method, threads, task, dtype)
         except Bad as why:
             row["compiled"] = str(why)
     times: dict[str, list[float]] = {side: [] for side in workers}
@@ -440,12 +461,15 @@ def table(rows: list[dict]) -> Any:
 # --- against length and rank ------------------------------------------------------------------------------------------
 
 
-def sweep(against: str | None, folder: Path, rounds: int, threads: int, console: Any) -> list[dict]:
+def sweep(
+    against: str | None, folder: Path, rounds: int, threads: int, console: Any, dtype: str = "float32"
+) -> list[dict]:
     """A LoRA step of size M against sequence length (one row) and rank: speed.json and speed_*.png in `folder`."""
     from minipeft.checkpoints.files import write_json
 
     kinds = {"length": [f"M,t={t},b=1" for t in LENGTHS], "rank": [f"M,r={r}" for r in RANKS]}
-    rows = bench(against, [size for sizes in kinds.values() for size in sizes], ["lora"], rounds, threads, console)
+    every = [size for sizes in kinds.values() for size in sizes]
+    rows = bench(against, every, ["lora"], rounds, threads, console, dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "speed.json", rows)
     by_size = {r["size"]: r for r in rows}
@@ -473,7 +497,7 @@ def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: s
 # --- where a step goes ------------------------------------------------------------------------------------------------
 
 
-def profile(size: str, method: str, steps: int = 5) -> list[dict]:
+def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> list[dict]:
     """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first."""
     from minipeft.engine import ops, tensor
     from minipeft.train import AdamW
@@ -510,7 +534,7 @@ def profile(size: str, method: str, steps: int = 5) -> list[dict]:
 
         return call
 
-    step = our_step(size, method, graph=False)
+    step = our_step(size, method, graph=False, dtype=dtype)
     step()
     known = {name: f for name, f in tensor.OPS.items() if getattr(ops, name, None) is f}
     kept = tensor._accumulate, AdamW.step

@@ -53,6 +53,26 @@ Backend = Annotated[
 ]
 
 
+def _known_dtype(name: str | None) -> str | None:
+    if name not in (None, *DTYPES):
+        from minipeft.errors import near
+
+        raise Bad(f"--dtype {name}: expected one of {', '.join(DTYPES)}{near(str(name), DTYPES)}")
+    return name
+
+
+DTYPES = ("float32", "float64", "bfloat16")
+Dtype = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--dtype",
+        callback=_known_dtype,
+        help="float32, float64, or bfloat16: matrices of the base are held so, all else is float32. An adapter belongs "
+        "to the base in the type that it was trained on. Default: float32.",
+    ),
+]
+
+
 @app.callback()
 def _main(
     version: Annotated[
@@ -138,6 +158,7 @@ def compare(
     html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
     png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
     json_: Annotated[Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,
+    dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
     """Adapt one base to one task with every method, and measure what each costs and gives.
@@ -171,7 +192,9 @@ def compare(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    task = job.prepare(base, data, steps=steps, seed=seed)  # here first: a mistake is found before any process starts
+    task = job.prepare(
+        base, data, steps=steps, seed=seed, dtype=dtype
+    )  # here first: a mistake is found before any process starts
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task("comparing", total=None)
 
@@ -179,7 +202,7 @@ def compare(
             bar.update(line, total=total, completed=done, description=f"comparing, {name} done")
 
         rows = job.compare(
-            methods or (), seed=seed, lr=lr, jobs=jobs, progress=progress, base=base, csv=data, steps=steps
+            methods or (), seed=seed, lr=lr, jobs=jobs, progress=progress, base=base, csv=data, steps=steps, dtype=dtype
         )
     seconds = time.perf_counter() - begun
     about = (
@@ -220,6 +243,7 @@ def train(
     warmup: Annotated[int, typer.Option(min=0)] = 10,
     seed: Annotated[int, typer.Option()] = 0,
     graph: Annotated[bool, typer.Option("--graph", help="On a GPU: replay each step as one CUDA graph.")] = False,
+    dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
@@ -235,7 +259,7 @@ def train(
     cls = method_class(method)
     if optimiser not in OPTIMISERS:
         raise Bad(f"optimiser {optimiser!r}: expected one of {', '.join(OPTIMISERS)}{near(optimiser, OPTIMISERS)}")
-    task = job.prepare(base, data, steps=steps, seed=seed)
+    task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
     begun = job.start(task, _settings(cls, task.model.arch, set_ or []), seed)
     rule = OPTIMISERS[optimiser](lr=lr or cls.usual_lr)
     bar, update = progress_bar(f"training {method}")
@@ -283,6 +307,7 @@ def merge(
     base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
     adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
+    dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
     """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
@@ -293,7 +318,7 @@ def merge(
     from minipeft.checkpoints.files import read_json
     from minipeft.run import merge as fold
 
-    merged = fold(_attached(load(base), adapter))
+    merged = fold(_attached(load(base, dtype), adapter))
     save_model(merged, out, read_json(base / "config.json"))
     for extra in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (base / extra).exists():
@@ -325,6 +350,7 @@ def convert(
     base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
     adapter: Annotated[Path, typer.Argument(help="The adapter folder to read.")],
     out: Annotated[Path, typer.Argument(help="The adapter folder to write, of the other kind.")],
+    dtype: Dtype = None,
 ) -> None:
     """Turn an adapter of PEFT into one of minipeft, or the other way round.
 
@@ -334,7 +360,7 @@ def convert(
     from minipeft.checkpoints.native import save_adapter
     from minipeft.checkpoints.peft_io import save_peft
 
-    adapted = _attached(load(base), adapter)
+    adapted = _attached(load(base, dtype), adapter)
     ours = (adapter / "adapter.json").exists()
     (save_peft if ours else save_adapter)(adapted, out)
     a = adapted.adapters[0]
@@ -654,6 +680,14 @@ def bench(
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16",
+            help="Our base held in bfloat16; theirs as model.to(torch.bfloat16), activations too. What stays float32 "
+            "here may be rounded by --tf32 beside it.",
+        ),
+    ] = False,
     sweep: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
@@ -672,15 +706,16 @@ def bench(
     if tf32:
         os.environ["MINIPEFT_TF32"] = "1"
     console = _console(stderr=True)
+    dtype = "bfloat16" if bf16 else "float32"
     if profile:
-        found = job.profile((size or ["M"])[0], (method or ["lora"])[0])
+        found = job.profile((size or ["M"])[0], (method or ["lora"])[0], dtype=dtype)
         _console().print(job.profile_table(found))
     elif sweep is not None:
-        found = job.sweep(against, sweep, rounds, threads, console)
+        found = job.sweep(against, sweep, rounds, threads, console, dtype)
         _console().print(job.table(found))
     else:
         sizes, methods = size or ["S", "M", "L"], method or list(job.METHODS)
-        found = job.bench(against, sizes, methods, rounds, threads, console, task or ["step"], compile_)
+        found = job.bench(against, sizes, methods, rounds, threads, console, task or ["step"], compile_, dtype)
         _console().print(job.table(found))
         for why in [r["compiled"] for r in found if "compiled" in r]:
             console.print(f"torch.compile does not work here: {why}", soft_wrap=True)

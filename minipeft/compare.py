@@ -73,11 +73,14 @@ class Row:
 
 def prepare(
     base: str | Path | None = None, csv: str | Path | None = None, *, steps: int = 40, rows: int = 32, length: int = 32,
-    held_out: int = 400, seed: int = 0,
+    held_out: int = 400, seed: int = 0, dtype: Any = None,
 ) -> Task:  # fmt: skip
-    """The task: the base of the package or a checkpoint folder, on the snippets of the package or a user's CSV file."""
+    """The task: the base of the package or a checkpoint folder, on the snippets of the package or a user's CSV file.
+
+    `dtype` is as in `load`; default float32.
+    """
     folder = Path(base) if base is not None else datasets.BASE
-    model = load(folder, np.float32)
+    model = load(folder, dtype or np.float32)
     tokenizer = load_tokenizer(folder)
     snippets = datasets.load_snippets() if csv is None else datasets.read_csv(csv)
     arch = model.arch

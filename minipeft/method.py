@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 
@@ -32,9 +33,9 @@ class Site:
     """One place a method can attach to: a parameter by its name, or an activation.
 
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
-    "table" or "activation". `W` is the base parameter (read-only), `params` all parameters of the base; `inputs` and `grad`
-    are what was measured on data for methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient
-    of the weight.
+    "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened`
+    makes an array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for
+    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
     """
 
     name: str
@@ -145,14 +146,29 @@ class Here:
 class Base:
     """The linear or table under a method: call it for its output; `W` and `b` are its weight and bias.
 
-    `table` tells whether it looks rows up: then it is called with ids. `plain` tells that it is x Wᵀ + b and computed as that.
-    Several adapters at one site stack up: the base of the second is the first.
+    `held` is the weight as `ops.linear`, `ops.linear_lowrank` and `ops.take` take it: in bfloat16, if the base is held
+    so; `W` is an array, made when first asked for. `table` tells whether it looks rows up: then it is called with ids.
+    `plain` tells that it is x Wᵀ + b and computed as that. Several adapters at one site stack up: the base of the
+    second is the first.
     """
 
-    __slots__ = ("W", "b", "call", "plain", "table")
+    __slots__ = ("_W", "b", "call", "held", "plain", "table")
 
     def __init__(self, W: Any, b: Any, call: Callable[[Any], Any], table: bool, plain: bool = False) -> None:
-        self.W, self.b, self.call, self.table, self.plain = W, b, call, table, plain
+        self.held, self.b, self.call, self.table, self.plain = W, b, call, table, plain
+        self._W: Any = None
+
+    @property
+    def W(self) -> Any:
+        """The weight, (out, in), or the table, an array or a Tensor."""
+        if self._W is None:
+            self._W = widened(self.held)
+        return self._W
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of W."""
+        return tuple(self.held.shape)
 
     def __call__(self, x: Any) -> Any:
         return self.call(x)

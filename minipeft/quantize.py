@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -114,6 +114,10 @@ class NF4:
     def double(self) -> bool:
         """Whether the constants are quantised too."""
         return self.scale is not None
+
+    def astype(self, dtype: Any) -> NF4:
+        """The same codes, standing for numbers in another type."""
+        return replace(self, dtype=np.dtype(dtype))
 
     def constants(self) -> Any:
         """(⌈n/block⌉,) float32: the constant of every block."""

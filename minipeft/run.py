@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import read_only, refuse_others, to_device, to_host, xp
+from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
+from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.errors import Bad, Unfit, near
 from minipeft.method import Base, Here, Method, Site, frozen, method_class
-from minipeft.model.arch import Arch, Batch, Model
+from minipeft.model.arch import Arch, Batch, Model, kind_of
 from minipeft.model.transformer import Output, activation_sites
 from minipeft.model.transformer import forward as model_forward
 
@@ -29,17 +30,6 @@ SHARED = ""  # the site of arrays that all sites of an adapter share
 
 
 # --- sites and targets ----------------------------------------------------------------------------------------------
-
-
-def kind_of(name: str, shape: tuple[int, ...]) -> str:
-    """What sort of parameter this is, by its name and shape."""
-    if name.endswith(".bias"):
-        return "bias"
-    if ".norm." in f".{name}":
-        return "norm"
-    if name.startswith("embed.") and name != "embed.patch.weight":
-        return "embedding" if len(shape) == 2 and name.endswith(".weight") else "table"
-    return "table" if "relbias" in name else "linear"
 
 
 def sites(model: Model) -> dict[str, Site]:
@@ -446,7 +436,7 @@ class Run:
         self._befores: list[tuple[Method, Here, dict]] = []
         self._offsets: list[tuple[Method, frozenset]] = []
         held = {"the model": self._base} | {f"adapter {a.name!r}": a.arrays for a in adapted.in_use}
-        refuse_others((what, next(iter(arrays.values()), None)) for what, arrays in held.items())
+        refuse_others((what, next(filter(library, arrays.values()), None)) for what, arrays in held.items())
         theta = theta or {}
         for adapter in adapted.in_use:
             prefix = f"{adapter.name}/"
@@ -474,11 +464,15 @@ class Run:
         return name in self._base or (name == "head.weight" and self.arch.tied)
 
     def base(self, name: str) -> Any:
-        """The base parameter, dequantised if it is held quantised; None if the model has none of this name."""
+        """The base parameter as an array, whatever it is held in; None if the model has none of this name."""
+        return widened(self.held(name))
+
+    def held(self, name: str) -> Any:
+        """The same, left in bfloat16 if it is held so, as `ops.linear` and `ops.take` take it."""
         W: Any = self._base.get(name)
         if W is None and name == "head.weight" and self.arch.tied:
-            return self.base("embed.tokens.weight")
-        return W.dequantize() if hasattr(W, "dequantize") else W
+            W = self._base.get("embed.tokens.weight")
+        return W if type(W) is Bfloat16 else widened(W)
 
     def _param_hooks(self, name: str) -> list[_Hook]:
         hooks = self._hooks.get(name, [])
@@ -520,14 +514,14 @@ class Run:
     def _through(self, module: str, name: str, x: Any, plain: Callable, table: bool) -> Any:
         hooks = self._param_hooks(name)
         if not any(hasattr(h.method, "forward") for h in hooks):
-            return plain(x, self.param(name), self.param(f"{module}.bias"))
+            return plain(x, self.param(name) if hooks else self.held(name), self.param(f"{module}.bias"))
         bias = f"{module}.bias"
 
         def level(k: int) -> Base:  # the linear under the first k methods
-            W, b = self.base(name), self.base(bias)
+            W, b = self.held(name), self.base(bias)
             for hook in hooks[:k]:
                 if hasattr(hook.method, "weight"):
-                    W = hook.method.weight(W, **hook.arrays)
+                    W = hook.method.weight(widened(W), **hook.arrays)
                     b = hook.method.bias(b, **hook.arrays) if hasattr(hook.method, "bias") else b
             for hook in self._hooks.get(bias, []):
                 b = hook.method.weight(b, **hook.arrays)
@@ -542,7 +536,7 @@ class Run:
             if k > 1 and not hasattr(hooks[k - 2].method, "weight"):
                 raise Bad(f"{hook.method.name} cannot follow {hooks[k - 2].method.name} at {name}: that is no weight")
             under = level(k)
-            return plain(x, under.W, under.b)
+            return plain(x, under.held, under.b)
 
         return call(len(hooks), x)
 
@@ -600,7 +594,8 @@ def _prefix(site: str) -> str:
 def merge(adapted: Adapted) -> Model:
     """The base with the adapters in use folded into its weights: an ordinary model.
 
-    Raises `Bad` naming the adapter whose change is no weight.
+    A weight that was held in bfloat16 is so again, W' being computed in float32 and rounded once; one that was
+    quantised is not. Raises `Bad` naming the adapter whose change is no weight.
     """
     for a in adapted.in_use:
         for site, method in a.at.items():
@@ -614,12 +609,17 @@ def merge(adapted: Adapted) -> Model:
                 names.add(site.removesuffix("weight") + "bias")
     touched = {site for a in adapted.in_use for site in a.at}
     touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
-    params = {n: W for n in names if (W := run.param(n) if n in touched else adapted.model.params[n]) is not None}
+
+    def folded(n: str) -> Any:
+        W = run.param(n)
+        return bfloat16(W) if type(run.held(n)) is Bfloat16 else W
+
+    params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
     arch = adapted.model.arch
     if arch.tied and {"head.weight", "embed.tokens.weight"} & touched:
         head, table = run.param("head.weight"), run.param("embed.tokens.weight")
         if not bool((head == table).all()):  # the change broke the tie
-            params["head.weight"] = head
+            params["head.weight"] = folded("head.weight")
             arch = dataclasses.replace(arch, tied=False)
     params = {
         n: params[n]

@@ -16,6 +16,13 @@ def test_our_step_learns(method):
     assert losses[-1] < losses[0]
 
 
+def test_a_step_over_a_base_in_bfloat16():
+    half, single = job.our_step("S", "lora", dtype="bfloat16"), job.our_step("S", "lora")
+    losses = [half() for _ in range(3)]
+    assert losses[-1] < losses[0] and losses[0] != single()
+    assert job.our_model("S", "bfloat16").digest() == job.our_model("S").astype("bfloat16").digest()
+
+
 def test_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--size", "S", "--method", "lora", "--rounds", "1", "--json", str(tmp_path / "out.json")])

@@ -106,6 +106,20 @@ def test_merge(capsys, tmp_path):
     np.testing.assert_array_equal(Adapted(merged).logits(batch), Adapted(fold(adapted)).logits(batch))
 
 
+def test_a_base_in_bfloat16(capsys, tmp_path):
+    half = attach(load(BASE, "bfloat16"), LoRA(r=2), targets="q_proj")
+    save_adapter(half, tmp_path / "a")
+    assert "another base" in mistake(capsys, "merge", BASE, tmp_path / "a", tmp_path / "b")
+    status, out, _ = call(capsys, "merge", BASE, tmp_path / "a", tmp_path / "b", "--dtype", "bfloat16")
+    assert status == 0 and load(tmp_path / "b", "bfloat16").digest() == half.model.digest()
+    assert (tmp_path / "b" / "model.safetensors").stat().st_size < 2.1 * half.model.size
+    words = ["train", "lora", tmp_path / "t", "--set", "r=2", "--steps", "1", "--dtype", "bfloat16"]
+    assert call(capsys, *words)[0] == 0
+    about = json.loads((tmp_path / "t" / "adapter.json").read_text())
+    labels = next(shape[0] for site, shape, _ in about["at"] if site == "score.weight")
+    assert about["base"] == load(BASE, "bfloat16").classifier(labels).digest()
+
+
 def test_convert_both_ways(capsys, tmp_path):
     adapted = adapter(tmp_path / "ours")
     assert call(capsys, "convert", BASE, tmp_path / "ours", tmp_path / "theirs")[0] == 0
@@ -135,6 +149,7 @@ def test_replay(capsys):
         (["check", "lroa"], "did you mean lora"),
         (["check", "lora", "--family", "lama"], "did you mean llama"),
         (["check", "lora", "--dtype", "float16"], "expected float64 or float32"),
+        (["compare", "--dtype", "bfloat"], "did you mean bfloat16"),
         (["compare", "lroa"], "did you mean lora"),
         (["compare", "--base", "/no/such"], "/no/such: no such folder"),
         (["compare", "--data", "/no/such.csv"], "/no/such.csv: no such file"),

@@ -7,9 +7,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from minipeft.engine.backend import to_device, to_host, xp
+import numpy as np
+
+from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, Names
+from minipeft.model.arch import Arch, Model, Names, converted
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -78,14 +81,15 @@ def read_arch(config: dict[str, Any]) -> Arch:
 def load(folder: str | Path, dtype: Any = None) -> Model:
     """A base model from a Hugging Face checkpoint folder (config.json and safetensors, sharded or not).
 
-    Half-precision weights are widened to float32 unless `dtype` says otherwise. Weights stored as (in, out) and patch
-    convolutions are put right here. Raises `Bad`, in one line, for a missing or unsupported file, missing, unexpected or
-    misshaped tensors, and NaN.
+    Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
+    `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Raises `Bad`, in one line,
+    for a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
     """
     from minipeft.checkpoints.files import read_folder
     from minipeft.model.transformer import shapes
 
-    config, tensors = read_folder(folder, dtype)
+    half = str(dtype) == "bfloat16"
+    config, tensors = read_folder(folder, None if half else dtype)
     arch = read_arch(config)
     names = family_names(arch)
     head, table = (tensors.get(_theirs(names, f"{m}.weight") or "") for m in ("head", "embed.tokens"))
@@ -117,7 +121,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
             raise Bad(f"{folder}: {key}: expected shape {expected[ours]}, found {tuple(a.shape)}{turned}")
         if dtype is None and a.dtype.itemsize < 4 and a.dtype.kind == "f":
             a = a.astype("float32")
-        params[ours] = to_device(a)
+        params[ours] = a
     missing = [k for k in expected if k not in params]
     if missing:
         theirs = [_theirs(names, k) or k for k in missing]
@@ -125,7 +129,10 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
         raise Bad(f"{folder}: {len(missing)} tensors are missing, the first {theirs[0]}{hint}")
     if strange:
         raise Bad(f"{folder}: {len(strange)} tensors are not known to {arch.family}, the first {strange[0]}")
-    ordered = {k: xp.ascontiguousarray(params[k]) for k in expected}
+    ordered = {}
+    for k in expected:  # one by one, so that a device holds one in float32 at a time
+        a = to_device(np.ascontiguousarray(params.pop(k)))
+        ordered[k] = converted(k, a, dtype) if half else a
     return Model(arch, ordered, names)
 
 
@@ -158,12 +165,17 @@ def _ignorable(key: str, ours: str | None, arch: Arch) -> bool:
 
 
 def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None:
-    """Write a base model as a checkpoint folder that `load` and transformers read. `config` is its config.json."""
+    """Write a base model as a checkpoint folder that `load` and transformers read. `config` is its config.json.
+
+    What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
+    stands for.
+    """
     from minipeft.checkpoints.files import write_json, write_tensors
 
     names, tensors = model.names, {}
     for key, W in model.params.items():
-        a = to_host(W.dequantize() if hasattr(W, "dequantize") else W)
+        half = type(W) is Bfloat16
+        a = to_host(W.values if half else widened(W))
         if key == "embed.patch.weight":
             a = a.reshape(a.shape[0], model.arch.channels, model.arch.patch, model.arch.patch)
         if key == "embed.positions.weight" and model.arch.patch:
@@ -173,7 +185,7 @@ def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None
         theirs = _theirs(names, key)
         if theirs is None:
             raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
-        tensors[theirs] = a
+        tensors[theirs] = Bfloat16(a) if half else a
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.errors import Bad, near
 
 DTYPES = {
@@ -259,13 +260,28 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays as safetensors: the same arrays give the same bytes. Raises `Bad` for a dtype the format has not.
 
-    `metadata` has one entry at most, since the library does not fix the order of several.
+    What is held in bfloat16 is written so, bit by bit. `metadata` has one entry at most, since the library does not fix
+    the order of several.
     """
     if metadata is not None and len(metadata) > 1:
         raise ValueError("one metadata entry at most; put several into one as JSON")
-    held = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    halves = [name for name, a in tensors.items() if type(a) is Bfloat16]
+    plain = {name: a.values if type(a) is Bfloat16 else a for name, a in tensors.items()}
+    held = {name: np.ascontiguousarray(plain[name]) for name in sorted(plain)}
     for name, a in held.items():
         if a.dtype not in {np.dtype(t) for t in DTYPES.values()}:
             raise Bad(f"{path}: {name} has dtype {a.dtype}, which safetensors cannot hold")
-        held[name] = a.reshape(np.shape(tensors[name]))  # ascontiguousarray makes scalars vectors
-    write_bytes(path, safetensors.numpy.save(held, dict(metadata) if metadata else None))
+        held[name] = a.reshape(np.shape(plain[name]))  # ascontiguousarray makes scalars vectors
+    data = safetensors.numpy.save(held, dict(metadata) if metadata else None)
+    write_bytes(path, _as_bfloat16(data, halves) if halves else data)
+
+
+def _as_bfloat16(data: bytes, names: list[str]) -> bytes:
+    """A file that says of these tensors, whose bits the library took for U16, that they are BF16."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    for name in names:
+        header[name]["dtype"] = "BF16"
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, memoryview(data)[8 + length :]))

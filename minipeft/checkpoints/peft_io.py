@@ -16,6 +16,7 @@ import numpy as np
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Key, Spec, method_name, spec_of
 from minipeft.engine.backend import read_only, to_device, to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class
 from minipeft.model.arch import Arch, Model
@@ -457,7 +458,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     ):  # there PEFT expects the classifier beside the prompt
         leaves = [n for n in model.params if n.startswith("score.")]
         own = {
-            f"base_model.{their_name(model, 'score')}.{n.rpartition('.')[2]}": to_host(model.params[n]) for n in leaves
+            f"base_model.{their_name(model, 'score')}.{n.rpartition('.')[2]}": to_host(widened(model.params[n]))
+            for n in leaves
         }
         tensors = own | tensors
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})

@@ -18,6 +18,7 @@ import numpy as np
 from minipeft.conformance import docstrings, tiny
 from minipeft.engine import backend, gradcheck, gradients_flow, ops
 from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.bfloat16 import UNIT, Bfloat16, rounded
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method
@@ -46,6 +47,12 @@ class Case:
     def adapter(self) -> Adapter:
         return self.start.adapters[0]
 
+    @property
+    def u(self) -> float:
+        """The unit roundoff of products with the base: of its dtype, or of bfloat16 if it is held so."""
+        half = any(type(W) is Bfloat16 for W in self.model.params.values())
+        return UNIT if half else float(np.finfo(self.model.dtype).eps) / 2
+
 
 def case(method: Method, family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Case | None:
     """The method on a tiny model of the family; None if it does not fit there (its targets match nothing)."""
@@ -68,7 +75,11 @@ def moved(adapted: Adapted, seed: int = 0, by: float = 0.1) -> Adapted:
 
 
 def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[str, Any]) -> float:
-    """How much max|f| moves for a relative change of 1 in every number: measured at small random relative changes."""
+    """How much max|f| moves for a relative change of 1 in every number: measured at small random relative changes.
+
+    A base held in bfloat16 is widened for that.
+    """
+    model = model.astype(model.dtype)
     rng = np.random.default_rng(11)
     half = float(np.finfo(next(iter(theta.values())).dtype if theta else model.dtype).eps) ** 0.5
 
@@ -86,14 +97,17 @@ def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[st
     return worst
 
 
-def close(got: Any, want: Any, cond: float, what: str, k: float = K) -> float:
-    """Raise `Broken` unless |got − want| ≤ k·u·cond everywhere; returns the largest ratio |got − want|/(u·cond)."""
+def close(got: Any, want: Any, cond: float, what: str, k: float = K, u: float = 0.0) -> float:
+    """Raise `Broken` unless |got − want| ≤ k·u·cond everywhere; returns the largest ratio |got − want|/(u·cond).
+
+    u is that of the dtype unless given.
+    """
     got, want = to_host(value(got)), to_host(value(want))
     if got.shape != want.shape:
         raise Broken(f"{what}: expected shape {want.shape}, found {got.shape}")
     if not got.size:
         return 0.0
-    u = float(np.finfo(want.dtype).eps) / 2
+    u = u or float(np.finfo(want.dtype).eps) / 2
     error = float(abs(got - want).max())
     ratio = error / (u * max(cond, 1e-30))
     if not ratio <= k:
@@ -151,7 +165,7 @@ def identity(case: Case) -> None:
     want = base.logits(case.batch)
     if want is not None:
         cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, model, {})
-        close(start.logits(case.batch), want, cond, "identity in the logits")
+        close(start.logits(case.batch), want, cond, "identity in the logits", u=case.u)
 
 
 def frozen(case: Case) -> None:
@@ -221,9 +235,10 @@ def forward_is_weight(case: Case) -> None:
             cond = float(abs(to_host(want)).max()) * 4 + _inner(case, site)
         else:
             x = to_device(rng.standard_normal((3, 4, W.shape[1])).astype(W.dtype))
+            x = x if case.u < UNIT else rounded(x)  # so that only what a method makes of it is rounded
             got, want = run.linear(module, x), ops.linear(x, W, b)
             cond = float((abs(to_host(x)) @ abs(to_host(W)).T).max()) + _inner(case, site)
-        close(got, want, cond, f"forward against weight at {site}")
+        close(got, want, cond, f"forward against weight at {site}", u=case.u)
 
 
 def _inner(case: Case, site: str) -> float:
@@ -247,13 +262,14 @@ def merged(case: Case) -> None:
     plain = merge(case.moved)
     want = case.moved.logits(case.batch)
     cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, plain, {})
-    close(Adapted(plain).logits(case.batch), want, cond, "merged logits", k=4 * K)
+    close(Adapted(plain).logits(case.batch), want, cond, "merged logits", k=4 * K, u=case.u)
     if plain.dtype != case.model.dtype:
         raise Broken(f"merge: the base is {case.model.dtype}, the merged model {plain.dtype}")
 
 
 def keeps_dtype(case: Case) -> None:
-    """In float32 everything stays float32: logits, loss, gradients, merged weights, arrays after a step."""
+    """In float32, and over a base in bfloat16, everything stays float32: logits, loss, gradients, merged weights,
+    arrays after a step."""
     model = case.model if case.model.dtype == np.float32 else case.model.astype(np.float32)
     adapters = tuple(
         dataclasses.replace(

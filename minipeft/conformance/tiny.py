@@ -12,7 +12,7 @@ import numpy as np
 from minipeft.checkpoints import family_names
 from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Batch, Model, batch
+from minipeft.model.arch import Arch, Batch, Model, batch, converted
 from minipeft.model.transformer import shapes
 
 ARCHS = {
@@ -47,7 +47,7 @@ def arch(family: str) -> Arch:
 
 
 def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Model:
-    """A random model of a family. Raises `Bad` for an unknown one."""
+    """A random model of a family, in a type as `Model.astype` has it. Raises `Bad` for an unknown family."""
     made = arch(family)
     rng = np.random.default_rng([seed, *family.encode()])
     params = {}
@@ -60,7 +60,7 @@ def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Mode
             W = 0.5 * rng.standard_normal(shape)
         else:
             W = rng.standard_normal(shape) * (shape[-1] ** -0.5)
-        params[name] = to_device(W.astype(dtype))
+        params[name] = converted(name, to_device(W), dtype)
     return Model(made, params, family_names(made))
 
 

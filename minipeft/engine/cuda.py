@@ -5,7 +5,8 @@ fewer passes over memory. The decorator `op` takes them where the backend is CuP
 each with its composition. `composed()` goes without them.
 
 CuPy refuses cuBLAS while a stream is captured, so products call the library that CuPy has loaded by themselves, with a
-workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`).
+workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`). The bits
+of bfloat16 (uint16) multiply to float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from minipeft.engine import ops
 from minipeft.engine.backend import xp
+from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.engine.ops import _check_labels, _heads_last, _rows
 from minipeft.engine.tensor import FUSED
 
@@ -37,7 +40,11 @@ def allow_tf32(on: bool) -> None:
 
 # --- matrix products --------------------------------------------------------------------------------------------------
 
-_TYPES = {"float32": (0, 68, ctypes.c_float), "float64": (1, 70, ctypes.c_double)}  # CUDA's type, cuBLAS's arithmetic
+_TYPES = {  # of factors: CUDA's number for them, for the result; its type; cuBLAS's arithmetic; the type of alpha
+    "float32": (0, 0, "float32", 68, ctypes.c_float),
+    "float64": (1, 1, "float64", 70, ctypes.c_double),
+    "uint16": (14, 0, "float32", 68, ctypes.c_float),
+}
 _TF32 = 77
 _WORKSPACE = 32 << 20  # bytes; what cuBLAS asks for on Hopper
 
@@ -90,7 +97,10 @@ def _layout(a: Array) -> tuple[int, int] | None:
 
 
 def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, beta: float = 0.0) -> Array:
-    """alpha · x @ y + beta · out, written to `out` if given. Axes before the last two broadcast, and nothing is copied for it."""
+    """alpha · x @ y + beta · out, written to `out` if given. Axes before the last two broadcast, uncopied.
+
+    Factors in uint16 are the bits of bfloat16; their product is float32.
+    """
     kind = x.dtype.name
     if kind not in _TYPES or y.dtype != x.dtype or x.ndim < 2 or y.ndim < 2:
         z = x @ y if alpha == 1 else alpha * (x @ y)
@@ -98,10 +108,11 @@ def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, be
             return z
         out[...] = z if beta == 0 else z + beta * out
         return out
+    type_, type_out, made, arithmetic, number = _TYPES[kind]
     m, k, n = x.shape[-2], x.shape[-1], y.shape[-1]
     stack = xp.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     if out is None:
-        out = xp.empty((*stack, m, n), x.dtype)
+        out = xp.empty((*stack, m, n), made)
     if not out.size:
         return out
     if not k:
@@ -121,11 +132,11 @@ def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, be
         stack, [xp.broadcast_to(a, (*stack, *a.shape[-2:])).strides[:-2] for a in (x, y)] + [out.strides[:-2]]
     )
     *outer, (count, along_x, along_y, along_out) = axes or [(1, 0, 0, 0)]
-    blas, (type_, arithmetic, number) = _blas(), _TYPES[kind]
+    blas = _blas()
     if tf32 and kind == "float32":
         arithmetic = _TF32
     blas.on_current_stream()
-    item = x.itemsize
+    item, item_out = x.itemsize, out.itemsize
     a, b = number(alpha), number(beta)
     for at in itertools.product(*(range(size) for size, *_ in outer)):
         px, py, po = (
@@ -135,7 +146,8 @@ def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, be
         # cuBLAS counts columns first: what is asked of it is outᵀ = yᵀ xᵀ
         _worked(blas.gemm(
             blas.handle, y_turned, x_turned, n, m, k, ctypes.byref(a), py, type_, y_step, along_y // item,
-            px, type_, x_step, along_x // item, ctypes.byref(b), po, type_, placed[1], along_out // item, count, arithmetic, -1,
+            px, type_, x_step, along_x // item, ctypes.byref(b),
+            po, type_out, placed[1], along_out // item_out, count, arithmetic, -1,
         ))  # fmt: skip
     return out
 
@@ -267,6 +279,23 @@ extern "C" __global__ void rope(const T* x, T* y, const T* cos_, const T* sin_, 
         to[i + half] = hi * c + lo * s;
     }
 }
+// the bits of bfloat16, four numbers at a time: x and y lie at multiples of 16 bytes
+__device__ __forceinline__ unsigned upper_half(float v) {
+    unsigned bits = __float_as_uint(v);
+    return isnan(v) ? 0x7fc0u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+extern "C" __global__ void to_bfloat16(const float* x, unsigned short* y, long long n) {
+    long long step = 4LL * gridDim.x * blockDim.x;
+    for (long long i = 4 * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += step) {
+        if (i + 4 <= n) {
+            float4 v = *(const float4*)(x + i);
+            unsigned low = upper_half(v.x) | upper_half(v.y) << 16, high = upper_half(v.z) | upper_half(v.w) << 16;
+            *(uint2*)(y + i) = make_uint2(low, high);
+        } else {
+            for (long long j = i; j < n; j++) y[j] = upper_half(x[j]);
+        }
+    }
+}
 // AdamW in place; t, the number of the step, and lr lie on the device
 extern "C" __global__ void adamw(T* x, const T* g, T* m, T* v, const int* t, const double* lr_, double factor, double beta1, double beta2, double eps, double decay, long long n) {
     double lr = *lr_ * factor;
@@ -329,18 +358,30 @@ def install(on: bool) -> None:
     FUSED.update(KERNELS if on else {})
 
 
+def _factors(x: Array, W: Any) -> tuple[Array, Array]:
+    """x and W as they meet in `product`: beside a W held in bfloat16 the bits of both."""
+    if type(W) is not Bfloat16 or x.dtype != W.dtype:
+        return ops._factors(x, W)
+    x = xp.ascontiguousarray(x)
+    x = x.copy() if x.data.ptr % 16 else x
+    bits = xp.empty(x.shape, xp.uint16)
+    _spread("to_bfloat16", x, -(-x.size // 4), (x, bits, x.size))
+    return bits, W.values
+
+
 @fused
-def linear(x: Array, W: Array, b: Array | None = None) -> Any:
-    x2 = _rows(x)
-    y = product(x2, W.T)
+def linear(x: Array, W: Any, b: Array | None = None) -> Any:
+    x2, V = _factors(_rows(x), W)
+    y = product(x2, V.T)
     if b is not None:
         y += b
+    shape = x.shape
     vjps = (
-        lambda g: product(_rows(g), W).reshape(x.shape),
+        lambda g: product(*_factors(_rows(g), W)).reshape(shape),
         lambda g: product(_rows(g).T, x2),
         (lambda g: g) if b is not None else None,
     )
-    return y.reshape(*x.shape[:-1], len(W)), vjps
+    return y.reshape(*shape[:-1], len(W)), vjps
 
 
 @fused
@@ -356,9 +397,10 @@ def matmul(x: Array, y: Array) -> Any:
 
 
 @fused
-def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
+def linear_lowrank(x: Array, W: Any, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
     x2 = _rows(x)
-    y = product(x2, W.T)
+    xV, V = _factors(x2, W)
+    y = product(xV, V.T)
     h = product(x2, A.T, alpha=s)
     product(h, B.T, out=y, beta=1.0)
     if b is not None:
@@ -366,7 +408,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         g2 = _rows(g)
-        gx = product(g2, W) if wanted[0] else None
+        gx = product(*_factors(g2, W)) if wanted[0] else None
         gA, gB = _lowrank_grads(g2, gx, x2, h, A, B, s, wanted[2], wanted[3])
         gW = product(g2.T, x2) if wanted[1] else None
         return None if gx is None else gx.reshape(x.shape), gW, gA, gB, g if b is not None and wanted[4] else None

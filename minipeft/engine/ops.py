@@ -17,6 +17,7 @@ import numpy as np
 
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
+from minipeft.engine.bfloat16 import Bfloat16, rounded
 from minipeft.engine.blocks import BLOCK, over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
@@ -482,15 +483,19 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 
 @op
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
-    """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None."""
-    x2 = _rows(x)
-    y = _product(x2, W.T)
+    """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None.
+
+    W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
+    and summed up in their own type. The gradient is that of the product without roundings.
+    """
+    x2, V = _factors(_rows(x), W)
+    y = _product(x2, V.T)
     if b is not None:
         y += b
     shape = x.shape  # x itself is kept for W's gradient alone
 
     def vjp_x(g: Array) -> Array:
-        return _product(_rows(g), W).reshape(shape)
+        return _product(*_factors(_rows(g), W)).reshape(shape)
 
     def vjp_W(g: Array) -> Array:
         return _product(_rows(g).T, x2)
@@ -504,15 +509,17 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     """x (W + s B A)ᵀ + b: `linear` and `add_lowrank` in one, writing to y and x's gradient in place.
 
     Where x has few rows it is x Wᵀ + s (x Aᵀ) Bᵀ + b. Where it has many, W is less to change than y: W + s B A is formed, some
-    rows at a time, and never kept.
+    rows at a time, and never kept. W may be a `Bfloat16`, as in `linear`: what the low rank adds is not rounded then, so it is
+    added to y.
     """
     x2 = _rows(x)
+    xV, V = _factors(x2, W)
     (n, in_), out, flops = x2.shape, len(W), 2 * len(W) * x2.size
     y = xp.empty((n, out), x.dtype)
-    h = xp.empty((n, len(A)), x.dtype) if n * (in_ + out) < in_ * out else None
+    h = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
 
     def changing_y(at: slice) -> None:
-        xp.matmul(x2[at], W.T, out=y[at])
+        xp.matmul(xV[at], V.T, out=y[at])
         _add_lowrank(y, h, x2, A, B, s, at)
 
     def changing_W(of: slice) -> None:
@@ -531,11 +538,12 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     def vjp(g: Array, wanted: tuple) -> tuple:
         g2 = _rows(g)
         gx = xp.empty(x2.shape, x.dtype) if wanted[0] else None
+        gV, V = _factors(g2, W) if wanted[0] else (g2, W)
         parts: dict[int, tuple] = {}  # gradients of A and B of each block of rows, by the first
 
         def backward(at: slice) -> None:
             if gx is not None:
-                xp.matmul(g2[at], W, out=gx[at])
+                xp.matmul(gV[at], V, out=gx[at])
             parts[at.start] = _lowrank_grads(g2, gx, x2, h, A, B, s, at, wanted[2:4])
 
         over_products(backward, n, flops)
@@ -781,6 +789,11 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: 
 def _rows(x: Array) -> Array:
     """x (..., n) as a matrix (·, n); the row count is spelled out because -1 is ambiguous where n is 0."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
+
+
+def _factors(x: Array, W: Any) -> tuple[Array, Array]:
+    """x and W as they meet in a product: beside a W held in bfloat16 x is rounded to that as well."""
+    return (rounded(x), W.dequantize()) if type(W) is Bfloat16 else (x, W)
 
 
 def _check_labels(y: Array, V: int, ignore: int) -> None:

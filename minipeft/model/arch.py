@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
+from minipeft.engine.bfloat16 import Bfloat16, bfloat16
 from minipeft.errors import Bad
 
 IGNORE = -100  # a label that does not count
@@ -109,6 +110,27 @@ class Names:
         return any(p.fullmatch(module) for p in self.transposed)
 
 
+def kind_of(name: str, shape: tuple[int, ...]) -> str:
+    """What sort of parameter this is, by its name and shape."""
+    if name.endswith(".bias"):
+        return "bias"
+    if ".norm." in f".{name}":
+        return "norm"
+    if name.startswith("embed.") and name != "embed.patch.weight":
+        return "embedding" if len(shape) == 2 and name.endswith(".weight") else "table"
+    return "table" if "relbias" in name else "linear"
+
+
+def converted(name: str, W: Any, dtype: Any) -> Any:
+    """A parameter in the type that `Model.astype` says."""
+    if str(dtype) != "bfloat16":
+        return W.astype(np.dtype(dtype))
+    if isinstance(W, Bfloat16):
+        return W
+    matrix = kind_of(name, tuple(W.shape)) in ("linear", "embedding") and not hasattr(W, "dequantize")  # quantised: no
+    return bfloat16(W) if matrix else W.astype(np.dtype(np.float32))
+
+
 @dataclass(frozen=True)
 class Model:
     """A base model: facts, read-only arrays by our names, and the other names of its modules."""
@@ -122,11 +144,12 @@ class Model:
         object.__setattr__(self, "params", held)
 
     def __repr__(self) -> str:
-        return f"Model({self.arch.family}, {self.size:,} parameters, {self.dtype})"
+        half = "bfloat16 and " if any(type(v) is Bfloat16 for v in self.params.values()) else ""
+        return f"Model({self.arch.family}, {self.size:,} parameters, {half}{self.dtype})"
 
     @property
     def dtype(self) -> Any:
-        """The dtype of its arrays."""
+        """The dtype of its arrays, and of everything that is computed with it."""
         return next(v.dtype for v in self.params.values() if not hasattr(v, "dequantize"))
 
     @property
@@ -135,13 +158,13 @@ class Model:
         return sum(int(np.prod(v.shape)) for v in self.params.values())
 
     def astype(self, dtype: Any) -> Model:
-        """The same model in another floating-point type."""
-        dtype = np.dtype(dtype)
-        held = {
-            k: dataclasses.replace(v, dtype=dtype) if hasattr(v, "dequantize") else v.astype(dtype)
-            for k, v in self.params.items()
-        }
-        return dataclasses.replace(self, params=held)
+        """The same model in another floating-point type. What is quantised stays so.
+
+        "bfloat16": matrices of linears and embeddings are held in bfloat16, each number rounded once; all else is
+        float32, and so is everything that is computed: products with these matrices round their other factor too, and
+        are summed in float32.
+        """
+        return dataclasses.replace(self, params={k: converted(k, v, dtype) for k, v in self.params.items()})
 
     def digest(self) -> str:
         """SHA-256 of every array's name, dtype, shape and bytes: equal if and only if the base is bit-identical."""

@@ -9,11 +9,12 @@ import contextlib
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from both import agree, on, on_numpy
+from both import agree, computed, conditions, on, on_numpy
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ from minipeft.conformance.own import Own
 from minipeft.conformance.replay import replay
 from minipeft.engine import OPS, backend, gradcheck, ops, use, value_and_grad
 from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.bfloat16 import UNIT
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
@@ -153,6 +155,61 @@ def test_every_family_equals_numpy(device, family, dtype, measured):
         return {k: 10 * float(abs(want[k.replace("attn.k.", "attn.q.")]).max()) for k in biases}
 
     measured(f"family {family}", agree(results, params, terms), dtype)
+
+
+@pytest.mark.parametrize("device, family", on([("gpt2",)], [(f,) for f in FAMILIES]), indirect=["device"])
+def test_every_family_in_bfloat16_equals_numpy(device, family, measured):
+    """The base's bits are NumPy's. What is computed differs where an activation near a middle goes elsewhere."""
+    plain = tiny.model(family, np.float32)
+    params = on_numpy(lambda: {k: np.array(v) for k, v in tiny.model(family, np.float32).params.items()})
+
+    def results(params, dtype):
+        model = Model(plain.arch, params, plain.names).astype(dtype)
+        out = Adapted(model).forward(tiny.example(model))
+        return {"logits": out.logits, "loss": out.loss}
+
+    def half(params):
+        return results(params, "bfloat16")
+
+    got = computed(half, params)
+    want, cond = on_numpy(lambda: (computed(half, params), conditions(lambda p: results(p, np.float32), params)))
+    for k, w in want.items():
+        ratio = float(abs(got[k] - w).max()) / (UNIT * cond[k])
+        assert got[k].dtype == np.float32 and ratio <= laws.K, (k, ratio)
+        measured(f"family {family}, base in bfloat16", ratio, np.float32)
+    digests = [tiny.model(family, "bfloat16").digest(), on_numpy(lambda: tiny.model(family, "bfloat16").digest())]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("device, name", on([(n,) for n in SHIPPED], [(n,) for n in SHIPPED]), indirect=["device"])
+def test_every_method_over_a_base_in_bfloat16(device, name, measured):
+    """Loss and gradients are those over the same numbers in float32 but for roundings of products, and laws hold."""
+    family = "bert" if name == "bitfit" else "llama"
+    there = laws.case(METHODS[name].sized(tiny.arch(family)), family, "bfloat16")
+    assert there is not None and there.u == UNIT
+    for law in ("identity", "frozen", "forward", "merge", "dtype"):
+        laws.LAWS[law](there)
+    rng, half = np.random.default_rng(3), 2.0**-12
+    theta, wide = there.moved.theta, there.model.astype(np.float32)
+
+    def nudged(x):
+        return x * to_device(1 + half * rng.choice([-1.0, 1.0], x.shape).astype(np.float32))
+
+    def found(model, theta):
+        loss, grads = replace(there.moved, model=model).value_and_grad(there.batch, theta)
+        return {k: to_host(v) for k, v in {"loss": loss, **grads}.items()}
+
+    got, want = found(there.model, theta), found(wide, theta)
+    cond = {k: float(abs(w).max(initial=0)) for k, w in want.items()}
+    for _ in range(3):
+        params = {k: v if hasattr(v, "dequantize") else nudged(v) for k, v in wide.params.items()}
+        moved = found(replace(wide, params=params), {k: nudged(v) for k, v in theta.items()})
+        cond = {k: max(c, float(abs(moved[k] - want[k]).max(initial=0)) / half) for k, c in cond.items()}
+    off = {k: float(abs(got[k] - w).max(initial=0)) / (UNIT * cond[k]) if cond[k] else 0.0 for k, w in want.items()}
+    worst = max(off, key=lambda k: off[k])
+    assert off[worst] <= laws.K, (worst, off[worst])
+    assert (off["loss"] == 0) == (name == "full"), "nothing was rounded"  # it trains every matrix, in float32
+    measured("methods, base in bfloat16", off[worst], np.float32)
 
 
 @pytest.mark.parametrize("device, name", on([(n,) for n in SHIPPED], [(n,) for n in SHIPPED]), indirect=["device"])

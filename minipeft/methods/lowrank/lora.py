@@ -82,7 +82,7 @@ class LoRA(Method):
         if base.table:
             return base(x) + self.scale * (ops.take(B, ids=x) @ A)
         if base.plain and not (here.train and self.dropout):
-            y = ops.linear_lowrank(x, base.W, A, B, base.b, s=self.scale)
+            y = ops.linear_lowrank(x, base.held, A, B, base.b, s=self.scale)
         else:
             y = ops.add_lowrank(base(x), here.dropout(x, self.dropout), A, B, s=self.scale)
         return y if c is None else y + self.scale * c

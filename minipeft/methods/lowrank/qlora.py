@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
@@ -49,11 +50,11 @@ class QLoRA(LoRA):
             raise Bad(f"{self.name}: block must be at least 1, found {self.block}")
 
     def base(self, site: Site) -> NF4 | None:
-        held_already = hasattr(site.W, "dequantize")
+        held_already = isinstance(site.W, NF4)
         tied_head = site.name == "head.weight" and site.arch is not None and site.arch.tied
         if site.kind != "linear" or held_already or tied_head:
             return None
-        return quantize(site.W, self.block, self.double_quant)
+        return quantize(widened(site.W), self.block, self.double_quant)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if site.kind != "linear":

@@ -77,7 +77,7 @@ class TrainableTokens(Method):
         """Looks rows up in W and in T without forming W'."""
         if not base.table:
             return ops.linear(x, self.weight(base.W, T=T), self.bias(base.b, T=T))
-        place = xp.full(base.W.shape[0], -1)
+        place = xp.full(base.shape[0], -1)
         place[_array(self.tokens)] = xp.arange(len(self.tokens))
         place = place[x]
         return ops.where(ops.take(T, ids=xp.maximum(place, 0)), base(x), condition=(place >= 0)[..., None])

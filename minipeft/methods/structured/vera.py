@@ -79,7 +79,7 @@ class VeRA(Method):
 
     def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, lambda_d: Any, lambda_b: Any) -> Any:
         """x W'ᵀ + b without ever forming Λb B Λd A; x are token ids where the base is an embedding."""
-        out, in_ = base.W.shape
+        out, in_ = base.shape
         if base.table:
             rows = ops.take(lambda_b[:, None] * B[:out], ids=x)
             return base(x) + (rows * lambda_d) @ A[:, :in_]
