@@ -597,7 +597,7 @@ def composed() -> Iterator[None]:
 
 def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
     """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
-    o = settings
+    o, (g,) = settings, _dense(g)
     args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
     _spread("adamw", x, x.size, args)
 
@@ -624,10 +624,11 @@ def watched_memory() -> Callable[[], int]:
 class Graph:
     """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
 
-    It runs twice before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory
-    comes from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may
-    share one, if what they leave behind lies elsewhere. Raises RuntimeError if the function does
-    what cannot be recorded: copies from or to the host, waiting.
+    It runs once before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory comes
+    from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may share
+    one. `result` is what the function returned, in place: a replay of this graph, or of another with the same pool, overwrites
+    it. Raises RuntimeError, which speaks of the capture, if the function does what cannot be recorded: copies from or to the
+    host, waiting.
     """
 
     def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
@@ -635,11 +636,10 @@ class Graph:
         xp.cuda.get_current_stream().synchronize()
         with self.stream, xp.cuda.using_allocator(self.pool.malloc):
             f()
-            f()
             self.stream.synchronize()
             self.stream.begin_capture()
             try:
-                f()
+                self.result = f()
             except BaseException:
                 with contextlib.suppress(Exception):
                     self.stream.end_capture()  # the graph of a failed recording is no use
