@@ -62,11 +62,12 @@ def generate(
         raise Bad(
             f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}"
         )
+    without = [a.method.name for a in adapted.in_use if not a.method.caches] + ["use_cache=False"] * (not use_cache)
     if graph:
         recorder()
-        for what in ["use_cache=False"] * (not use_cache) + [a.method.name for a in adapted.in_use if not a.method.caches]:
-            raise Bad(f"graph: generation by a graph keeps keys and values, and {what} does not")
-    use_cache = use_cache and all(a.method.caches for a in adapted.in_use)
+        if without:
+            raise Bad(f"graph: generation by a graph keeps keys and values, and {without[0]} does not")
+    use_cache = not without
     rng = np.random.default_rng(seed)
     rows = batch.rows
     seq2seq = bool(arch.encoder_layers)
@@ -115,13 +116,19 @@ def generate(
             if graph:
                 if positions is None and not seq2seq:
                     positions = np.full((rows, 1), past)
-                run.cache, room = Fixed(run.cache, new_tokens), past + new_tokens
-                replay = Replay(arch, lambda held, rng: _last(run.forward(held, room - 1)), past=room - 1)
+                run.cache = Fixed(run.cache, new_tokens)
+                replay = _token_by_token(run, past + new_tokens)
         else:
             run, fresh = adapted.run(), np.concatenate([fresh, new], axis=1)
             mask = None if mask is None else grown(mask)
             positions = None if mask is None else counted(mask)
     return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)
+
+
+def _token_by_token(run: Any, room: int) -> Replay:
+    """Passes of one token each, by graph: batch -> logits (b, V), where the cache of the run has so much room."""
+    past = room - 1  # for the shapes alone: the token stands at `run.cache.at`
+    return Replay(run.arch, lambda batch, rng: _last(run.forward(batch, past)), past=past)
 
 
 def _last(out: Any) -> Any:

@@ -51,21 +51,20 @@ class Replay:
     @explained()
     def __call__(self, batch: Batch, rng: np.random.Generator | None = None) -> Any:
         batch.check(self.arch, self.past)
-        for held, drawn, graph in self.known:
-            if held.fits(batch):
-                held.take(batch)
-                drawn.anew(rng)
-                break
-        else:
+        known = next((k for k in self.known if k[0].fits(batch)), None)
+        if known is None:
             graph = self._record(batch, rng)
+        else:
+            held, drawn, graph = known
+            held.take(batch)
+            drawn.anew(rng)
         graph()
         return graph.result
 
     def _record(self, batch: Batch, rng: np.random.Generator | None) -> Any:
+        """A new graph for batches like this one, its arrays filled with it."""
         if len(self.known) == self.MOST:
-            raise Bad(
-                f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or go without graph"
-            )
+            raise Bad(f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or go without graph")
         held, drawn = _Watched.of(batch), _Drawn(rng)
         before = [(x, x.copy()) for x in self.changes]
 

@@ -5,13 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 
-from minipeft.conformance import tiny
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.backend import to_device, to_host
-from minipeft.errors import Bad
-from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach
-from minipeft.train import SGD, AdamW, fit
+from minipeft.train import AdamW
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("device", ["cupy"], indirect=True)]
 UNIT = {np.float64: 2.0**-53, np.float32: 2.0**-24}
@@ -161,35 +157,7 @@ def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
         assert got[k].dtype == dtype and ratio <= 8, (k, ratio)
 
 
-# --- graphs -------------------------------------------------------------------------------------------------------------
-
-
-def model_and_batches(family="llama"):
-    model = tiny.model(family, np.float32)
-    adapted = attach(model, LoRA(r=2, targets="all-linear"))
-    return adapted, [tiny.example(model, seed=i) for i in range(3)]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
-def test_training_by_a_graph_is_training(family, cuda, measured):
-    adapted, batches = model_and_batches(family)
-    settings = dict(steps=6, optimiser=AdamW(lr=1e-2, weight_decay=0.1), schedule="linear", warmup=2, clip=1.0)
-    eager, graph = fit(adapted, batches, **settings), fit(adapted, batches, **settings, graph=True)
-    assert np.allclose(graph.losses, eager.losses, rtol=1e-4)
-    assert graph.losses != sorted(graph.losses) and len(set(graph.losses)) == 6
-    for k, x in eager.adapted.theta.items():
-        off = abs(to_host(graph.adapted.theta[k]) - to_host(x)).max()
-        assert off <= 6 * 1e-2 * 1e-2, (k, off)  # a hundredth of what six steps may go
-    assert graph.adapted.model.digest() == adapted.model.digest()
-
-
-def test_what_a_graph_cannot_hold_is_one_line(cuda):
-    adapted, batches = model_and_batches()
-    with pytest.raises(Bad, match="a graph holds AdamW alone, found SGD"):
-        fit(adapted, batches, steps=1, optimiser=SGD(), graph=True)
-    dropping = attach(adapted.model, LoRA(r=2, dropout=0.1))
-    with pytest.raises(Bad, match="draws random numbers"):
-        fit(dropping, batches, steps=1, graph=True)
+# --- AdamW -------------------------------------------------------------------------------------------------------------
 
 
 def test_adamw_in_place_is_adamw(cuda, device):
