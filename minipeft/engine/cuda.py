@@ -5,7 +5,7 @@ fewer passes over memory. The decorator `op` takes them where the backend is CuP
 each with its composition. `composed()` goes without them.
 
 CuPy refuses cuBLAS while a stream is captured, so products call the library that CuPy has loaded by themselves, with a
-workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`).
+workspace of their own; so does `@` while a graph is recorded. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`).
 """
 
 from __future__ import annotations
@@ -621,6 +621,22 @@ def watched_memory() -> Callable[[], int]:
     return lambda: counter.most
 
 
+@contextlib.contextmanager
+def _own_products() -> Iterator[None]:
+    """Within this context `x @ y` of CuPy's arrays is `product`, for methods may write `@` where nothing is differentiated."""
+    theirs = xp.ndarray.__matmul__
+
+    def matmul(x: Array, y: Any) -> Any:
+        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in _TYPES
+        return product(x, y) if own else theirs(x, y)
+
+    xp.ndarray.__matmul__ = matmul
+    try:
+        yield
+    finally:
+        del xp.ndarray.__matmul__  # what it inherits is theirs
+
+
 class Graph:
     """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
 
@@ -634,7 +650,7 @@ class Graph:
     def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
         self.pool, self.stream = pool or xp.cuda.MemoryPool(), xp.cuda.Stream()
         xp.cuda.get_current_stream().synchronize()
-        with self.stream, xp.cuda.using_allocator(self.pool.malloc):
+        with self.stream, xp.cuda.using_allocator(self.pool.malloc), _own_products():
             f()
             self.stream.synchronize()
             self.stream.begin_capture()

@@ -50,6 +50,19 @@ def made(monkeypatch, device):
     return found
 
 
+def equal_without(f, adapted):
+    """The largest err/(u·cond) of f(theta, graph=True) against f(theta, graph=False), asserted to be at most K."""
+    theta, worst = {k: to_host(x) for k, x in adapted.theta.items()}, 0.0
+    got = computed(lambda theta: f(theta, True), theta)
+    eager = lambda theta: f(theta, False)
+    want, cond = computed(eager, theta), conditions(eager, theta)
+    for k, w in want.items():
+        ratio = abs(got[k] - w).max() / (2.0**-53 * cond[k])
+        assert ratio <= K, (k, ratio)
+        worst = max(worst, ratio)
+    return worst
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 ALL, STEPS = "all-linear", 6
@@ -93,26 +106,19 @@ def test_training_by_a_graph_is_training(device, name, made, measured):
         give = lambda t: [batches[t % 3]]
     options = dict(steps=STEPS, optimiser=optimiser, schedule="linear", warmup=2, clip=1.0, seed=3)
 
-    def trained(theta, graph=False):
+    def trained(theta, graph):
         done = fit(start.replace(theta), give, **options, graph=graph)
         return {"losses": np.array(done.losses), **done.adapted.theta}
 
-    theta = {k: to_host(x) for k, x in start.theta.items()}
-    base = start.model.digest()
-    got = computed(lambda theta: trained(theta, graph=True), theta)
-    assert start.model.digest() == base
+    before = start.model.digest(), {k: to_host(x) for k, x in start.theta.items()}
+    measured("training by a graph", equal_without(trained, start))
     single, every = (STEPS // 3, STEPS + 2) if name == "micro-batches" else (STEPS, STEPS)
     assert sorted(g.runs for g in made) == ([single, every] if name == "micro-batches" else [every])
     losses_and_gradients = [isinstance(g.result, tuple) for g in made]
     assert losses_and_gradients == ([True, False] if name == "micro-batches" else [name not in PLAIN])
-    want, cond = computed(trained, theta), conditions(trained, theta)
-    for k, w in want.items():
-        ratio = abs(got[k] - w).max() / (2.0**-53 * cond[k])
-        measured("training by a graph", ratio)
-        assert ratio <= K, (k, ratio)
-    assert len(set(want["losses"])) == STEPS
+    assert start.model.digest() == before[0]
     for k, x in start.theta.items():  # what was given is not what is written to
-        np.testing.assert_array_equal(to_host(x), theta[k])
+        np.testing.assert_array_equal(to_host(x), before[1][k])
 
 
 @pytest.mark.parametrize("device", on([()], [()]), indirect=True)
@@ -240,6 +246,26 @@ def test_a_forward_pass_by_a_graph(device, family, made):
     assert [g.runs for g in made] == [3]
     logits, loss = replayed(given.having(labels=None, decoder_input_ids=given.host("labels") % 2 if family == "t5" else None))  # fmt: skip
     assert loss is None and logits.shape == kept.shape and len(made) == 2
+
+
+SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
+
+
+@pytest.mark.parametrize("device, name", on([(n,) for n in SHIPPED], [(n,) for n in SHIPPED]), indirect=["device"])
+def test_every_method_by_a_graph(device, name, made):
+    """Its forward pass, where nothing is differentiated, and its training."""
+    family = "bert" if name == "bitfit" else "llama"
+    there = laws.case(METHODS[name].sized(tiny.arch(family)), family)
+    given = tiny.example(there.model, tasks=1)
+
+    def computed_by(theta, graph):
+        losses = fit(there.moved.replace(theta), [given], steps=3, graph=graph).losses
+        adapted = there.moved.replace(theta)
+        logits = graphs.forward(adapted)(given)[0] if graph else adapted.logits(given)
+        return {"losses": np.array(losses), "logits": logits}
+
+    equal_without(computed_by, there.moved)
+    assert [g.runs for g in made] == [3, 1]
 
 
 # --- what cannot be recorded ------------------------------------------------------------------------------------------
