@@ -210,9 +210,7 @@ class Batch:
         return there if known is x else to_host(x)  # type: ignore[return-value]
 
     def ask(self, what: str, name: str, *limit: int) -> bool:
-        """One fact of an array, told on the host: whether `all` of a mask is set, or all of it is `below` a limit.
-
-        It is often all that counts, and then holds for many batches."""
+        """One fact of an array, told on the host: whether `all` of it is set, or is `below` a limit; often all that counts."""
         x = Batch.host(self, name)
         return bool(x.all()) if what == "all" else bool(x.max() < limit[0])
 
