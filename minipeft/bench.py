@@ -10,13 +10,15 @@ them. `forward` and `generate` are of the base model alone.
 With the base in bfloat16 (`dtype`) our activations, and all but the products with it, stay float32; on the other side
 the whole model is bfloat16, as its users have it, and PEFT keeps the adapters in float32.
 
-On a GPU our step is replayed as one CUDA graph, as by `fit(graph=True)`, and each side fetches its loss in every step. Memory is the
-most that arrays held at once, the model included: by CuPy's memory hook, and by torch's max_memory_allocated.
+On a GPU ours is replayed as CUDA graphs, as by `fit(graph=True)`, `graph.forward` and `generate(graph=True)`, which records one for
+each generation; each side fetches its loss in every step. Memory is the most that arrays held at once, the model included: by
+CuPy's memory hook, and by torch's max_memory_allocated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -85,26 +87,30 @@ def our_model(size: str, dtype: str = "float32") -> Any:
 def our_step(
     size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32"
 ) -> Callable[[], float]:
-    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by one, on a GPU."""
+    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU."""
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
     from minipeft.engine.blocks import sharing_cores
     from minipeft.method import method_class
+    from minipeft.model import graph as graphs
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
     from minipeft.run import Adapted, attach
     from minipeft.train import AdamW, Recorded, State, largest_matrix
 
     keep_freed_memory()
-    s = settings(size)
+    s, graph = settings(size), graph and backend.name() in graphs.RECORDERS
     model, rng = our_model(size, dtype), np.random.default_rng(1)
     ids = rng.integers(0, s["vocab"], (s["b"], s["t"]))
     if task == "generate":
         prompt = batch(input_ids=ids[:1, :PROMPT])
-        return lambda: float(generate(Adapted(model), prompt, NEW)[0, -1])
+        return lambda: float(generate(Adapted(model), prompt, NEW, graph=graph)[0, -1])
     inputs = batch(input_ids=ids, labels=ids)
     if task == "forward":
         plain = Adapted(model)
+        if graph:
+            replayed = graphs.forward(plain)
+            return lambda: float(to_host(replayed(inputs)[1]))
 
         def forward() -> float:
             with sharing_cores(2 * largest_matrix(plain) * ids.size):
@@ -116,15 +122,10 @@ def our_step(
     adapted = attach(model, method_class(method)(**made.get(method, {})))
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
-    if graph and backend.name() == "cupy":
-        state = State(theta, optimiser.init(theta))
-        recorded = Recorded(adapted, optimiser, state, dict.fromkeys(theta, 1.0), None, 0)
-
-        def replay() -> float:
-            recorded.step([inputs], 1e-4)
-            return float(to_host(recorded.loss))
-
-        return replay
+    if graph:
+        recorded = Recorded(adapted, optimiser, State(theta, optimiser.init(theta)), dict.fromkeys(theta, 1.0), None)
+        count = itertools.count(1)
+        return lambda: recorded.step([inputs], (1e-4, None, 0, next(count), 0))
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
@@ -192,7 +193,11 @@ def peft_step(
     ids = torch.randint(0, s["vocab"], (s["b"], s["t"])).to(place)
     if task == "generate":
         model.eval().generation_config.eos_token_id = None
-        prompt, asked = ids[:1, :PROMPT], dict(max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
+        prompt = ids[:1, :PROMPT]
+        asked: dict[str, Any] = dict(max_new_tokens=NEW, do_sample=False, use_cache=True, pad_token_id=0)
+        if compiled:  # with a cache of one shape, or every token would be compiled anew
+            model.forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+            asked["cache_implementation"] = "static"
         return lambda: float(model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)[0, -1])
     if task == "forward":
         model = torch.compile(model.eval()) if compiled else model.eval()

@@ -420,11 +420,11 @@ class Run:
         *,
         train: bool = False,
         rng: np.random.Generator | None = None,
-        cache: dict | None = None,
+        cache: Any = None,
     ) -> None:
         self.arch: Arch = adapted.model.arch
         self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
-        self.cache = cache  # None: none kept
+        self.cache = cache  # a Growing or a Fixed, None: nothing is kept
         self.past = 0  # tokens in the cache
         self.tokens: Any = None
         self.batch: Batch = Batch()
@@ -563,8 +563,8 @@ class Run:
 
     def dropout(self, x: Any, p: float) -> Any:
         """Inverted dropout with the pass's generator."""
-        keep = self.rng.random(x.shape, dtype=np.float32) >= p
-        return x * to_device(keep.astype(x.dtype) / x.dtype.type(1 - p))
+        keep = to_device(self.rng.random(x.shape, dtype=np.float32)) >= p
+        return x * (keep.astype(x.dtype) / x.dtype.type(1 - p))
 
     def forward(self, batch: Batch, past: int = 0) -> Output:
         """One pass over a batch. Raises `Bad` for a batch that cannot be computed."""

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine import backend
 from minipeft.engine.backend import explained, keep_freed_memory, to_device, to_host, xp
 from minipeft.engine.blocks import sharing_cores
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Step
 from minipeft.model.arch import IGNORE, Batch
+from minipeft.model.graph import Replay, recorder
 from minipeft.run import Adapted, Adapter, digest
 
 Arrays = dict[str, Any]
@@ -266,24 +266,31 @@ class State:
 
 
 def accumulated(
-    adapted: Adapted, batches: Sequence[Batch], theta: Mapping[str, Any], *, seed: Sequence[int] = (0, 0)
+    adapted: Adapted,
+    batches: Sequence[Batch],
+    theta: Mapping[str, Any],
+    *,
+    seed: Sequence[int] = (0, 0),
+    gradients: Callable | None = None,
 ) -> tuple[Any, Arrays]:
     """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels.
 
-    The loss is a float64 that stays on the device.
+    The loss is a float64 that stays on the device. `gradients` stands for `adapted.value_and_grad`; a call of it may overwrite
+    what the one before gave.
     """
+    gradients = gradients or adapted.value_and_grad
     weights = [_counted(b, adapted) for b in batches]
     total = sum(weights) or 1
     loss: Any = 0.0
     grads: Arrays = {}
     for i, (batch, w) in enumerate(zip(batches, weights)):
         rng = np.random.default_rng([*seed, i])
-        value, part = adapted.value_and_grad(batch, theta, train=True, rng=rng)
+        value, part = gradients(batch, theta, train=True, rng=rng)
         share = w / total
         loss = loss + share * value.astype(xp.float64)
         for k, g in part.items():
             if i == 0:
-                grads[k] = g if share == 1 else g * share
+                grads[k] = g if share == 1 and len(batches) == 1 else g * share
             else:
                 grads[k] = grads[k] + g * share
     return loss, grads
@@ -323,7 +330,7 @@ def fit(
     atomically every `every` steps and at the end. `progress(t, steps, loss, tokens)` is called after every step.
     Raises `Bad` for a loss that is not finite, a checkpoint of another training, or a GPU without memory left.
     Of a step's numbers the loss alone is fetched from the device, once. With `graph`, on a GPU, a step is recorded once and
-    replayed as one CUDA graph; `Bad` says what cannot be.
+    replayed as one CUDA graph, or its gradients are where more happens than AdamW (see `Recorded`); `Bad` says what cannot be.
     """
     keep_freed_memory()
     optimiser = optimiser or AdamW()
@@ -339,17 +346,16 @@ def fit(
         identity = _identity(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
         if Path(checkpoint).exists():
             done = _restore(Path(checkpoint), state, identity)
-    recorded = Recorded(adapted, optimiser, state, factors, clip, done) if graph else None
+    recorded = Recorded(adapted, optimiser, state, factors, clip) if graph else None
     largest = largest_matrix(adapted)
     tokens, started = 0, time.perf_counter()
     for t in range(done + 1, steps + 1):
         micro = give(t)
-        base = optimiser.lr * rate(schedule, t, steps, warmup)
+        at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
         if recorded is not None:
-            recorded.step(micro, base)
-            loss = _finite(recorded.loss, t)
+            loss = recorded.step(micro, at)
         else:
-            loss = _one(adapted, micro, state, optimiser, factors, (base, clip, seed, t, steps), largest)
+            loss = _one(adapted, micro, state, optimiser, factors, at, largest)
         state.losses.append(loss)
         tokens += sum(b.tokens for b in micro)
         if checkpoint is not None and (t % every == 0 or t == steps):
@@ -377,11 +383,12 @@ def _one(
     factors: Mapping[str, float],
     at: tuple,
     largest: int,
+    gradients: Callable | None = None,
 ) -> float:
     """One step, written into the state; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
     base, clip, seed, t, steps = at
     with sharing_cores(2 * largest * max(b.tokens for b in micro)):
-        value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t))
+        value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t), gradients=gradients)
     loss = _finite(value, t)
     grads = _hook("after_backward", adapted, state, grads, t, steps)
     if clip is not None:
@@ -392,112 +399,56 @@ def _one(
     return loss
 
 
-class _NoChance:
-    """In place of a generator where a step is recorded."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Bad(
-            "graph: this training draws random numbers at every step, which a graph would repeat: set dropout to 0"
-        )
-
-
-class _Watched(Batch):
-    """A batch whose arrays a graph reads; it remembers what the model asked the host about it."""
-
-    facts: dict[tuple[str, str], Any]  # set when it is made
-
-    def host(self, name: str) -> np.ndarray:
-        self.facts["is", name] = super().host(name)
-        return self.facts["is", name]
-
-    def ask(self, what: str, name: str) -> Any:
-        self.facts[what, name] = getattr(super().host(name), what)()
-        return self.facts[what, name]
-
-    def check(self, arch: Any, past: int = 0) -> None:
-        """Done before, for every batch that is copied here."""
-
-
-def _still(batch: Batch, what: str, name: str, fact: Any) -> bool:
-    """Whether the host would be told the same of another batch."""
-    return np.array_equal(batch.host(name), fact) if what == "is" else bool(batch.ask(what, name) == fact)
-
-
 class Recorded:
-    """The steps of a training as CUDA graphs: one for all batches that look alike to the host. All arrays stay in place."""
+    """The steps of a training by graphs; the arrays that change stay where they are.
 
-    MOST = 16  # graphs
+    A step of AdamW on one batch, between whose steps no method acts, is one graph. Of any other step a graph holds the loss and
+    the gradients of a micro-batch.
+    """
 
     def __init__(
-        self,
-        adapted: Adapted,
-        optimiser: Any,
-        state: State,
-        factors: Mapping[str, float],
-        clip: float | None,
-        done: int,
+        self, adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None
     ) -> None:
-        if backend.name() != "cupy":
-            raise Bad(f"graph: steps are recorded on the backend cupy alone, found {backend.name()}")
-        if type(optimiser) is not AdamW:
-            raise Bad(f"graph: a graph holds AdamW alone, found {type(optimiser).__name__}")
-        for a in adapted.in_use:
-            if a.method.intervenes:
-                raise Bad(f"graph: {a.method.name} changes its arrays between steps, which a graph cannot")
-        self.adapted, self.optimiser, self.factors, self.clip = adapted, optimiser, factors, clip
-        state.theta = self.theta = {k: x.copy() for k, x in state.theta.items()}
-        state.moments = self.moments = {k: x.copy() for k, x in state.moments.items()}
-        self.t, self.lr, self.loss = xp.full((), done, xp.int32), xp.zeros((), xp.float64), xp.zeros((), xp.float64)
-        self.known: list[tuple[_Watched, Any]] = []  # a batch in place, and the graph that reads it
+        self.adapted, self.optimiser, self.state, self.factors, self.clip = adapted, optimiser, state, factors, clip
+        self.theta = {k: x.copy() for k, x in state.theta.items()}
+        self.moments = {k: x.copy() for k, x in state.moments.items()}
+        self._back_in_place()
+        self.t, self.lr = xp.zeros((), xp.int32), xp.zeros((), xp.float64)
+        arch, changes = adapted.model.arch, (*self.theta.values(), *self.moments.values())
+        self.gradients = Replay(arch, self._gradients)
+        self.whole = Replay(arch, self._whole, changes=changes)
+        self.plain = type(optimiser) is AdamW and not any(a.method.intervenes for a in adapted.in_use)
 
-    def step(self, micro: Sequence[Batch], lr: float) -> None:
-        """One step; the loss is in `loss` afterwards."""
-        if len(micro) != 1:
-            raise Bad(f"graph: expected one batch a step, found {len(micro)} to accumulate")
-        (batch,) = micro
-        batch.check(self.adapted.model.arch)
-        self.lr.fill(lr)
-        for held, graph in self.known:
-            given = batch.arrays
-            alike = given.keys() == held.arrays.keys() and all(
-                x.shape == held.arrays[k].shape and x.dtype == held.arrays[k].dtype for k, x in given.items()
-            )
-            if alike and all(_still(batch, *what, fact) for what, fact in held.facts.items()):
-                for k, x in given.items():
-                    held.arrays[k][...] = x
-                graph()
-                return
-        if len(self.known) == self.MOST:
-            raise Bad(
-                f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or train without graph"
-            )
-        self._record(batch)
+    def step(self, micro: Sequence[Batch], at: tuple) -> float:
+        """One step; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
+        base, _, seed, t, _ = at
+        if not self.plain or len(micro) != 1:
+            replayed = lambda batch, theta, *, train, rng: self.gradients(batch, rng)
+            loss = _one(self.adapted, micro, self.state, self.optimiser, self.factors, at, 0, replayed)
+            self._back_in_place()
+            return loss
+        self.t.fill(t)
+        self.lr.fill(base)
+        return _finite(self.whole(micro[0], np.random.default_rng([seed, t, 0])), t)
 
-    def _record(self, batch: Batch) -> None:
-        """Record the step for batches like this one, and make it."""
-        from minipeft.engine import cuda
+    def _gradients(self, batch: Batch, rng: Any) -> tuple[Any, Arrays]:
+        return self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)
 
-        held = _Watched(**{k: x.copy() for k, x in batch.arrays.items()})
-        known = {k: (getattr(held, k), batch.host(k)) for k in held.arrays if k in batch.made_of}
-        object.__setattr__(held, "made_of", known)
-        object.__setattr__(held, "facts", {})
-        before = [(x, x.copy()) for x in (*self.theta.values(), *self.moments.values(), self.t)]
+    def _whole(self, batch: Batch, rng: Any) -> Any:
+        loss, grads = self._gradients(batch, rng)
+        if self.clip is not None:
+            grads = clipped(grads, self.clip)
+        for k, x in self.theta.items():
+            moments = self.moments[f"m/{k}"], self.moments[f"v/{k}"]
+            recorder().adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
+        return loss
 
-        def step() -> None:
-            loss, grads = self.adapted.value_and_grad(held, self.theta, train=True, rng=_NoChance())
-            if self.clip is not None:
-                grads = clipped(grads, self.clip)
-            self.t.__iadd__(1)
-            for k, x in self.theta.items():
-                moments = self.moments[f"m/{k}"], self.moments[f"v/{k}"]
-                cuda.adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
-            self.loss[...] = loss
-
-        graph = cuda.Graph(step, self.known[0][1].pool if self.known else None)
-        for x, was in before:  # what was made before the recording was a rehearsal
-            x[...] = was
-        self.known.append((held, graph))
-        graph()
+    def _back_in_place(self) -> None:
+        """Copy what the state holds to where the graphs read it."""
+        for there, found in ((self.theta, self.state.theta), (self.moments, self.state.moments)):
+            for k, x in there.items():
+                x[...] = found[k]
+        self.state.theta, self.state.moments = dict(self.theta), dict(self.moments)
 
 
 def largest_matrix(adapted: Adapted) -> int:

@@ -422,5 +422,5 @@ if __name__ == "__main__":
 
 def test_a_graph_needs_a_gpu():
     model = tiny.model()
-    with pytest.raises(Bad, match="steps are recorded on the backend cupy alone, found numpy"):
+    with pytest.raises(Bad, match="graphs are recorded on the backend cupy alone, found numpy"):
         fit(attach(model, LoRA(r=2)), [tiny.example(model)], steps=1, graph=True)

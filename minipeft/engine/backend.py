@@ -106,10 +106,18 @@ def once(f: Callable) -> Callable:
         key = (name(), *args)
         if key not in kept:
             found = f(*args)
-            kept[key] = tuple(map(to_device, found)) if isinstance(found, tuple) else to_device(found)
+            with _lasting():
+                kept[key] = tuple(map(to_device, found)) if isinstance(found, tuple) else to_device(found)
         return kept[key]
 
     return call
+
+
+def _lasting() -> Any:
+    """A context whose arrays do not lie in the memory of a graph that is being recorded, which its replays write over."""
+    if name() != "cupy":
+        return contextlib.nullcontext()
+    return xp.cuda.using_allocator(xp.get_default_memory_pool().malloc)
 
 
 def library(x: Any) -> str:

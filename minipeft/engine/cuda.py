@@ -5,8 +5,8 @@ fewer passes over memory. The decorator `op` takes them where the backend is CuP
 each with its composition. `composed()` goes without them.
 
 CuPy refuses cuBLAS while a stream is captured, so products call the library that CuPy has loaded by themselves, with a
-workspace of their own. A float32 product is exact to float32 unless `tf32` is on (opt-in: `MINIPEFT_TF32=1`). The bits
-of bfloat16 (uint16) multiply to float32.
+workspace of their own; so does `@` while a graph is recorded. A float32 product is exact to float32 unless `tf32` is on
+(opt-in: `MINIPEFT_TF32=1`). The bits of bfloat16 (uint16) multiply to float32.
 """
 
 from __future__ import annotations
@@ -659,7 +659,7 @@ def composed() -> Iterator[None]:
 
 def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
     """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
-    o = settings
+    o, (g,) = settings, _dense(g)
     args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
     _spread("adamw", x, x.size, args)
 
@@ -683,25 +683,41 @@ def watched_memory() -> Callable[[], int]:
     return lambda: counter.most
 
 
+@contextlib.contextmanager
+def _own_products() -> Iterator[None]:
+    """Within this context `x @ y` of CuPy's arrays is `product`, for methods may write `@` where nothing is differentiated."""
+    theirs = xp.ndarray.__matmul__
+
+    def matmul(x: Array, y: Any) -> Any:
+        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in _TYPES
+        return product(x, y) if own else theirs(x, y)
+
+    xp.ndarray.__matmul__ = matmul
+    try:
+        yield
+    finally:
+        del xp.ndarray.__matmul__  # what it inherits is theirs
+
+
 class Graph:
     """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
 
-    It runs twice before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory
-    comes from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may
-    share one, if what they leave behind lies elsewhere. Raises RuntimeError if the function does
-    what cannot be recorded: copies from or to the host, waiting.
+    It runs once before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory comes
+    from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may share
+    one. `result` is what the function returned, in place: a replay of this graph, or of another with the same pool, overwrites
+    it. Raises RuntimeError, which speaks of the capture, if the function does what cannot be recorded: copies from or to the
+    host, waiting.
     """
 
     def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
         self.pool, self.stream = pool or xp.cuda.MemoryPool(), xp.cuda.Stream()
         xp.cuda.get_current_stream().synchronize()
-        with self.stream, xp.cuda.using_allocator(self.pool.malloc):
-            f()
+        with self.stream, xp.cuda.using_allocator(self.pool.malloc), _own_products():
             f()
             self.stream.synchronize()
             self.stream.begin_capture()
             try:
-                f()
+                self.result = f()
             except BaseException:
                 with contextlib.suppress(Exception):
                     self.stream.end_capture()  # the graph of a failed recording is no use

@@ -931,7 +931,7 @@ def _turned(bias: Array) -> Array:
     return xp.ascontiguousarray(xp.swapaxes(bias, -1, -2))
 
 
-def _query_blocks(heads: int, t: int, s: int, bias: Array | None, dtype: Any) -> list[tuple[slice, int]]:
+def _query_blocks(heads: int, t: int, s: int, bias: Any, dtype: Any) -> list[tuple[slice, int]]:
     """Blocks of queries, each with the number of keys that it needs: those after them are hidden from all its queries."""
     kept = t * s <= KEPT
     whole = [(slice(0, t), s)]

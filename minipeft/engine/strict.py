@@ -343,6 +343,50 @@ def _solve(a: ndarray, b: ndarray) -> ndarray:
 linalg, fft = _Namespace("linalg", solve=_solve), _Namespace("fft")
 
 
+class Graph:
+    """In place of a CUDA graph: a function that is called at every replay and must keep to the device. Its results stay in place.
+
+    Raises RuntimeError, as a capture does, if something crosses between host and device.
+    """
+
+    def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
+        self.f, self.pool = f, pool
+        f()
+        self.result = self._captured()
+
+    def _captured(self) -> Any:
+        before = (traffic.to_host, traffic.to_device)
+        found = self.f()
+        if (traffic.to_host, traffic.to_device) != before:
+            raise RuntimeError("something crossed between host and device during stream capture")
+        return found
+
+    def __call__(self) -> None:
+        _write(self.result, self._captured())
+
+
+def _write(there: Any, found: Any) -> None:
+    """Copy arrays, alone or in tuples and dicts, to where others lie."""
+    if isinstance(there, dict):
+        there, found = tuple(there.values()), tuple(found[k] for k in there)
+    if isinstance(there, tuple):
+        for x, y in zip(there, found, strict=True):
+            _write(x, y)
+    elif there is not None:
+        there[...] = found
+
+
+def adamw(
+    x: ndarray, g: ndarray, m: ndarray, v: ndarray, t: ndarray, lr: ndarray, factor: float, settings: Any
+) -> None:
+    """`minipeft.engine.cuda.adamw`, by NumPy."""
+    o, (x_, g_, m_, v_) = settings, (a._held for a in (x, g, m, v))
+    lr_, fix1, fix2 = float(lr._held) * factor, 1 - o.beta1 ** int(t._held), (1 - o.beta2 ** int(t._held)) ** 0.5
+    m_[...] = o.beta1 * m_ + (1 - o.beta1) * g_
+    v_[...] = o.beta2 * v_ + (1 - o.beta2) * g_ * g_
+    x_[...] = (1 - lr_ * o.weight_decay) * x_ - lr_ / fix1 * m_ / (np.sqrt(v_) / fix2 + o.eps)
+
+
 def erf(x: ndarray) -> ndarray:
     """The error function of every element."""
     from scipy import special

@@ -232,9 +232,10 @@ class Batch:
         known, there = self.made_of.get(name, (None, None))
         return there if known is x else to_host(x)  # type: ignore[return-value]
 
-    def ask(self, what: str, name: str) -> Any:
-        """One fact of an array, its `all` or `max`, told on the host: of a mask and of positions it is often all that counts."""
-        return getattr(self.host(name), what)()
+    def ask(self, what: str, name: str, *limit: int) -> bool:
+        """One fact of an array, told on the host: whether `all` of it is set, or is `below` a limit; often all that counts."""
+        x = Batch.host(self, name)
+        return bool(x.all()) if what == "all" else bool(x.max() < limit[0])
 
     def having(self, **arrays: Any) -> Batch:
         """The same with these lists or arrays of the host in place of its own; None takes one away."""

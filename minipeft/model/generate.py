@@ -10,6 +10,8 @@ from minipeft.engine.backend import explained, to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.model.arch import Batch
+from minipeft.model.cache import Fixed, Growing
+from minipeft.model.graph import Replay, recorder
 
 
 def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -44,12 +46,14 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     use_cache: bool = True,
+    graph: bool = False,
 ) -> np.ndarray:
     """Continue each row of the batch (padded on the left, if at all) by up to `new_tokens` tokens; (b, ≤ new_tokens) on the host.
 
     For an encoder-decoder the batch is what the encoder reads. A row that has produced the end token goes on with
-    padding; when all have, generation ends. Positions follow the mask, so padding changes nothing. Raises `Bad` for
-    settings out of range, right padding, or a model without a language-model head.
+    padding; when all have, generation ends. Positions follow the mask, so padding changes nothing. With `graph`, on a GPU, the
+    pass of one token is recorded once and replayed as one CUDA graph. Raises `Bad` for settings out of range, right padding, a
+    model without a language-model head, or a graph of what needs a pass over all tokens.
     """
     arch = adapted.model.arch
     if arch.head != "lm":
@@ -58,7 +62,12 @@ def generate(
         raise Bad(
             f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}"
         )
-    use_cache = use_cache and all(a.method.caches for a in adapted.in_use)
+    without = [a.method.name for a in adapted.in_use if not a.method.caches] + ["use_cache=False"] * (not use_cache)
+    if graph:
+        recorder()
+        if without:
+            raise Bad(f"graph: generation by a graph keeps keys and values, and {without[0]} does not")
+    use_cache = not without
     rng = np.random.default_rng(seed)
     rows = batch.rows
     seq2seq = bool(arch.encoder_layers)
@@ -76,13 +85,19 @@ def generate(
     done = np.zeros(rows, bool)
     made: list[np.ndarray] = []
     end, pad = arch.eos_id, arch.pad_id if arch.pad_id is not None else arch.eos_id
-    run, past, fresh = adapted.run(cache={} if use_cache else None), 0, ids
+    run, past, fresh = adapted.run(cache=Growing() if use_cache else None), 0, ids
     positions = None if mask is None else counted(mask)
+    replay: Replay | None = None
     for _ in range(new_tokens):
         text = dict(input_ids=fresh, attention_mask=mask, position_ids=positions)
         step = batch.having(labels=None, **(dict(decoder_input_ids=fresh) if seq2seq else text))
-        out = run.forward(step, past)
-        following = pick(to_host(value(out.logits))[:, -1], rng, temperature, top_k, top_p)
+        if replay is not None:
+            run.cache.at.fill(past)
+            logits = replay(step)
+        else:
+            out = run.forward(step, past)
+            logits = _last(out)
+        following = pick(to_host(logits), rng, temperature, top_k, top_p)
         if end is not None:
             following = np.where(done, pad, following)
             done |= following == end
@@ -90,10 +105,19 @@ def generate(
         if done.all():
             break
         new = following[:, None]
-        if use_cache:  # what the cache holds is in the bookkeeping of the last pass, virtual tokens included
+        if replay is not None:  # the mask shows all room that there will be
+            past, fresh, positions = past + 1, new, None if positions is None else positions + 1
+        elif use_cache:
             past, fresh = past + out.tokens.t, new
-            mask = None if out.tokens.mask is None else grown(to_host(out.tokens.mask))
-            positions = None if out.tokens.positions is None else to_host(out.tokens.positions[:, -1:]) + 1
+            if out.tokens.virtual:  # they are in the bookkeeping of the pass
+                mask, positions = (None if x is None else to_host(x) for x in (out.tokens.mask, out.tokens.positions))
+            mask = None if mask is None else grown(mask, new_tokens if graph else 1)
+            positions = None if positions is None else positions[:, -1:] + 1
+            if graph:
+                if positions is None and not seq2seq:
+                    positions = np.full((rows, 1), past)
+                run.cache = Fixed(run.cache, new_tokens)
+                replay = _token_by_token(run, past + new_tokens)
         else:
             run, fresh = adapted.run(), np.concatenate([fresh, new], axis=1)
             mask = None if mask is None else grown(mask)
@@ -101,11 +125,22 @@ def generate(
     return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)
 
 
+def _token_by_token(run: Any, room: int) -> Replay:
+    """Passes of one token each, by graph: batch -> logits (b, V), where the cache of the run has so much room."""
+    past = room - 1  # for the shapes alone: the token stands at `run.cache.at`
+    return Replay(run.arch, lambda batch, rng: _last(run.forward(batch, past)), past=past)
+
+
+def _last(out: Any) -> Any:
+    """The logits (b, V) of the last token."""
+    return value(out.logits)[:, -1]
+
+
 def counted(mask: np.ndarray) -> np.ndarray:
     """Positions (b, t) that count only the tokens the mask (b, t) shows."""
     return np.maximum(np.cumsum(mask, axis=1) - 1, 0)
 
 
-def grown(mask: np.ndarray) -> np.ndarray:
-    """The mask with one more visible token in every row."""
-    return np.concatenate([mask, np.ones((len(mask), 1), bool)], axis=1)
+def grown(mask: np.ndarray, more: int = 1) -> np.ndarray:
+    """The mask with that many more visible tokens in every row."""
+    return np.concatenate([mask, np.ones((len(mask), more), bool)], axis=1)

@@ -36,11 +36,13 @@ class Tokens:
     t: int  # tokens in this pass
     mask: Any = None  # (b, past + t) bool, None: all visible
     positions: Any = None  # (b, t) given by the caller, None: counted
-    furthest: int = 0  # the largest of those given
+    moved: int = 0  # how far virtual tokens have moved those, at most
+    highest: int = 0  # the largest position of a virtual token
     types: Any = None  # (b, t)
     labels: Any = None  # (b, t) if labels are per token
     virtual: int = 0  # inserted so far
     past: int = 0  # tokens already in the cache
+    at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
     offset: int = 0  # position of the first token
     pool: int | None = None  # the position a classifier must read, if a method insists on one
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
@@ -69,7 +71,8 @@ class Tokens:
         if self.positions is not None:
             new = xp.broadcast_to(xp.arange(at, at + p, dtype=self.positions.dtype), (b, p))
             moved = xp.concatenate([self.positions[:, :at], self.positions[:, at:] + p], axis=1)
-            self.furthest = max(self.furthest + p * (at < self.positions.shape[1]), at + p - 1)
+            more = p * (at < self.positions.shape[1])
+            self.moved, self.highest = self.moved + more, max(self.highest + more, at + p - 1)
             self.positions = xp.concatenate([moved[:, :at], new, moved[:, at:]], axis=1)
         self.t += p
         self.virtual += p
@@ -81,6 +84,10 @@ class Tokens:
         if self.positions is not None:
             return self.positions + self.offset
         return xp.arange(self.past + self.offset, self.past + self.offset + self.t)[None]
+
+    def places(self, keys: int) -> Any:
+        """(t,): where the tokens of this pass stand among the keys."""
+        return xp.arange(keys - self.t, keys) if self.at is None else self.at
 
     @property
     def first(self) -> Any:
@@ -158,12 +165,12 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
 
     `keys` text keys follow `extra` prefix keys that everybody sees. Shape (b or 1, 1, t or 1, extra + keys).
     """
-    causal = causal and tokens.t > 1
+    causal = causal and (tokens.t > 1 or tokens.at is not None)
     at = ("mask", keys, extra, causal, window)
     if at not in tokens.shared:
         allowed = None
         if causal or window:
-            query, key = xp.arange(keys - tokens.t, keys)[:, None], xp.arange(keys)[None, :]
+            query, key = tokens.places(keys)[:, None], xp.arange(keys)[None, :]
             allowed = (key <= query)[None, None]
             if window:
                 allowed = allowed & (query - key < window)
@@ -196,15 +203,15 @@ def attention(
     def split(x: Any, heads: int) -> Any:  # (b, t, heads·e) -> (b, heads, t, e)
         return ops.swapaxes(ops.reshape(x, shape=(b, -1, heads, e)), a=1, b=2)
 
-    store, site = run.cache, f"{name}.kv"
+    cache, site = run.cache, f"{name}.kv"
     if arch.fused_qkv and memory is None:
         qkv = run.linear(f"{name}.qkv", u)
         q, k, v = qkv[..., : h * e], qkv[..., h * e : (h + g) * e], qkv[..., (h + g) * e :]
         q, k, v = split(q, h), split(k, g), split(v, g)
     else:
         q = split(run.linear(f"{name}.q", u), h)
-        if memory is not None and store is not None and site in store:  # the encoder's keys do not change
-            k, v = store[site]
+        if memory is not None and cache is not None and site in cache.memory:
+            k, v = cache.memory[site]
         else:
             source = u if memory is None else memory
             k, v = split(run.linear(f"{name}.k", source), g), split(run.linear(f"{name}.v", source), g)
@@ -213,10 +220,10 @@ def attention(
             tokens.shared["rope"] = rope_tables(arch, tokens.position_ids(), q.dtype)
         cos, sin = tokens.shared["rope"]
         q, k = ops.rope(q, cos=cos, sin=sin), ops.rope(k, cos=cos, sin=sin)
-    if store is not None:
-        if memory is None and site in store:
-            k, v = (xp.concatenate([old, value(new)], axis=2) for old, new in zip(store[site], (k, v), strict=True))
-        store[site] = (value(k), value(v))
+    if cache is not None and memory is None:
+        k, v = cache.extend(site, k, v)
+    elif cache is not None:
+        cache.memory[site] = value(k), value(v)
     keys = k.shape[2]
     k, v = run.at(site, (k, v), u=u)
     extra = k.shape[2] - keys  # a method's prefix
@@ -229,8 +236,7 @@ def attention(
         at = ("relative", keys, extra)
         if at not in tokens.shared:
             table = name.split("layers.")[0] + "relbias"
-            queries = xp.arange(keys - t, keys)
-            learned = relative_bias(run, table, queries, xp.arange(-extra, keys), not causal)
+            learned = relative_bias(run, table, tokens.places(keys), xp.arange(-extra, keys), not causal)
             tokens.shared[at] = learned if bias is None else learned + bias
         bias = tokens.shared[at]
     scale = arch.dh**-0.5 if arch.scale is None else arch.scale
@@ -318,7 +324,9 @@ def embed(run: Any, prefix: str, ids: Any, embeds: Any, tokens: Tokens) -> Any:
     if arch.positions == "learned":
         rows, last = tokens.position_ids(), tokens.past + tokens.t - 1 + arch.first_position
         if tokens.positions is not None:
-            last = tokens.furthest
+            last, room = tokens.highest, arch.max_positions - tokens.offset - tokens.moved
+            if arch.max_positions and not run.batch.ask("below", "position_ids", room):
+                last = max(last, int(run.batch.host("position_ids").max()) + tokens.moved)
         elif arch.first_position and ids is not None and not tokens.virtual:
             real = ids != arch.pad_id  # RoBERTa: pads keep the padding position and do not count
             rows = xp.cumsum(real, axis=1) * real + arch.first_position - 1 + tokens.offset * real
@@ -411,9 +419,9 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         t = (ids if embeds is None else embeds).shape[1]
         mask = getattr(batch, mask_name)
         mask = None if mask is None or batch.ask("all", mask_name) else mask.astype(bool)
-        if given.get("positions") is not None:
-            given["furthest"] = int(batch.ask("max", "position_ids"))
-        return Tokens(t, mask, past=past if prefix == "" else 0, offset=run.offset(prefix), **given)
+        if prefix == "":
+            given |= dict(past=past, at=None if run.cache is None else run.cache.at)
+        return Tokens(t, mask, offset=run.offset(prefix), **given)
 
     if arch.patch:
         h = embed_image(run, batch.pixel_values)
@@ -424,8 +432,8 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         ids, embeds, labels = batch.input_ids, batch.inputs_embeds, batch.labels
         memory = memory_tokens = None
         if arch.encoder_layers:
-            if run.cache is not None and "encoder" in run.cache:
-                memory, memory_tokens = run.cache["encoder"]
+            if run.cache is not None and run.cache.encoder is not None:
+                memory, memory_tokens = run.cache.encoder
             else:
                 memory_tokens = run.tokens = count(
                     first, ids, embeds, "attention_mask", positions=batch.position_ids, types=batch.token_type_ids
@@ -433,7 +441,7 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 memory = embed(run, first, ids, embeds, memory_tokens)
                 memory = stack(run, first, memory, memory_tokens)
             if run.cache is not None:
-                run.cache["encoder"] = memory, memory_tokens
+                run.cache.encoder = memory, memory_tokens
             ids, embeds = batch.decoder_input_ids, batch.decoder_inputs_embeds
             if ids is None and embeds is None:
                 if labels is None:

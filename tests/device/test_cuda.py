@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 from both import on_numpy
 
-from minipeft.conformance import tiny
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.backend import to_device, to_host, xp
 from minipeft.engine.bfloat16 import bfloat16
 from minipeft.engine.tensor import value
-from minipeft.errors import Bad
-from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach
-from minipeft.train import SGD, AdamW, fit
+from minipeft.train import AdamW
 
 pytestmark = [pytest.mark.gpu, pytest.mark.parametrize("device", ["cupy"], indirect=True)]
 UNIT = {np.float64: 2.0**-53, np.float32: 2.0**-24}
@@ -243,40 +239,7 @@ def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
         assert got[k].dtype == dtype and ratio <= 8, (k, ratio)
 
 
-# --- graphs -------------------------------------------------------------------------------------------------------------
-
-
-def model_and_batches(family="llama", dtype=np.float32):
-    model = tiny.model(family, dtype)
-    adapted = attach(model, LoRA(r=2, targets="all-linear"))
-    return adapted, [tiny.example(model, seed=i) for i in range(3)]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, "bfloat16"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
-def test_training_by_a_graph_is_training(family, dtype, cuda, measured):
-    adapted, batches = model_and_batches(family, dtype)
-    settings = dict(steps=6, optimiser=AdamW(lr=1e-2, weight_decay=0.1), schedule="linear", warmup=2, clip=1.0)
-    eager, graph = fit(adapted, batches, **settings), fit(adapted, batches, **settings, graph=True)
-    assert np.allclose(graph.losses, eager.losses, rtol=1e-4 if dtype is np.float32 else 8 * 2.0**-8)
-    assert graph.losses != sorted(graph.losses) and len(set(graph.losses)) == 6
-    off = {k: to_host(graph.adapted.theta[k]) - to_host(x) for k, x in eager.adapted.theta.items()}
-    if dtype is np.float32:
-        assert max(abs(d).max() for d in off.values()) <= 6 * 1e-2 * 1e-2  # a hundredth of what six steps may go
-    else:  # sums in another order: some of what is rounded to bfloat16 then goes to its other side
-        gone = {k: to_host(x) - to_host(adapted.theta[k]) for k, x in eager.adapted.theta.items()}
-        lengths = [np.sqrt(sum(float((d * d).sum()) for d in some.values())) for some in (off, gone)]
-        assert lengths[0] <= 8 * 2.0**-8 * lengths[1]
-    assert graph.adapted.model.digest() == adapted.model.digest()
-
-
-def test_what_a_graph_cannot_hold_is_one_line(cuda):
-    adapted, batches = model_and_batches()
-    with pytest.raises(Bad, match="a graph holds AdamW alone, found SGD"):
-        fit(adapted, batches, steps=1, optimiser=SGD(), graph=True)
-    dropping = attach(adapted.model, LoRA(r=2, dropout=0.1))
-    with pytest.raises(Bad, match="draws random numbers"):
-        fit(dropping, batches, steps=1, graph=True)
+# --- AdamW -------------------------------------------------------------------------------------------------------------
 
 
 def test_adamw_in_place_is_adamw(cuda, device):

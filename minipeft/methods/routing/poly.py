@@ -106,8 +106,8 @@ class Poly(Method):
         z = self._logits(Z, ids)
         if here.train:
             tiny = np.finfo(z.dtype).eps
-            u = np.clip(here.rng.random(z.shape), tiny, 1 - tiny)
-            z = z + to_device(np.log(u) - np.log1p(-u), z.dtype)
+            u = xp.clip(to_device(here.rng.random(z.shape)), tiny, 1 - tiny)
+            z = z + (xp.log(u) - xp.log1p(-u)).astype(z.dtype)
         A, B = self._mix(ops.sigmoid(z), A, B)
         y = base(x)
         h = ops.reshape(x, shape=(x.shape[0], -1, x.shape[-1]))  # a classifier's input is (b, in)

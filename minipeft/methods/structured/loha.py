@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device
+from minipeft.engine.backend import to_device, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 
@@ -75,8 +75,8 @@ class LoHa(Method):
         if here.train and self.module_dropout and here.rng.random() < self.module_dropout:
             return base(x)
         if here.train and self.rank_dropout:
-            keep = here.rng.random(change.shape[0]) >= self.rank_dropout
-            change = change * to_device(keep / max(keep.mean(), 1 / keep.size), change.dtype)[:, None]
+            keep = to_device(here.rng.random(change.shape[0])) >= self.rank_dropout
+            change = change * (keep / xp.maximum(keep.mean(), 1 / keep.size)).astype(change.dtype)[:, None]
         if base.table:
             return base(x) + ops.take(change, ids=x)
         return ops.linear(x, base.W + change, base.b)
