@@ -79,15 +79,15 @@ def op(f: Callable) -> Callable:
 
     @wraps(f)
     def call(*args: Any, **constants: Any) -> Any:
-        wanted = tuple(type(a) is Tensor for a in args)
+        wanted = tuple([type(a) is Tensor for a in args])  # (lists: a generator costs as much as a small op)
         compute = FUSED.get(name, f)
         if knows_wanted:
             constants["wanted"] = wanted
         if True not in wanted:
             return compute(*args, **constants)[0]
-        value, vjps = compute(*(a.value if w else a for a, w in zip(args, wanted, strict=True)), **constants)
+        value, vjps = compute(*[a.value if type(a) is Tensor else a for a in args], **constants)
         if callable(vjps):
-            parents = tuple(a.node if w else None for a, w in zip(args, wanted, strict=True))
+            parents = tuple([a.node if type(a) is Tensor else None for a in args])
         else:  # drop the closures, and with them the activations, that nobody will ask for
             # (an argument left at its default has a closure too, hence no strict zip)
             kept = [(a.node, vjp) for a, vjp in zip(args, vjps, strict=False) if type(a) is Tensor and vjp is not None]
@@ -126,7 +126,7 @@ def backward(root: Tensor, g: Array) -> dict[Node, Array]:
             continue
         g = grads.pop(node)
         if callable(node.vjps):
-            parts = node.vjps(g, tuple(p is not None for p in node.parents))
+            parts = node.vjps(g, tuple([p is not None for p in node.parents]))
         else:
             parts = (vjp(g) for vjp in node.vjps)
         for parent, part in zip(node.parents, parts, strict=False):
