@@ -22,7 +22,7 @@ from typing import Any
 
 from minipeft.engine import backend
 
-BLOCK = 1 << 18  # bytes of one operand in a block: a few such fit a core's second cache
+BLOCK = 1 << 20  # bytes of one operand in a block; smaller ones have threads wait for the interpreter more than they save
 PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
 PAYS_FLOPS = 3e7  # the same for matrix products
 UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
@@ -58,15 +58,16 @@ def pieces(at: slice, size: int) -> list[slice]:
     return [slice(i, min(i + size, at.stop)) for i in range(at.start, at.stop, size)]
 
 
-def thin(at: slice, width: int) -> list[slice]:
-    """The rows `at` in pieces for products with few columns, of `width` multiplications a row.
+def thin(n: int, width: int) -> int:
+    """Into how many equal pieces to cut n rows for products with few columns, of `width` multiplications a row.
 
     Up to UNPACKED multiplications OpenBLAS reads its factors where they lie; above, it copies both first, which is most of
     the work where one of them is thin. On a GPU, and where the pieces would be of a few rows, it is one.
     """
-    n = at.stop - at.start
     count = max(1, -(-n * width // UNPACKED))
-    return [at] if n < FEW * count or backend.name() != "numpy" else pieces(at, -(-n // count))
+    while n % count:
+        count += 1
+    return 1 if n < FEW * count or backend.name() != "numpy" else count
 
 
 def _share(f: Callable[[slice], None], rows: int, pieces: int, pays: bool) -> None:

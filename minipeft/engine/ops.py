@@ -18,7 +18,7 @@ import numpy as np
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
-from minipeft.engine.blocks import BLOCK, over_products, over_rows, pieces, thin
+from minipeft.engine.blocks import over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -517,14 +517,16 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     (n, in_), out, flops = x2.shape, len(W), 2 * len(W) * x2.size
     y = xp.empty((n, out), x.dtype)
     h = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
+    sA = s * A
 
     def changing_y(at: slice) -> None:
+        h[at] = _narrow(x2[at], sA.T)
         xp.matmul(xV[at], V.T, out=y[at])
-        _add_lowrank(y, h, x2, A, B, s, at)
+        _add_narrow(y[at], h[at], B.T)
 
     def changing_W(of: slice) -> None:
         for at in pieces(of, CHANGED):
-            changed = (s * B[at]) @ A
+            changed = B[at] @ sA
             changed += W[at]
             xp.matmul(x2, changed.T, out=y[:, at])
 
@@ -542,9 +544,11 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
         parts: dict[int, tuple] = {}  # gradients of A and B of each block of rows, by the first
 
         def backward(at: slice) -> None:
+            own = _narrow(x2[at], sA.T) if h is None else h[at]
+            gh, *parts[at.start] = _lowrank_grads(g2[at], x2[at], own, B, s, wanted[2:4])
             if gx is not None:
                 xp.matmul(gV[at], V, out=gx[at])
-            parts[at.start] = _lowrank_grads(g2, gx, x2, h, A, B, s, at, wanted[2:4])
+                _add_narrow(gx[at], gh, A)
 
         over_products(backward, n, flops)
         gW = _product(g2.T, x2) if wanted[1] else None
@@ -563,14 +567,22 @@ def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
     x2, z = _rows(x), _rows(y).copy()
     h = xp.empty((len(x2), len(A)), x.dtype)
     flops = 2 * len(A) * (x2.size + z.size)
-    over_products(lambda at: _add_lowrank(z, h, x2, A, B, s, at), len(x2), flops)
+
+    def forward(at: slice) -> None:
+        h[at] = _narrow(x2[at], s * A.T)
+        _add_narrow(z[at], h[at], B.T)
+
+    over_products(forward, len(x2), flops)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        gx = xp.zeros(x2.shape, x.dtype) if wanted[1] else None
+        g2 = _rows(g)
+        gx = xp.empty(x2.shape, x.dtype) if wanted[1] else None
         parts: dict[int, tuple] = {}
 
         def backward(at: slice) -> None:
-            parts[at.start] = _lowrank_grads(_rows(g), gx, x2, h, A, B, s, at, wanted[2:4])
+            gh, *parts[at.start] = _lowrank_grads(g2[at], x2[at], h[at], B, s, wanted[2:4])
+            if gx is not None:
+                xp.matmul(gh, A, out=gx[at])
 
         over_products(backward, len(x2), 2 * flops)
         return g if wanted[0] else None, None if gx is None else gx.reshape(x.shape), *_added(parts)
@@ -586,7 +598,7 @@ def block_matmul(x: Array, R: Array) -> Any:
     """
     beta, gamma = R.shape[1:]
     K, n = x.shape[-1] // beta, math.prod(x.shape[:-1])
-    flops, count = 2 * x.size * gamma, -(-x.nbytes // BLOCK)
+    flops = 2 * x.size * gamma
 
     def blocks(
         x: Array, width: int
@@ -596,7 +608,7 @@ def block_matmul(x: Array, R: Array) -> Any:
     def product(x: Array, R: Array) -> Array:
         y = xp.empty((n, K * R.shape[2]), x.dtype)
         to, x3 = blocks(y, R.shape[2]), blocks(x, R.shape[1])
-        over_products(lambda at: xp.matmul(x3[:, at], R, out=to[:, at]), x3.shape[1], flops, count)
+        over_products(lambda at: xp.matmul(x3[:, at], R, out=to[:, at]), x3.shape[1], flops)
         return y
 
     def vjp_x(g: Array) -> Array:
@@ -608,7 +620,7 @@ def block_matmul(x: Array, R: Array) -> Any:
         def part(at: slice) -> None:
             parts[at.start] = (x3[:, :, at] @ g3[:, at],)
 
-        over_products(part, g3.shape[1], flops, count)
+        over_products(part, g3.shape[1], flops)
         return _added(parts)[0]
 
     return product(x, R).reshape(*x.shape[:-1], K * gamma), (vjp_x, vjp_R)
@@ -816,51 +828,43 @@ def _product(x: Array, y: Array) -> Array:
     return z
 
 
-def _add_lowrank(y: Array, h: Array, x: Array, A: Array, B: Array, s: float, at: slice) -> None:
-    """y += h Bᵀ in place with h = s x Aᵀ, filled in, for the rows `at` of matrices y (n, out), h (n, r), x (n, in)."""
-    for rows in thin(at, len(A) * builtins.max(x.shape[1], y.shape[1])):
-        xp.matmul(x[rows], A.T, out=h[rows])
-        h[rows] *= s
-        y[rows] += h[rows] @ B.T
+def _narrow(x: Array, M: Array) -> Array:
+    """x @ M for x (n, m) and M (m, r) of few columns, in a stack of thin products."""
+    n, (m, r) = len(x), M.shape
+    count = thin(n, M.size)
+    return (x.reshape(count, n // count, m) @ M).reshape(n, r)
 
 
-def _lowrank_grads(
-    g: Array, gx: Array | None, x: Array, h: Array | None, A: Array, B: Array, s: float, at: slice, wanted: tuple
-) -> tuple:
-    """The gradients of A and B in `_add_lowrank` for the gradient g (n, out) of y; that of x is added to gx in place.
-
-    h is computed again where it was not kept.
-    """
-    gA = gB = None
-    for rows in thin(at, len(A) * builtins.max(x.shape[1], g.shape[1])):
-        if gx is not None or wanted[0]:
-            gh = g[rows] @ B
-            gh *= s
-            if gx is not None:
-                gx[rows] += gh @ A
-            if wanted[0]:
-                gA = _plus(gA, gh.T @ x[rows])
-        if wanted[1]:
-            own = s * (x[rows] @ A.T) if h is None else h[rows]
-            gB = _plus(gB, own.T @ g[rows])
-    return gA, None if gB is None else gB.T
+def _narrow_transposed(h: Array, x: Array) -> Array:
+    """hᵀ x for h (n, r) of few columns and x (n, m), likewise."""
+    n, count = len(x), thin(len(x), h.shape[1] * x.shape[1])
+    h, x = (a.reshape(count, n // count, a.shape[1]) for a in (h, x))
+    each = xp.swapaxes(h, -1, -2) @ x
+    return each[0] if count == 1 else each.sum(axis=0)
 
 
-def _plus(total: Array | None, more: Array) -> Array:
-    if total is None:
-        return more
-    total += more
-    return total
+def _add_narrow(y: Array, h: Array, M: Array) -> None:
+    """y += h @ M in place for h (n, r) of few columns, by pieces that stay in the cache."""
+    for at in pieces(slice(0, len(y)), builtins.max(1, len(y) // thin(len(y), M.size))):
+        y[at] += h[at] @ M
 
 
-def _added(parts: dict[int, tuple]) -> tuple:
+def _lowrank_grads(g: Array, x: Array, h: Array, B: Array, s: float, wanted: tuple) -> tuple:
+    """The gradients of h/s = x Aᵀ, of A and of B in y = h Bᵀ, for the gradient g of y; of A and B those that are wanted."""
+    gh = _narrow(g, s * B)
+    gA = _narrow_transposed(gh, x) if wanted[0] else None
+    gB = _narrow_transposed(h, g).T if wanted[1] else None
+    return gh, gA, gB
+
+
+def _added(parts: dict[int, Any]) -> list:
     """The sums of the parts' entries, in the order of the blocks whichever came first."""
     first, *rest = (parts[i] for i in sorted(parts))
     for more in rest:
         for total, part in zip(first, more, strict=True):
             if total is not None:
                 total += part
-    return first
+    return list(first)
 
 
 def _one_plus_exp(x: Array) -> Array:

@@ -72,7 +72,6 @@ def test_sharing_products_agrees_with_one_thread(monkeypatch, op):
     if op == "attention":
         f, theta = lambda t: ops.sum(ops.attention(t["q"], q, q, scale=0.3) * weights(q)), dict(q=q)
     elif op == "block_matmul":
-        monkeypatch.setattr(ops, "BLOCK", x.nbytes // 7)
         f, theta = lambda t: ops.sum(ops.block_matmul(t["x"], t["R"]) ** 2), dict(x=x, R=normal((8, 8, 8))[0])
     elif op == "matmul":
         f, theta = lambda t: ops.sum((t["x"] @ W.T) ** 2), dict(x=x)
