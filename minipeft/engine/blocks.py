@@ -22,7 +22,9 @@ from typing import Any
 
 from minipeft.engine import backend
 
-BLOCK = 1 << 20  # bytes of one operand in a block; smaller ones have threads wait for the interpreter more than they save
+BLOCK = (
+    1 << 20
+)  # bytes of one operand in a block; smaller ones have threads wait for the interpreter more than they save
 PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
 PAYS_FLOPS = 3e7  # the same for matrix products
 UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small

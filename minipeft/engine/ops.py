@@ -516,7 +516,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     xV, V = _factors(x2, W)
     (n, in_), out, flops = x2.shape, len(W), 2 * len(W) * x2.size
     y = xp.empty((n, out), x.dtype)
-    h = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
+    h: Any = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
     sA = s * A
 
     def changing_y(at: slice) -> None:
@@ -545,7 +545,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
 
         def backward(at: slice) -> None:
             own = _narrow(x2[at], sA.T) if h is None else h[at]
-            gh, *parts[at.start] = _lowrank_grads(g2[at], x2[at], own, B, s, wanted[2:4])
+            gh, parts[at.start] = _lowrank_grads(g2[at], x2[at], own, B, s, wanted[2:4])
             if gx is not None:
                 xp.matmul(gV[at], V, out=gx[at])
                 _add_narrow(gx[at], gh, A)
@@ -580,7 +580,7 @@ def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
         parts: dict[int, tuple] = {}
 
         def backward(at: slice) -> None:
-            gh, *parts[at.start] = _lowrank_grads(g2[at], x2[at], h[at], B, s, wanted[2:4])
+            gh, parts[at.start] = _lowrank_grads(g2[at], x2[at], h[at], B, s, wanted[2:4])
             if gx is not None:
                 xp.matmul(gh, A, out=gx[at])
 
@@ -850,21 +850,21 @@ def _add_narrow(y: Array, h: Array, M: Array) -> None:
 
 
 def _lowrank_grads(g: Array, x: Array, h: Array, B: Array, s: float, wanted: tuple) -> tuple:
-    """The gradients of h/s = x Aᵀ, of A and of B in y = h Bᵀ, for the gradient g of y; of A and B those that are wanted."""
+    """The gradient of h/s = x Aᵀ, and of A and B those that are wanted, in y = h Bᵀ, for the gradient g of y."""
     gh = _narrow(g, s * B)
     gA = _narrow_transposed(gh, x) if wanted[0] else None
     gB = _narrow_transposed(h, g).T if wanted[1] else None
-    return gh, gA, gB
+    return gh, (gA, gB)
 
 
-def _added(parts: dict[int, Any]) -> list:
+def _added(parts: dict[int, tuple]) -> tuple:
     """The sums of the parts' entries, in the order of the blocks whichever came first."""
     first, *rest = (parts[i] for i in sorted(parts))
     for more in rest:
         for total, part in zip(first, more, strict=True):
             if total is not None:
                 total += part
-    return list(first)
+    return first
 
 
 def _one_plus_exp(x: Array) -> Array:
