@@ -44,7 +44,7 @@ def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
 
 
 def over_products(f: Callable[[slice], None], rows: int, flops: float, count: int = 0) -> None:
-    """The same for an f that is mostly matrix products, of `flops` operations in all, in one piece for each thread or `count`.
+    """The same for an f that is mostly matrix products, of `flops` operations in all, in `count` pieces or one for each thread.
 
     Without threads of our own f is called once, and the BLAS library's do the work. Few pieces: each packs the other factor
     of a product anew.
@@ -52,7 +52,7 @@ def over_products(f: Callable[[slice], None], rows: int, flops: float, count: in
     if _threads == 1 or flops < PAYS_FLOPS:
         f(slice(0, rows))
     else:
-        _share(f, rows, count or _threads, True)
+        _share(f, rows, max(count, _threads), True)
 
 
 def pieces(at: slice, size: int) -> list[slice]:

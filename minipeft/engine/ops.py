@@ -18,7 +18,7 @@ import numpy as np
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
-from minipeft.engine.blocks import over_products, over_rows, pieces, thin
+from minipeft.engine.blocks import BLOCK, over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -688,6 +688,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     )  # p
     top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
+    count = -(-b * h * t * s * dtype.itemsize // BLOCK)
 
     def weights(of: slice, block: int, known: bool) -> Array:
         """p of some groups in a block of queries, (b, groups, h/g, n, queries); fills top and total unless known."""
@@ -716,7 +717,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
             p = weights(of, block, known=False)
             xp.matmul(xp.swapaxes(p, -1, -2), v5[:, of, :, :n], out=o5[:, of, :, at])
 
-    over_products(forward, groups, flops, count=groups)
+    over_products(forward, groups, flops, count)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         want_bias = bias is not None and wanted[3]
@@ -747,7 +748,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                     _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], fresh)
                 fresh = False
 
-        over_products(backward, groups, 2 * flops, count=groups)
+        over_products(backward, groups, 2 * flops, count)
         return gq, gk, gv, gbias
 
     return o, vjp
