@@ -224,10 +224,13 @@ def getitem(x: Array, *, index: Any) -> Any:
 
 
 @op
-def put(x: Array, *, index: Any, shape: tuple) -> Any:
-    """Zeros of `shape` with x added at `index` (entries named twice add up)."""
+def put(x: Array, *, index: Any, shape: tuple, repeats: bool = True) -> Any:
+    """Zeros of `shape` with x added at `index`; entries named twice add up. repeats=False says that none is, which is faster."""
     y = xp.zeros(shape, x.dtype)
-    xp.add.at(y, index, x)
+    if repeats:
+        xp.add.at(y, index, x)
+    else:
+        y[index] = x
     return y, (lambda g: g[index],)
 
 
@@ -605,25 +608,24 @@ def block_matmul(x: Array, R: Array) -> Any:
     ) -> Array:  # (..., K width) -> (K, n, width), or (1, n K, width) where one R serves all
         return xp.swapaxes(x.reshape(n, K, width), 0, 1) if len(R) > 1 else x.reshape(1, n * K, width)
 
-    def product(x: Array, R: Array) -> Array:
-        y = xp.empty((n, K * R.shape[2]), x.dtype)
-        to, x3 = blocks(y, R.shape[2]), blocks(x, R.shape[1])
-        over_products(lambda at: xp.matmul(x3[:, at], R, out=to[:, at]), x3.shape[1], flops)
-        return y
+    y = xp.empty((n, K * gamma), x.dtype)
+    x3, y3 = blocks(x, beta), blocks(y, gamma)
+    over_products(lambda at: xp.matmul(x3[:, at], R, out=y3[:, at]), x3.shape[1], flops)
 
-    def vjp_x(g: Array) -> Array:
-        return product(g, xp.swapaxes(R, -1, -2)).reshape(x.shape)
+    def vjp(g: Array, wanted: tuple) -> tuple:
+        gx = xp.empty((n, K * beta), x.dtype) if wanted[0] else None
+        g3, gx3 = blocks(g, gamma), None if gx is None else blocks(gx, beta)
+        parts: dict[int, tuple] = {}
 
-    def vjp_R(g: Array) -> Array:
-        x3, g3, parts = xp.swapaxes(blocks(x, beta), -1, -2), blocks(g, gamma), {}
+        def backward(at: slice) -> None:
+            if gx3 is not None:
+                xp.matmul(g3[:, at], xp.swapaxes(R, -1, -2), out=gx3[:, at])
+            parts[at.start] = (xp.swapaxes(x3[:, at], -1, -2) @ g3[:, at] if wanted[1] else None,)
 
-        def part(at: slice) -> None:
-            parts[at.start] = (x3[:, :, at] @ g3[:, at],)
+        over_products(backward, g3.shape[1], 2 * flops)
+        return None if gx is None else gx.reshape(x.shape), *_added(parts)
 
-        over_products(part, g3.shape[1], flops)
-        return _added(parts)[0]
-
-    return product(x, R).reshape(*x.shape[:-1], K * gamma), (vjp_x, vjp_R)
+    return y.reshape(*x.shape[:-1], K * gamma), vjp
 
 
 @op

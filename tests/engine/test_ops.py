@@ -709,3 +709,12 @@ def test_finite_at_extremes(name, size, dtype, data):
     y, grads = gradients(OPS[name], case, tuple(range(len(case.args))), np.ones(y.shape, dtype))
     for x in (y, *grads.values()):
         assert np.isfinite(x).all()
+
+
+def test_put_of_distinct_entries_is_put():
+    x, index = np.arange(6.0).reshape(2, 3), (slice(None), np.array([0, 2, 1]), np.array([1, 0, 1]))
+    constants = dict(index=index, shape=(2, 3, 2))
+    found = [gradients(lambda x, r=r: ops.put(x, **constants, repeats=r), Case((x,), {}), (0,), np.ones((2, 3, 2)) + x[:, :, None]) for r in (True, False)]  # fmt: skip
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1]["0"], found[1][1]["0"])
+    assert found[1][0].sum() == x.sum()
