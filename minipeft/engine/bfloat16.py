@@ -101,10 +101,8 @@ def _wide(bits: Any) -> Any:
 def _bits(x: Any) -> Any:
     single = x.astype(xp.float32, copy=False)
     bits = single.view(xp.uint32)
-    if (
-        x.dtype.itemsize > 4
-    ):  # towards zero, with a last bit that says whether anything was cut off: so no tie is made up
+    if x.dtype.itemsize > 4:  # towards zero, with a last bit that says whether anything was cut off: no tie is made up
         back = single.astype(x.dtype)
-        bits = bits - (abs(back) > abs(x)) | (back != x)
+        bits = (bits - (abs(back) > abs(x))) | (back != x)
     up = bits + 0x7FFF + (bits >> 16 & 1)
     return xp.where(single == single, up >> 16, NAN).astype(xp.uint16)

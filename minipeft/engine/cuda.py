@@ -568,7 +568,7 @@ KEPT = 32 << 20  # bytes of attention weights that are kept for the backward pas
 
 
 @fused
-def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float) -> Any:
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, wanted: tuple = ()) -> Any:
     b, h, t, d = q.shape
     groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype
     shared = h // max(groups, 1)

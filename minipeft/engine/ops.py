@@ -660,7 +660,7 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
 
 
 @op
-def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float) -> Any:
+def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, wanted: tuple = ()) -> Any:
     """softmax(scale · q kᵀ + bias) v with grouped heads (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1).
 
     q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
@@ -685,9 +685,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     bias5 = None if bias is None else _split_bias(bias, groups)
     blocks = _query_blocks(b * shared, t, s, bias5, dtype)
     turned = None if bias5 is None else _turned(bias5)
-    kept = (
-        [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks] if t * s <= KEPT else None
-    )  # p
+    kept = None  # p, where a gradient will ask for it
+    if True in wanted and t * s <= KEPT:
+        kept = [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks]
     top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
     count = -(-b * h * t * s * dtype.itemsize // BLOCK)
@@ -936,6 +936,11 @@ def _split_bias(bias: Array, groups: int) -> Array:
 def _turned(bias: Array) -> Array:
     """bias (..., t or 1, s or 1) as (..., s or 1, t or 1), rows behind one another."""
     return xp.ascontiguousarray(xp.swapaxes(bias, -1, -2))
+
+
+def keys_first(bias: Array) -> Array:
+    """bias (..., t, s) laid out in memory as `attention` reads it on the host, so that it is not copied in every layer."""
+    return xp.swapaxes(_turned(bias), -1, -2) if backend.name() == "numpy" else bias
 
 
 def _query_blocks(heads: int, t: int, s: int, bias: Any, dtype: Any) -> list[tuple[slice, int]]:

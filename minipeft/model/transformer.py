@@ -181,7 +181,7 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
             if extra:
                 allowed = xp.concatenate([xp.ones((*allowed.shape[:-1], extra), bool), allowed], axis=-1)
             hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
-            allowed = xp.where(allowed, xp.zeros((), dtype), hidden)
+            allowed = ops.keys_first(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
     return tokens.shared[at]
 

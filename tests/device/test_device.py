@@ -413,17 +413,3 @@ def test_how_long_a_step_takes(device, size, record_property):
         times.append(time.perf_counter())
     fastest = min(np.diff(times))
     record_property(f"the fastest of 10 steps of LoRA at size {size} of `minipeft bench`", f"{1000 * fastest:.1f} ms")
-
-
-# --- laws: last, for they take longest --------------------------------------------------------------------------------
-
-LIGHT = [(n, "bert" if n == "bitfit" else "llama", np.float64) for n in SHIPPED]
-ALL = [(n, f, d) for d in DTYPES for f in FAMILIES for n in SHIPPED]
-
-
-@pytest.mark.parametrize("device, name, family, dtype", on(LIGHT, ALL), indirect=["device"])
-def test_every_law_holds(device, name, family, dtype):
-    verdicts = list(laws.check(METHODS[name], [family], dtype))
-    assert not [f"{v.law}: {v.reason}" for v in verdicts if v.outcome == "fail"]
-    if all(v.outcome == "n/a" for v in verdicts):
-        pytest.skip(f"{name} does not fit {family}")
