@@ -58,16 +58,16 @@ def joined(arrays: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 def runs(theta: Mapping[str, Any], lr: Mapping[str, float]) -> list[list[str]]:
     """The keys in runs of one dtype and learning rate, of at most RUN numbers; a larger array is a run of its own."""
-    open_: dict[tuple, tuple[list[str], int]] = {}
+    last: dict[tuple, tuple[list[str], int]] = {}  # the run that is being filled, and its size
     out: list[list[str]] = []
     for k, x in theta.items():
         kind = x.dtype, lr[k]
-        keys, size = open_.get(kind, ([], RUN))
-        if size + x.size > RUN:
-            keys, size = [], 0
-            out.append(keys)
+        if kind not in last or last[kind][1] + x.size > RUN:
+            out.append([])
+            last[kind] = out[-1], 0
+        keys, size = last[kind]
         keys.append(k)
-        open_[kind] = keys, size + x.size
+        last[kind] = keys, size + x.size
     return out
 
 

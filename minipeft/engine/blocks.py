@@ -1,7 +1,8 @@
 """Row by row on the host: in blocks that stay in a core's cache, on every core at once.
 
 A NumPy expression passes over memory once for every operation in it, on one core. Work that treats every row by itself is
-cut into blocks of rows here, small enough that all but the first pass find them in the cache.
+cut into blocks of rows here, small enough that all but the first pass find them in the cache, and large enough that the
+interpreter, which one thread at a time may hold, is not what they wait for.
 
 Inside `sharing_cores()` the blocks are shared out among threads, matrix products included: the BLAS library, which would
 otherwise let its own threads wait in a loop and hold the cores, is told to use one. Which thread computes a block, and
@@ -22,9 +23,7 @@ from typing import Any
 
 from minipeft.engine import backend
 
-BLOCK = (
-    1 << 20
-)  # bytes of one operand in a block; smaller ones have threads wait for the interpreter more than they save
+BLOCK = 1 << 20  # bytes of one operand in a block
 PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
 PAYS_FLOPS = 3e7  # the same for matrix products
 UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
@@ -39,8 +38,8 @@ def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
 
     f writes its own rows of arrays made before; `nbytes` is the size of one operand. On a GPU f is called once.
     """
-    pieces = 1 if backend.name() != "numpy" else -(-nbytes // BLOCK)
-    _share(f, rows, pieces, nbytes >= PAYS)
+    count = 1 if backend.name() != "numpy" else -(-nbytes // BLOCK)
+    _share(f, rows, count, nbytes >= PAYS)
 
 
 def over_products(f: Callable[[slice], None], rows: int, flops: float, count: int = 0) -> None:
@@ -72,15 +71,15 @@ def thin(n: int, width: int) -> int:
     return 1 if n < FEW * count or backend.name() != "numpy" else count
 
 
-def _share(f: Callable[[slice], None], rows: int, pieces: int, pays: bool) -> None:
-    pieces = max(1, min(pieces, rows))
-    blocks = iter([slice(i * rows // pieces, (i + 1) * rows // pieces) for i in range(pieces)])
+def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> None:
+    count = max(1, min(count, rows))
+    blocks = iter([slice(i * rows // count, (i + 1) * rows // count) for i in range(count)])
 
     def work() -> None:
         for block in blocks:  # the next block belongs to whichever thread asks for it
             f(block)
 
-    if _threads == 1 or pieces == 1 or not pays:
+    if _threads == 1 or count == 1 or not pays:
         work()
         return
     others = [_helpers().submit(contextvars.copy_context().run, work) for _ in range(_threads - 1)]  # numpy.errstate

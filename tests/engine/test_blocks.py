@@ -58,6 +58,38 @@ def test_long_causal_attention_leaves_out_hidden_keys():
     assert [n for _, n in found] == [at.stop for at, _ in found]
 
 
+def test_a_mask_that_is_laid_out_keys_first_is_the_same_and_is_not_copied():
+    laid = ops.keys_first(causal(70))
+    np.testing.assert_array_equal(laid, causal(70))
+    assert np.shares_memory(ops._turned(ops._split_bias(laid, 1)), laid)
+    assert not np.shares_memory(ops._turned(ops._split_bias(causal(70), 1)), causal(70))
+
+
+@pytest.mark.parametrize("n, width, count", [(512, 512, 1), (512, 4096, 4), (509, 4096, 1), (0, 8, 1), (48, 10**6, 1)])
+def test_thin_pieces_are_equal_and_small_or_one(n, width, count):
+    assert blocks.thin(n, width) == count
+    assert n % count == 0 and (count == 1 or n // count * width <= blocks.UNPACKED)
+
+
+@pytest.mark.parametrize("rows", [24, 480])  # fewer and more than it pays to change W for
+def test_thin_products_in_a_stack_equal_whole_ones(monkeypatch, rows):
+    x, W, A, B = normal((rows, 64), (96, 64), (8, 64), (96, 8))
+
+    def computed():
+        f = lambda t: ops.sum(ops.linear_lowrank(t["x"], W, t["A"], t["B"], s=2.0) ** 2)
+        g = lambda t: ops.sum(ops.add_lowrank(t["x"] @ W.T, t["x"], t["A"], t["B"], s=2.0) ** 2)
+        return [value_and_grad(h)(dict(x=x, A=A, B=B)) for h in (f, g)]
+
+    whole = computed()
+    monkeypatch.setattr(blocks, "UNPACKED", 8 * 96 * 6)
+    monkeypatch.setattr(blocks, "FEW", 1)
+    assert blocks.thin(rows, 8 * 96) == rows // 6
+    for (value, grads), (want, want_grads) in zip(computed(), whole, strict=True):
+        np.testing.assert_allclose(value, want, rtol=1e-12)
+        for name in grads:
+            np.testing.assert_allclose(grads[name], want_grads[name], rtol=1e-9, atol=1e-9)
+
+
 def test_sharing_changes_no_bit_of_the_rows(monkeypatch):
     x, y = normal((1024, 512), (1024, 512), dtype=np.float32)
     alone = ops.silu_mul(x, y)
