@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ RUN = 1 << 16  # numbers: what an optimiser does with them stays in a core's cac
 
 
 class Joined(dict):
-    """A dict of arrays, some of which lie behind one another in one vector, a run of them."""
+    """A dict of arrays, in the order of `keys`, some of which lie behind one another in one vector, a run of them."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, keys: Iterable[str]) -> None:
+        super().__init__(dict.fromkeys(keys))
         self.runs: dict[tuple[str, ...], tuple[Any, list[Any]]] = {}  # the vector, and the entries as they were made
 
     def add(self, keys: Sequence[str], vector: Any, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -120,7 +120,7 @@ class AdamW:
         self, theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float]
     ) -> tuple[Arrays, Arrays]:
         """The arrays and the state after step t (from 1); lr gives each array its learning rate."""
-        new, after = Joined(), Joined()
+        new, after = Joined(theta), Joined(state)
         fix1, fix2 = 1 - self.beta1**t, math.sqrt(1 - self.beta2**t)
         for keys in runs(theta, lr):
             x, g = joined(theta, keys), joined(grads, keys)

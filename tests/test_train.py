@@ -129,6 +129,7 @@ def test_adamw_on_runs_of_arrays_is_adamw_on_each(monkeypatch):
             seen.append(
                 training.joined(theta, training.runs(theta, lr)[0]) is theta.runs.get(("e", "a", "b"), [None])[0]
             )
+            assert list(theta) == list(start)  # sums over all arrays go in one order, resumed or not
             if size == 0:  # nothing but arrays
                 theta, state = dict(theta), dict(state)
             if t == 2:
