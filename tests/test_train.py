@@ -115,7 +115,7 @@ def test_adafactor_keeps_all_second_moments_of_a_vector():
 
 def test_adamw_on_runs_of_arrays_is_adamw_on_each(monkeypatch):
     """Whatever lies in one vector, of whatever sizes, rates and types, and though a method replaces arrays between steps."""
-    rng, shapes = np.random.default_rng(0), {"e": (0, 2), "a": (3, 4), "b": (), "c": (7,), "d": (2, 5)}
+    rng, shapes = np.random.default_rng(0), {"e": (0, 2), "a": (3, 4), "c": (7,), "b": (), "d": (2, 5)}
     start = {k: np.asarray(rng.standard_normal(shape)) for k, shape in shapes.items()}
     start["f"] = start["a"].astype(np.float32)
     lr = dict.fromkeys(start, 0.1) | {"c": 0.3}
