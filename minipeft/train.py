@@ -132,9 +132,9 @@ class AdamW:
             update /= fix2
             update += self.eps
             xp.divide(m, update, out=update)
-            rate = lr[keys[0]]
-            update *= -rate / fix1
-            update += (1 - rate * self.weight_decay) * x
+            eta = lr[keys[0]]
+            update *= -eta / fix1
+            update += (1 - eta * self.weight_decay) * x
             shapes = [theta[k].shape for k in keys]
             new.add(keys, update, shapes)
             after.add([f"m/{k}" for k in keys], m, shapes)
@@ -410,8 +410,9 @@ class Recorded:
         self, adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None
     ) -> None:
         self.adapted, self.optimiser, self.state, self.factors, self.clip = adapted, optimiser, state, factors, clip
-        self.theta = {k: x.copy() for k, x in state.theta.items()}
-        self.moments = {k: x.copy() for k, x in state.moments.items()}
+        # rows first, as `adamw` reads them
+        self.theta = {k: xp.empty(x.shape, x.dtype) for k, x in state.theta.items()}
+        self.moments = {k: xp.empty(x.shape, x.dtype) for k, x in state.moments.items()}
         self._back_in_place()
         self.t, self.lr = xp.zeros((), xp.int32), xp.zeros((), xp.float64)
         arch, changes = adapted.model.arch, (*self.theta.values(), *self.moments.values())

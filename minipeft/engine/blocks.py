@@ -66,7 +66,7 @@ def thin(n: int, width: int) -> int:
     the work where one of them is thin. On a GPU, and where the pieces would be of a few rows, it is one.
     """
     count = max(1, -(-n * width // UNPACKED))
-    while n % count:
+    while n % count and n >= FEW * count:
         count += 1
     return 1 if n < FEW * count or backend.name() != "numpy" else count
 

@@ -24,7 +24,7 @@ from typing import Any
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16
-from minipeft.engine.ops import _check_labels, _heads_last, _rows
+from minipeft.engine.ops import _check_labels, _heads_last, _in_blocks, _rows
 from minipeft.engine.tensor import FUSED
 
 Array = Any
@@ -447,22 +447,18 @@ def _lowrank_grads(
 
 @fused
 def block_matmul(x: Array, R: Array) -> Any:
-    beta, gamma = R.shape[1:]
-    K, n = x.shape[-1] // beta, math.prod(x.shape[:-1])
-
-    def blocks(x: Array, width: int) -> Array:
-        return xp.swapaxes(x.reshape(n, K, width), 0, 1) if len(R) > 1 else x.reshape(1, n * K, width)
+    K, one = x.shape[-1] // R.shape[1], len(R) == 1
 
     def placed(x: Array, R: Array) -> Array:
-        y = xp.empty((n, K * R.shape[2]), x.dtype)
-        product(blocks(x, R.shape[1]), R, out=blocks(y, R.shape[2]))
+        y = xp.empty((*x.shape[:-1], K * R.shape[2]), x.dtype)
+        product(_in_blocks(x, K, one), R, out=_in_blocks(y, K, one))
         return y
 
     vjps = (
-        lambda g: placed(g, xp.swapaxes(R, -1, -2)).reshape(x.shape),
-        lambda g: product(xp.swapaxes(blocks(x, beta), -1, -2), blocks(g, gamma)),
+        lambda g: placed(g, xp.swapaxes(R, -1, -2)),
+        lambda g: product(xp.swapaxes(_in_blocks(x, K, one), -1, -2), _in_blocks(g, K, one)),
     )
-    return placed(x, R).reshape(*x.shape[:-1], K * gamma), vjps
+    return placed(x, R), vjps
 
 
 @fused

@@ -568,11 +568,11 @@ CHANGED = 512  # rows of a changed W that are held at once
 def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
     """y + s (x Aᵀ) Bᵀ for y (..., out), x (..., in), A (r, in), B (out, r), without forming B A."""
     x2, z = _rows(x), _rows(y).copy()
-    h = xp.empty((len(x2), len(A)), x.dtype)
+    h, sA = xp.empty((len(x2), len(A)), x.dtype), s * A
     flops = 2 * len(A) * (x2.size + z.size)
 
     def forward(at: slice) -> None:
-        h[at] = _narrow(x2[at], s * A.T)
+        h[at] = _narrow(x2[at], sA.T)
         _add_narrow(z[at], h[at], B.T)
 
     over_products(forward, len(x2), flops)
@@ -600,21 +600,15 @@ def block_matmul(x: Array, R: Array) -> Any:
     Each product is written where it belongs: nothing is copied to bring the blocks together.
     """
     beta, gamma = R.shape[1:]
-    K, n = x.shape[-1] // beta, math.prod(x.shape[:-1])
+    K, n, one = x.shape[-1] // beta, math.prod(x.shape[:-1]), len(R) == 1
     flops = 2 * x.size * gamma
-
-    def blocks(
-        x: Array, width: int
-    ) -> Array:  # (..., K width) -> (K, n, width), or (1, n K, width) where one R serves all
-        return xp.swapaxes(x.reshape(n, K, width), 0, 1) if len(R) > 1 else x.reshape(1, n * K, width)
-
     y = xp.empty((n, K * gamma), x.dtype)
-    x3, y3 = blocks(x, beta), blocks(y, gamma)
+    x3, y3 = _in_blocks(x, K, one), _in_blocks(y, K, one)
     over_products(lambda at: xp.matmul(x3[:, at], R, out=y3[:, at]), x3.shape[1], flops)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         gx = xp.empty((n, K * beta), x.dtype) if wanted[0] else None
-        g3, gx3 = blocks(g, gamma), None if gx is None else blocks(gx, beta)
+        g3, gx3 = _in_blocks(g, K, one), None if gx is None else _in_blocks(gx, K, one)
         parts: dict[int, tuple] = {}
 
         def backward(at: slice) -> None:
@@ -731,13 +725,15 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         g5 = split(g)
 
         def backward(of: slice) -> None:
-            fresh = True  # nothing is in gk and gv yet
             for block in reversed(range(len(blocks))):  # the last has all keys
                 at, n = blocks[block]
+                fresh = block == len(blocks) - 1  # nothing is in gk and gv yet
                 p = weights(of, block, known=True) if kept is None else kept[block][:, of]
                 gn = g5[:, of, :, at]
                 if gv is not None:
                     _add_grouped(gv[:, of, :n], p, gn, fresh)
+                if gq5 is None and gk is None and gbias5 is None:
+                    continue
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
                 gs -= _dot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
                 gs *= p
@@ -748,7 +744,6 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                     gq5[:, of, :, at] *= factor
                 if gk is not None:
                     _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], fresh)
-                fresh = False
 
         over_products(backward, groups, 2 * flops, count)
         return gq, gk, gv, gbias
@@ -829,6 +824,12 @@ def _product(x: Array, y: Array) -> Array:
     else:
         over_products(lambda at: xp.matmul(x, y[:, at], out=z[:, at]), y.shape[1], flops)
     return z
+
+
+def _in_blocks(x: Array, K: int, one: bool) -> Array:
+    """x (..., K w) as (K, n, w), a view; as (1, n K, w) where one matrix multiplies every block."""
+    n, w = math.prod(x.shape[:-1]), x.shape[-1] // K
+    return x.reshape(1, n * K, w) if one else xp.swapaxes(x.reshape(n, K, w), 0, 1)
 
 
 def _narrow(x: Array, M: Array) -> Array:

@@ -30,6 +30,7 @@ import numpy as np
 
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site
 from minipeft.methods.lowrank.lora import LoRA
@@ -51,7 +52,7 @@ class DoRA(LoRA):
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         arrays = super().init(site, rng)
-        W = to_host(site.W.dequantize() if hasattr(site.W, "dequantize") else site.W)  # the same bits on every device
+        W = to_host(widened(site.W))  # the same bits on every device
         embedding = site.kind == "embedding"
         return arrays | {"m_emb" if embedding else "m": np.sqrt((W * W).sum(axis=0 if embedding else 1))}
 

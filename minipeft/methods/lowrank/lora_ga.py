@@ -37,6 +37,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
@@ -96,7 +97,7 @@ class LoRAGA(LoRA):
         if self.scale_by == "stable":
             zeta = site.shape[0] ** 0.25 / self.gamma**0.5
         elif self.scale_by == "weight_svd":
-            W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+            W = widened(site.W)
             sigma = np.linalg.svd(to_host(W).astype(np.float64), compute_uv=False)
             zeta = sigma[0] / (S[J[0]] or 1.0) if peft else np.sqrt(sigma[:r] / self.scale).mean()
         else:

@@ -36,6 +36,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
@@ -64,7 +65,7 @@ class PiSSA(LoRA):
             raise Bad(
                 f"{self.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {self.r}"
             )
-        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        W = widened(site.W)
         U, S, Vt = np.linalg.svd(to_host(W).astype(np.float64), full_matrices=False)
         root = np.sqrt(S[: self.r] / self.scale)
         return dict(A=root[:, None] * Vt[: self.r], B=U[:, : self.r] * root)

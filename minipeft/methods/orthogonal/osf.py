@@ -36,6 +36,7 @@ import numpy as np
 
 from minipeft.engine import stop_gradient
 from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
 
@@ -68,7 +69,7 @@ class OSF(Method):
                 f"{self.name}: effective_rank {self.effective_rank!r} keeps none of {min(site.shape)} directions of "
                 f"{site.name}"
             )
-        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        W = widened(site.W)
         U, S, V = np.linalg.svd(to_host(W).astype(np.float64), full_matrices=False)
         low = dict(U=U[:, k:], S=S[k:], V=V[k:])
         return low | {f"{n}0": frozen(a) for n, a in low.items()} | dict(Uh=frozen(U[:, :k]), Vh=frozen(V[:k]))

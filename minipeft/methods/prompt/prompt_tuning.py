@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
@@ -55,7 +56,7 @@ class PromptTuning(Method):
         if self.start == "vocab":
             table = site.params["embed.tokens.weight"]
             rows = rng.integers(table.shape[0], size=self.p)
-            return dict(P=to_host(table.dequantize() if hasattr(table, "dequantize") else table)[rows])
+            return dict(P=to_host(widened(table))[rows])
         return dict(P=rng.standard_normal((self.p, *site.shape)))
 
     def apply(self, h: Any, here: Here, *, P: Any) -> Any:

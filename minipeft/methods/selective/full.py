@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Method, Site
 
@@ -42,7 +43,7 @@ class Full(Method):
         return self.head == "follows"
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        W = widened(site.W)
         return dict(W1=W.copy())
 
     def weight(self, W: Any, *, W1: Any) -> Any:

@@ -25,6 +25,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import once, to_host, xp
+from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.model.arch import Arch
@@ -61,7 +62,7 @@ class TrainableTokens(Method):
         outside = [v for v in self.tokens if not 0 <= v < site.shape[0]]
         if outside:
             raise Bad(f"{self.name}: tokens must lie in 0 … {site.shape[0] - 1}, found {', '.join(map(str, outside))}")
-        W = site.W.dequantize() if hasattr(site.W, "dequantize") else site.W
+        W = widened(site.W)
         return dict(T=to_host(W)[list(self.tokens)])
 
     def weight(self, W: Any, *, T: Any) -> Any:
