@@ -192,9 +192,8 @@ def compare(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    task = job.prepare(
-        base, data, steps=steps, seed=seed, dtype=dtype
-    )  # here first: a mistake is found before any process starts
+    # here first: a mistake is found before any process starts
+    task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task("comparing", total=None)
 

@@ -38,20 +38,19 @@ def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
 
     f writes its own rows of arrays made before; `nbytes` is the size of one operand. On a GPU f is called once.
     """
-    count = 1 if backend.name() != "numpy" else -(-nbytes // BLOCK)
-    _share(f, rows, count, nbytes >= PAYS)
+    _share(f, rows, 1 if backend.name() != "numpy" else _blocks(nbytes), nbytes >= PAYS)
 
 
-def over_products(f: Callable[[slice], None], rows: int, flops: float, count: int = 0) -> None:
-    """The same for an f that is mostly matrix products, of `flops` operations in all, in `count` pieces or one for each thread.
+def over_products(f: Callable[[slice], None], rows: int, flops: float, nbytes: int = 0) -> None:
+    """The same for an f that is mostly matrix products, of `flops` operations in all: in one piece for each thread, or in blocks.
 
-    Without threads of our own f is called once, and the BLAS library's do the work. Few pieces: each packs the other factor
-    of a product anew.
+    `nbytes` is the size of what f goes over again beside its products. Without threads of our own f is called once, and the
+    BLAS library's do the work. Few pieces: each packs the other factor of a product anew.
     """
     if _threads == 1 or flops < PAYS_FLOPS:
         f(slice(0, rows))
     else:
-        _share(f, rows, max(count, _threads), True)
+        _share(f, rows, max(_blocks(nbytes), _threads), True)
 
 
 def pieces(at: slice, size: int) -> list[slice]:
@@ -69,6 +68,10 @@ def thin(n: int, width: int) -> int:
     while n % count and n >= FEW * count:
         count += 1
     return 1 if n < FEW * count or backend.name() != "numpy" else count
+
+
+def _blocks(nbytes: int) -> int:
+    return -(-nbytes // BLOCK)
 
 
 def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
-from minipeft.engine.blocks import BLOCK, over_products, over_rows, pieces, thin
+from minipeft.engine.blocks import over_products, over_rows, pieces, thin
 from minipeft.engine.tensor import Array, Put, Tensor, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
@@ -684,7 +684,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         kept = [xp.empty((b, groups, shared, n, at.stop - at.start), dtype) for at, n in blocks]
     top, total = (xp.empty((b, groups, shared, 1, t), dtype) for _ in range(2))
     flops = 2 * b * h * t * s * (d + e)
-    count = -(-b * h * t * s * dtype.itemsize // BLOCK)
+    nbytes = b * h * t * s * dtype.itemsize  # of the scores
 
     def weights(of: slice, block: int, known: bool) -> Array:
         """p of some groups in a block of queries, (b, groups, h/g, n, queries); fills top and total unless known."""
@@ -713,7 +713,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
             p = weights(of, block, known=False)
             xp.matmul(xp.swapaxes(p, -1, -2), v5[:, of, :, :n], out=o5[:, of, :, at])
 
-    over_products(forward, groups, flops, count)
+    over_products(forward, groups, flops, nbytes)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         want_bias = bias is not None and wanted[3]
@@ -745,7 +745,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                 if gk is not None:
                     _add_grouped(gk[:, of, :n], gs, q5[:, of, :, at], fresh)
 
-        over_products(backward, groups, 2 * flops, count)
+        over_products(backward, groups, 2 * flops, nbytes)
         return gq, gk, gv, gbias
 
     return o, vjp

@@ -124,11 +124,9 @@ class OFT(Method):
 
     def forward(self, x: Any, base: Base, here: Here, *, Q: Any = None, Q_emb: Any = None) -> Any:
         """(x R) Wᵀ + b: rotates what goes in, or what a lookup gives."""
-        return (
-            base(ops.block_matmul(x, self.rotation(Q)))
-            if Q_emb is None
-            else ops.block_matmul(base(x), self.rotation(Q_emb))
-        )
+        if Q_emb is None:
+            return base(ops.block_matmul(x, self.rotation(Q)))
+        return ops.block_matmul(base(x), self.rotation(Q_emb))
 
     @property
     def intervenes(self) -> bool:
