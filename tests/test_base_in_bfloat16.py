@@ -14,6 +14,7 @@ from minipeft.checkpoints.files import read_header
 from minipeft.conformance import cases, laws, tiny
 from minipeft.conformance.laws import Broken
 from minipeft.engine.bfloat16 import Bfloat16, widened
+from minipeft.errors import Bad
 from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
@@ -55,6 +56,17 @@ def test_matrices_are_held_and_nothing_else(family):
     assert model.size == plain.size
     wide = model.astype(np.float32)
     assert not halves(wide) and {W.dtype for W in wide.params.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "dtype, found", [("bfloat61", "'bfloat61'"), ("int8", "'int8'"), (np.int64, "int64"), (3.5, "3.5")]
+)
+def test_what_is_no_floating_point_type_is_one_line(dtype, found):
+    for make in (lambda: load(BASES / "llama", dtype), lambda: tiny.model().astype(dtype)):
+        with pytest.raises(Bad) as told:
+            make()
+        assert found in str(told.value) and "expected one of float16, float32, float64, bfloat16" in str(told.value)
+    assert {W.dtype for W in tiny.model().astype("float16").params.values()} == {np.dtype(np.float16)}
 
 
 def test_one_bit_changes_the_digest():

@@ -12,7 +12,7 @@ import numpy as np
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, Names, converted
+from minipeft.model.arch import Arch, Model, Names, converted, float_type
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -83,11 +83,12 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
 
     Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
     `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Raises `Bad`, in one line,
-    for a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
+    for a type of no floating-point numbers, a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
     """
     from minipeft.checkpoints.files import read_folder
     from minipeft.model.transformer import shapes
 
+    dtype = None if dtype is None else float_type(dtype)
     half = str(dtype) == "bfloat16"
     config, tensors = read_folder(folder, None if half else dtype)
     arch = read_arch(config)

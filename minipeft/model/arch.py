@@ -13,7 +13,7 @@ import numpy as np
 
 from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16
-from minipeft.errors import Bad
+from minipeft.errors import Bad, near
 
 IGNORE = -100  # a label that does not count
 
@@ -121,10 +121,25 @@ def kind_of(name: str, shape: tuple[int, ...]) -> str:
     return "table" if "relbias" in name else "linear"
 
 
+def float_type(dtype: Any) -> Any:
+    """A dtype, or "bfloat16" as it is. Raises `Bad` for what is no floating-point type."""
+    if str(dtype) == "bfloat16":
+        return "bfloat16"
+    known = ("float16", "float32", "float64", "bfloat16")
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in known:
+        raise Bad(f"dtype {dtype!r}: expected one of {', '.join(known)}{near(str(dtype), known)}")
+    return found
+
+
 def converted(name: str, W: Any, dtype: Any) -> Any:
     """A parameter in the type that `Model.astype` says."""
+    dtype = float_type(dtype)
     if str(dtype) != "bfloat16":
-        return W.astype(np.dtype(dtype))
+        return W.astype(dtype)
     if isinstance(W, Bfloat16):
         return W
     matrix = kind_of(name, tuple(W.shape)) in ("linear", "embedding") and not hasattr(W, "dequantize")  # quantised: no
@@ -162,7 +177,7 @@ class Model:
 
         "bfloat16": matrices of linears and embeddings are held in bfloat16, each number rounded once; all else is
         float32, and so is everything that is computed: products with these matrices round their other factor too, and
-        are summed in float32.
+        are summed in float32. Raises `Bad` for what is no floating-point type.
         """
         return dataclasses.replace(self, params={k: converted(k, v, dtype) for k, v in self.params.items()})
 
