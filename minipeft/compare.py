@@ -1,6 +1,6 @@
 """The main job: adapt one base to one task with every method, and measure what each costs and gives.
 
-Every method trains on the same batches from the same start, a linear classifier of the mean hidden state beside it;
+Every method trains on the same batches from the same start, the family's classifier beside it;
 "head_only" trains nothing but that. What a decoder lost of its original task is its loss on held-out text, before and after.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minipeft import data as datasets
-from minipeft.checkpoints import load
+from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.native import save_adapter
 from minipeft.engine.backend import explained, peak_memory, to_host
 from minipeft.engine.backend import name as backend_name
@@ -32,7 +32,6 @@ from minipeft.run import Adapted, attach, merge
 from minipeft.text import Tokenizer, encode, load_tokenizer
 from minipeft.train import AdamW, fit
 
-HEAD = ("score.weight", "score.bias")
 HEAD_LR = 1e-2
 
 
@@ -47,6 +46,11 @@ class Task:
     text: tuple[Batch, ...]  # held-out text, for the original task
     text_before: float | None  # the base's loss on it
     classes: tuple[str, ...]
+
+
+def head_of(model: Model) -> list[str]:
+    """The parameters of the classifier."""
+    return [k for k in model.params if k.startswith("score.")]
 
 
 @dataclass
@@ -89,10 +93,8 @@ def prepare(
     if arch.vocab < tokenizer.vocab and arch.vocab <= tokenizer.pad_id:
         raise Bad(f"{folder}: the tokenizer has {tokenizer.vocab} tokens, the model {arch.vocab}")
     language = model if arch.head == "lm" else None
-    kept = {k: v for k, v in model.params.items() if not k.startswith(("pooler.", "score."))}
-    plain = dataclasses.replace(model, params=kept)
     classes = snippets["train"].classes
-    task = plain.classifier(len(classes), pool="mean")
+    task = with_head(model, "classify", len(classes), seed)
     if arch.max_positions:
         length = min(length, arch.max_positions - arch.first_position - 16)  # room for virtual tokens
     order = np.random.default_rng(seed).permutation(len(snippets["train"]))
@@ -110,7 +112,8 @@ def prepare(
             )
         ]
     if language is not None:
-        language = dataclasses.replace(task, arch=dataclasses.replace(arch, labels=len(classes)))
+        both = dataclasses.replace(arch, labels=len(classes))
+        language = dataclasses.replace(model, arch=both, params={**task.params, **model.params})
     made = Task(task, language, tuple(train), tuple(test), tuple(text), None, classes)
     return dataclasses.replace(made, text_before=text_loss(Adapted(task), made))
 
@@ -155,7 +158,7 @@ def text_loss(adapted: Adapted, task: Task) -> float | None:
 
 def start(task: Task, method: Method, seed: int = 0, name: str = "default") -> Adapted:
     """The method attached to the task's model, the classifier trained whole beside it."""
-    whole = () if method.name == "full" else HEAD
+    whole = () if method.name == "full" else head_of(task.model)
     return attach(
         task.model, method, name=name, train_whole=whole, data=task.train[:2] if method.needs else (), seed=seed
     )
@@ -177,7 +180,7 @@ def _built(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method
     parts = []
     for i, share in enumerate((task.train[:half], task.train[half:])):
         one = attach(task.model, inner.sized(task.model.arch), name=f"part{i}", seed=seed + i)
-        whole = attach(one, METHODS["full"](targets="score.weight score.bias"), name="head")
+        whole = attach(one, METHODS["full"](targets=" ".join(head_of(task.model))), name="head")
         done = fit(whole, share, steps=len(share), optimiser=AdamW(lr=inner.usual_lr), schedule="linear", clip=1.0)
         parts.append(done.adapted.adapters[0])
     return cls.from_adapters(parts)  # type: ignore[attr-defined]
@@ -185,7 +188,7 @@ def _built(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method
 
 def _trained_row(task: Task, begun: Adapted, name: str, lr: float, seed: int) -> Row:
     adapter = begun.adapters[0]
-    head = sum(begun.model.params[k].size for k in HEAD)
+    head = sum(begun.model.params[k].size for k in head_of(begun.model))
     row = Row(name, trained=adapter.size - (0 if name == "full" else head))
     row.share = 100 * row.trained / (task.model.size - head)
     digest = task.model.digest() if begun.model is task.model else begun.model.digest()
@@ -248,7 +251,7 @@ def measure(task: Task, name: str, *, seed: int = 0, lr: float | None = None) ->
         return untouched(task)
     try:
         if name == "head_only":
-            alone = attach(task.model, METHODS["full"](targets=" ".join(HEAD)), seed=seed)
+            alone = attach(task.model, METHODS["full"](targets=" ".join(head_of(task.model))), seed=seed)
             row = _trained_row(task, alone, name, lr or HEAD_LR, seed)
             row.trained, row.share = 0, 0.0
             return row

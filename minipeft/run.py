@@ -39,7 +39,7 @@ def sites(model: Model) -> dict[str, Site]:
         name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
         for name, W in model.params.items()
     }
-    if arch.tied and "head.weight" not in found:
+    if arch.shares_table and "head.weight" not in found:
         W = model.params["embed.tokens.weight"]
         found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype, params=model.params)
     for name, shape in activation_sites(arch).items():
@@ -289,7 +289,7 @@ def attach(
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
-    if method.ties and model.arch.tied and "embed.tokens.weight" in {s.name for s in chosen}:
+    if method.ties and model.arch.shares_table and "embed.tokens.weight" in {s.name for s in chosen}:
         chosen = [s for s in chosen if s.name != "head.weight"]  # it follows the table
     at: dict[str, Method] = {}
     for site in chosen:
@@ -461,7 +461,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether the model has a parameter of this name."""
-        return name in self._base or (name == "head.weight" and self.arch.tied)
+        return name in self._base or (name == "head.weight" and self.arch.shares_table)
 
     def base(self, name: str) -> Any:
         """The base parameter as an array, whatever it is held in; None if the model has none of this name."""
@@ -470,13 +470,13 @@ class Run:
     def held(self, name: str) -> Any:
         """The same, left in bfloat16 if it is held so, as `ops.linear` and `ops.take` take it."""
         W: Any = self._base.get(name)
-        if W is None and name == "head.weight" and self.arch.tied:
+        if W is None and name == "head.weight" and self.arch.shares_table:
             W = self._base.get("embed.tokens.weight")
         return W if type(W) is Bfloat16 else widened(W)
 
     def _param_hooks(self, name: str) -> list[_Hook]:
         hooks = self._hooks.get(name, [])
-        if name == "head.weight" and self.arch.tied and name not in self._base:
+        if name == "head.weight" and self.arch.shares_table and name not in self._base:
             tied = self._hooks.get("embed.tokens.weight", [])
             hooks = [h for h in tied if h.method.ties and hasattr(h.method, "weight")] + hooks
         return hooks
@@ -616,7 +616,7 @@ def merge(adapted: Adapted) -> Model:
 
     params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
     arch = adapted.model.arch
-    if arch.tied and {"head.weight", "embed.tokens.weight"} & touched:
+    if arch.shares_table and {"head.weight", "embed.tokens.weight"} & touched:
         head, table = run.param("head.weight"), run.param("embed.tokens.weight")
         if not bool((head == table).all()):  # the change broke the tie
             params["head.weight"] = folded("head.weight")

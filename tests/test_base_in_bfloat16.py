@@ -10,6 +10,7 @@ import pytest
 from minipeft import attach, load, merge, save_model
 from minipeft import method as protocol
 from minipeft import run as running
+from minipeft.checkpoints import with_head
 from minipeft.checkpoints.files import read_header
 from minipeft.conformance import cases, laws, tiny
 from minipeft.conformance.laws import Broken
@@ -219,7 +220,7 @@ def test_torch_reads_the_file(name, tmp_path):
 
 
 def test_training_and_the_classifier():
-    model = tiny.model("llama", "bfloat16").classifier(3)
+    model = with_head(tiny.model("llama", "bfloat16"), "classify", 3)
     batch = dataclasses.replace(tiny.example(model, padding="none"), labels=np.array([0, 1, 2]))
     adapted = attach(model, LoRA(r=2), train_whole=("score",))
     before = model.digest()

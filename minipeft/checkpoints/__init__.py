@@ -35,6 +35,7 @@ HEADS = {
     "ForTokenClassification": "tokens",
     "Model": "none",
 }  # end of the class name in config.json -> our head
+CLASSIFIERS = ("classify", "tokens")
 
 
 def _family(model_type: str) -> Any:
@@ -68,22 +69,29 @@ def read_arch(config: dict[str, Any]) -> Arch:
     labels = len(config.get("id2label") or {}) or config.get("num_labels") or 2
     eos = config.get("eos_token_id")
     return dataclasses.replace(
-        arch,
+        headed(arch, head, labels),
         family=config["model_type"],
-        head=head,
-        labels=labels if head in ("classify", "tokens") else 0,
         pad_id=config.get("pad_token_id"),
         eos_id=eos[0] if isinstance(eos, list) else eos,
         start_id=config.get("decoder_start_token_id"),
     )
 
 
+def headed(arch: Arch, head: str, labels: int = 0) -> Arch:
+    """The facts of the same body with another head. A decoder's classifier of sequences has no bias, all others have."""
+    biased = tuple(m for m in arch.biased if m != "score")
+    if head == "tokens" or (head == "classify" and not arch.causal):
+        biased += ("score",)
+    return dataclasses.replace(arch, head=head, labels=labels if head in CLASSIFIERS else 0, biased=biased)
+
+
 def load(folder: str | Path, dtype: Any = None) -> Model:
     """A base model from a Hugging Face checkpoint folder (config.json and safetensors, sharded or not).
 
     Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
-    `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Raises `Bad`, in one line,
-    for a type of no floating-point numbers, a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
+    `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Tensors that belong to another head
+    than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in one line, for a type of no floating-point
+    numbers, a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
     """
     from minipeft.checkpoints.files import read_folder
     from minipeft.model.transformer import shapes
@@ -103,20 +111,17 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise
     expected = shapes(arch)
     params: dict[str, Any] = {}
+    spare: dict[str, Any] = {}
     strange = []
     for key, a in tensors.items():
-        module, _, leaf = key.rpartition(".")
-        ours = _ours(names, key, module, leaf, arch)
+        ours = _ours(names, key, arch)
         if ours is None or ours not in expected:
-            if not _ignorable(key, ours, arch):
+            if ours is not None and ours.startswith("pooler."):
+                spare[key] = a
+            elif not _ignorable(key, ours, arch):
                 strange.append(key)
             continue
-        if leaf == "weight" and names.is_transposed(ours.removesuffix(".weight")):
-            a = a.T
-        if ours == "embed.patch.weight":
-            a = a.reshape(a.shape[0], -1)
-        if ours == "embed.positions.weight" and a.ndim == 3:
-            a = a[0]
+        a = our_layout(names, ours, a)
         if tuple(a.shape) != expected[ours]:
             turned = "; it looks transposed" if tuple(a.shape[::-1]) == expected[ours] else ""
             raise Bad(f"{folder}: {key}: expected shape {expected[ours]}, found {tuple(a.shape)}{turned}")
@@ -134,11 +139,12 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     for k in expected:  # one by one, so that a device holds one in float32 at a time
         a = to_device(np.ascontiguousarray(params.pop(k)))
         ordered[k] = converted(k, a, dtype) if half else a
-    return Model(arch, ordered, names)
+    return Model(arch, ordered, names, config, spare)
 
 
-def _ours(names: Names, key: str, module: str, leaf: str, arch: Arch) -> str | None:
+def _ours(names: Names, key: str, arch: Arch) -> str | None:
     """Our name of a tensor, also where the file leaves the family's prefix out, as bare base models do."""
+    module, _, leaf = key.rpartition(".")
     prefix = getattr(_family(arch.family), "PREFIX", {}).get(arch.family, "")
     for m, k in ((module, key), (prefix + module, prefix + key)):
         if (bare := names.ours(k)) is not None:
@@ -156,13 +162,85 @@ def _theirs(names: Names, ours: str) -> str | None:
     return f"{found}.{leaf}" if found else None
 
 
+def our_layout(names: Names, ours: str, a: Any) -> Any:
+    """A tensor of a file as we hold the parameter of this name."""
+    if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
+        return a.T
+    if ours == "embed.patch.weight":
+        return a.reshape(a.shape[0], -1)
+    if ours == "embed.positions.weight" and a.ndim == 3:
+        return a[0]
+    return a
+
+
+def their_layout(names: Names, ours: str, a: Any, arch: Arch) -> Any:
+    """A parameter of ours as a file holds it."""
+    if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
+        return a.T
+    if ours == "embed.patch.weight":
+        return a.reshape(a.shape[0], arch.channels, arch.patch, arch.patch)
+    if ours == "embed.positions.weight" and arch.patch:
+        return a[None]
+    return a
+
+
 def _ignorable(key: str, ours: str | None, arch: Arch) -> bool:
-    """Buffers of old checkpoints, tied copies, and the pooler of a model that has no use for one."""
+    """Buffers of old checkpoints and tied copies."""
     if key.endswith((".position_ids", ".inv_freq", ".attn.bias", ".attn.masked_bias")):
         return True
     if ours is None:
         return key in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") or key.endswith("predictions.bias")
-    return (arch.tied and ours == "head.weight") or ours.startswith("pooler.")
+    return arch.tied and ours == "head.weight"
+
+
+def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
+    """The same body with another head: "classify" or "tokens" with `labels` classes, "none", or one that the file held too.
+
+    What the checkpoint or the model has is taken; a classifier that is not there starts at zero, the dense layer or pooler
+    in front of it at N(0, 0.02²), as in transformers. What the new head does not use goes to `Model.spare`.
+    Raises `Bad` for a head that cannot be made, and for classes that are none.
+    """
+    from minipeft.model.transformer import shapes
+
+    if head in CLASSIFIERS and labels < 1:
+        raise Bad(f"head {head!r}: expected at least one label, found {labels}")
+    arch = headed(model.arch, head, labels)
+    names = family_names(arch)
+    held = {ours: our_layout(names, ours, a) for key, a in model.spare.items() if (ours := _ours(names, key, arch))}
+    held |= model.params
+    rng = np.random.default_rng(seed)
+
+    def fresh(name: str, shape: tuple[int, ...]) -> Any:
+        if not name.startswith(("score.", "pooler.")):
+            raise Bad(f"head {head!r}: this {arch.family} checkpoint has no {_theirs(names, name) or name}")
+        zero = name.endswith(".bias") or name == "score.weight"
+        return np.zeros(shape) if zero else 0.02 * rng.standard_normal(shape)
+
+    params = {}
+    for name, shape in shapes(arch).items():
+        fits = name in held and tuple(held[name].shape) == shape
+        params[name] = (
+            held[name]
+            if name in model.params and fits
+            else to_device(np.ascontiguousarray(held[name] if fits else fresh(name, shape)).astype(model.dtype))
+        )
+    left = {k: W for k, W in model.params.items() if k not in params}
+    spare = {k: a for k, a in model.spare.items() if _ours(names, k, arch) not in params}
+    spare |= _their_tensors(dataclasses.replace(model, params=left))
+    return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare)
+
+
+def _their_tensors(model: Model) -> dict[str, Any]:
+    """The parameters of a model under their names and in their layout, on the host."""
+    tensors = {}
+    for key, W in model.params.items():
+        half = type(W) is Bfloat16
+        a = their_layout(model.names, key, to_host(W.values if half else widened(W)), model.arch)
+        theirs = _theirs(model.names, key)
+        if theirs is None:
+            raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
+        tensors[theirs] = Bfloat16(a) if half else a
+    return tensors
 
 
 def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None:
@@ -173,20 +251,7 @@ def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None
     """
     from minipeft.checkpoints.files import write_json, write_tensors
 
-    names, tensors = model.names, {}
-    for key, W in model.params.items():
-        half = type(W) is Bfloat16
-        a = to_host(W.values if half else widened(W))
-        if key == "embed.patch.weight":
-            a = a.reshape(a.shape[0], model.arch.channels, model.arch.patch, model.arch.patch)
-        if key == "embed.positions.weight" and model.arch.patch:
-            a = a[None]
-        if names.is_transposed(key.removesuffix(".weight")):
-            a = a.T
-        theirs = _theirs(names, key)
-        if theirs is None:
-            raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
-        tensors[theirs] = Bfloat16(a) if half else a
+    tensors = _their_tensors(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})

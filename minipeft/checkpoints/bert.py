@@ -32,9 +32,9 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         act=activation(config.get("hidden_act", "gelu")),
         max_positions=config["max_position_embeddings"],
         first_position=config["pad_token_id"] + 1 if roberta else 0,
-        tied=config.get("tie_word_embeddings", True) and head == "mlm",
+        tied=config.get("tie_word_embeddings", True),
         pool="first",
-        biased=("q", "k", "v", "o", "up", "down", "score", "head"),
+        biased=("q", "k", "v", "o", "up", "down", "head"),
     )
 
 

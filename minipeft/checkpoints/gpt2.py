@@ -44,7 +44,7 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         fused_qkv=True,
         max_positions=config["n_positions"],
         tied=config.get("tie_word_embeddings", True),
-        biased=("qkv", "o", "up", "down") + (("score",) if head == "tokens" else ()),
+        biased=("qkv", "o", "up", "down"),
     )
 
 

@@ -38,7 +38,7 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         rope_scaling=tuple(sorted(rope.items())),
         window=window,
         tied=config.get("tie_word_embeddings", False),
-        biased=biased + (("score",) if head == "tokens" else ()),
+        biased=biased,
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints import CLASSIFIERS, HEADS, with_head
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
 from minipeft.run import Adapted, Adapter, sites
 
-FORMAT = 1
+FORMAT = 2
 
 
 def encode(value: Any) -> Any:
@@ -65,8 +67,9 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
         "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
         "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
         "options": {k: encode(v) for k, v in adapter.options.items()},
-        "base": adapted.model.digest(),
+        "base": adapted.model.digest(without=replaced(adapter.at)),
         "family": adapted.model.arch.family,
+        "head": [adapted.model.arch.head, adapted.model.arch.labels],
     }
     arrays = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
     folder = Path(folder)
@@ -75,9 +78,15 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
     write_json(folder / "adapter.json", about)
 
 
+def replaced(at: Mapping[str, Method]) -> set[str]:
+    """The parameters that an adapter brings whole, so that it does not matter what the base has there."""
+    return {site for site, m in at.items() if m.name == "full"}
+
+
 def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool = False) -> Adapted:
     """Attach an adapter saved by `save_adapter`; the base is held as the adapter's method holds it, quantised perhaps.
 
+    An adapter that was trained with a classifier brings it: a base with another head gets that one.
     Raises `Bad` for files that cannot be read or do not fit each other, and for an adapter trained on another base,
     unless `any_base`: then the sites must have the shapes they had.
     """
@@ -95,6 +104,9 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
         shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
         places = {site: tuple(shape) for site, shape, _ in about["at"]}
         name, base, family = str(about["name"]), str(about["base"]), str(about["family"])
+        head, labels = about["head"]
+        if head not in HEADS.values() or type(labels) is not int:
+            raise TypeError("its head is malformed")
         options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
         if not all(isinstance(m, Method) for m in [method, *methods]):
             raise TypeError("its methods are malformed")
@@ -104,14 +116,18 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
         raise Bad(f"{folder / 'adapter.json'}: cannot be read: {type(why).__name__}: {why}") from None
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already")
+    if (head, labels) != (adapted.model.arch.head, adapted.model.arch.labels) and head in CLASSIFIERS:
+        if adapted.adapters:
+            raise Bad(f"{folder}: this adapter brings a {head} head; attach it before the others")
+        adapted = Adapted(with_head(adapted.model, head, labels))
     known = sites(adapted.model)
     if held := {s: W for s, m in at.items() if s in known and (W := m.base(known[s])) is not None}:
         quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
         adapted = dataclasses.replace(adapted, model=quantised)
-    if not any_base and base != adapted.model.digest():
+    if not any_base and base != (here := adapted.model.digest(without=replaced(at))):
         raise Bad(
             f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}); "
-            f"this base is {adapted.model.arch.family}, digest {adapted.model.digest()[:12]}"
+            f"this base is {adapted.model.arch.family}, digest {here[:12]}"
         )
     for site, shape in places.items():
         if site not in known:

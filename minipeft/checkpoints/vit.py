@@ -10,7 +10,7 @@ from minipeft.model.arch import Arch
 
 def arch(config: dict[str, Any], head: str) -> Arch:
     """The facts of config.json."""
-    biased = ("o", "up", "down", "embed.patch", "score") + (("q", "k", "v") if config.get("qkv_bias", True) else ())
+    biased = ("o", "up", "down", "embed.patch") + (("q", "k", "v") if config.get("qkv_bias", True) else ())
     return Arch(
         family="vit",
         d=config["hidden_size"],

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
+from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16
 from minipeft.errors import Bad, near
 
@@ -60,6 +60,11 @@ class Arch:
     pad_id: int | None = None
     eos_id: int | None = None
     start_id: int | None = None  # first token of a decoder
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether the output matrix is the token table: tied, and there is a head that has one."""
+        return self.tied and self.head in ("lm", "mlm")
 
     @property
     def kv(self) -> int:
@@ -148,11 +153,17 @@ def converted(name: str, W: Any, dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    """A base model: facts, read-only arrays by our names, and the other names of its modules."""
+    """A base model: facts, read-only arrays by our names, and the other names of its modules.
+
+    `config` is the checkpoint's config.json; `spare` what its file holds beyond this head, a pooler perhaps, under their
+    names and in their layout. Both are empty for a model that came from no file.
+    """
 
     arch: Arch
     params: Mapping[str, Any]
     names: Names = field(default_factory=lambda: Names({}), repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         held = {k: v if hasattr(v, "dequantize") else read_only(v) for k, v in self.params.items()}
@@ -181,10 +192,12 @@ class Model:
         """
         return dataclasses.replace(self, params={k: converted(k, v, dtype) for k, v in self.params.items()})
 
-    def digest(self) -> str:
-        """SHA-256 of every array's name, dtype, shape and bytes: equal if and only if the base is bit-identical."""
+    def digest(self, without: Collection[str] = ()) -> str:
+        """SHA-256 of every array's name, dtype, shape and bytes: equal if and only if the base is bit-identical.
+
+        `without` names parameters that do not count."""
         h = hashlib.sha256()
-        for name in sorted(self.params):
+        for name in sorted(self.params.keys() - set(without)):
             v = self.params[name]
             parts = v.to_arrays() if hasattr(v, "dequantize") else {"": v}
             for key in sorted(parts):
@@ -192,15 +205,6 @@ class Model:
                 h.update(f"{name}:{key}:{a.dtype}:{a.shape}".encode())
                 h.update(a.data)
         return h.hexdigest()
-
-    def classifier(self, labels: int, *, pool: str = "mean") -> Model:
-        """This model with a linear classifier of `labels` classes on its pooled output, starting at zero."""
-        score = {
-            "score.weight": xp.zeros((labels, self.arch.d), self.dtype),
-            "score.bias": xp.zeros(labels, self.dtype),
-        }
-        arch = dataclasses.replace(self.arch, head="classify", labels=labels, pool=pool)
-        return dataclasses.replace(self, arch=arch, params={**self.params, **score})
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
         (lambda a: a["method"].update(r="many"), "cannot be read"),
-        (lambda a: a.update(format=2), "expected an adapter of format 1, found 2"),
+        (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
         (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]]), "'layers.9.attn.q.weight' is not in this model"),
     ],
 )  # fmt: skip
@@ -181,7 +181,9 @@ def test_descriptions_that_do_not_fit(folder, change, says):
 JUNK = st.sampled_from([None, 0, -1, 1.5, True, "", "lora", [], [[]], [1, 2], [["x", [1], 0]], {}, {"method": "lora"}, {"method": []}])  # fmt: skip
 
 
-@given(st.sampled_from(["format", "name", "method", "methods", "at", "arrays", "options", "base", "family"]), JUNK)
+@given(
+    st.sampled_from(["format", "name", "method", "methods", "at", "arrays", "options", "base", "family", "head"]), JUNK
+)
 def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, junk):
     folder = tmp_path_factory.mktemp("adapter")
     save_adapter(attach(tiny.model(), LoRA(r=3), targets="q_proj"), folder)
@@ -198,7 +200,7 @@ def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, j
 
 def test_files_that_are_missing_or_broken(folder, tmp_path):
     (folder / "adapter.json").write_text(json.dumps([]))
-    with pytest.raises(Bad, match="expected an adapter of format 1, found list"):
+    with pytest.raises(Bad, match="expected an adapter of format 2, found list"):
         load_adapter(tiny.model(), folder)
     with pytest.raises(Bad, match=r"adapter\.json: no such file"):
         load_adapter(tiny.model(), tmp_path / "nowhere")

@@ -23,7 +23,7 @@ from test_ops import CASES
 
 import minipeft.train
 from minipeft import generate
-from minipeft.checkpoints import load
+from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.compare import compare
 from minipeft.conformance import cases as files
@@ -354,7 +354,7 @@ def test_a_merged_model_and_other_types(device):
     adapted = laws.moved(attach(model, LoRA(targets="embed.tokens.weight|all-linear")))
     merged = merge(adapted)
     assert {W.dtype for W in merged.params.values()} == {np.dtype(np.float32)}
-    assert len(merged.classifier(3).digest()) == 64
+    assert len(with_head(merged, "classify", 3).digest()) == 64
     assert type(value(Adapted(merged).logits(tiny.example(merged)))) is backend.xp.ndarray
 
 
