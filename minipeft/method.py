@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
+from minipeft.settings import check
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,19 @@ class Base:
         return self.call(x)
 
 
+def singular(what: str, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U, S, Vᵀ of a matrix, in float64 on the host; `what` names it, with its method.
+
+    Raises `Bad` where it has numbers that are not finite: their decomposition fails, or never ends.
+    """
+    X = to_host(widened(X)).astype(np.float64)
+    if not (finite := np.isfinite(X)).all():
+        raise Bad(
+            f"{what}: expected finite numbers to decompose, found {int((~finite).sum())} of {X.size} NaN or infinite"
+        )
+    return np.linalg.svd(X, full_matrices=False)
+
+
 METHODS: dict[str, type[Method]] = {}
 
 
@@ -208,6 +223,9 @@ class Method:
     def sized(cls, arch: Arch) -> Method:
         """An instance whose sizes suit a model of this architecture: what `compare` trains and the laws are tried on."""
         return cls()
+
+    def __post_init__(self) -> None:
+        check(self, self.name)
 
     # --- arrays
 

@@ -163,6 +163,9 @@ def relative_bias(run: Any, name: str, queries: Any, keys: Any, bidirectional: b
 def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int | None, dtype: Any) -> Any:
     """What is added to the scores: 0 where a query may see a key, a huge negative number elsewhere; None if all may.
 
+    A query that may see none (padding on the left, a window over padding, an empty memory) attends to all alike, as in
+    transformers: see `ops.attention`.
+
     `keys` text keys follow `extra` prefix keys that everybody sees. Shape (b or 1, 1, t or 1, extra + keys).
     """
     causal = causal and (tokens.t > 1 or tokens.at is not None)
@@ -180,7 +183,7 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
         if allowed is not None:
             if extra:
                 allowed = xp.concatenate([xp.ones((*allowed.shape[:-1], extra), bool), allowed], axis=-1)
-            hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
+            hidden = xp.full((), ops.lowest(dtype) / 2, dtype)
             allowed = ops.keys_first(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
     return tokens.shared[at]

@@ -40,10 +40,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops, stop_gradient
-from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.transformer import ACTIVATIONS, visibility
+from minipeft.settings import at_least, choice, positive
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,11 @@ class LadderSide(Method):
     """A narrow transformer beside the frozen one."""
 
     targets: str = r"re:embed\.out|layers\.\d+\.out|final\.out"
-    r: int = 8  # d / w
-    T: float = 0.1
-    f: str = "relu"
+    r: int = at_least(1, 8)  # d / w
+    T: float = positive(0.1)
+    f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     identity: ClassVar[bool] = False
     caches: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not self.T > 0:
-            raise Bad(f"{self.name}: r must be at least 1 and T positive, found r={self.r}, T={self.T}")
-        if self.f not in ACTIVATIONS:
-            raise Bad(f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> LadderSide:

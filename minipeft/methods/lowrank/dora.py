@@ -34,19 +34,18 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
 class DoRA(LoRA):
     """LoRA with a trained magnitude for every output."""
 
-    grad: str = "detached"  # reading: "detached" | "full"
+    grad: str = choice("detached", "full", reading=True)
     name: ClassVar[str] = "dora"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grad not in ("detached", "full"):
-            raise Bad(f"dora: grad must be 'detached' or 'full', found {self.grad!r}")
         if self.lora_bias:
             raise Bad("dora: lora_bias has no meaning beside a magnitude")
 

@@ -40,8 +40,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.errors import Bad
-from minipeft.method import Site
+from minipeft.method import Site, singular
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import at_least, within
 
 
 @dataclass
@@ -64,7 +65,7 @@ class _PCA:
         self.total += float((new**2).sum())
         self.mean = (self.rows * self.mean + k * batch_mean) / (self.rows + k)
         self.rows += k
-        _, S, V = np.linalg.svd(np.vstack([self.S[:, None] * self.V, new]), full_matrices=False)
+        _, S, V = singular("eva: inputs", np.vstack([self.S[:, None] * self.V, new]))
         n = min(self.n, np.count_nonzero(S / (S[0] or 1.0) > 1e-12))  # the rest are directions without variance
         S, V = S[:n], V[:n]
         V = V * np.sign(V[np.arange(len(V)), abs(V).argmax(axis=1)])[:, None]
@@ -82,20 +83,13 @@ class _PCA:
 class EVA(LoRA):
     """LoRA along the directions in which the inputs vary most, with ranks where they explain most."""
 
-    rho: float = 2.0  # ρ: the most a rank may grow
-    tau: float = 0.99
+    rho: float = at_least(1, 2.0)  # ρ: the most a rank may grow
+    tau: float = within("(0, 1]", 0.99)
     whiten: bool = False
     adjust_scaling: bool = True
-    passes: int = 100  # over the batches, at most
+    passes: int = at_least(1, 100, 10_000)  # over the batches, at most
     name: ClassVar[str] = "eva"
     needs: ClassVar[tuple[str, ...]] = ("inputs",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rho < 1:
-            raise Bad(f"{self.name}: rho must be at least 1, found {self.rho}")
-        if not 0 < self.tau <= 1:
-            raise Bad(f"{self.name}: tau must lie in (0, 1], found {self.tau}")
 
     def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
         for site in sites:

@@ -33,6 +33,7 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.settings import count, within
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,13 @@ class LoRA(Method):
     """Low-rank adaptation of linears and embeddings."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 8
+    r: int = count(8)
     alpha: float = 8.0
-    dropout: float = 0.0
+    dropout: float = within("[0, 1)", 0.0)
     rslora: bool = False
     lora_bias: bool = False
     name: ClassVar[str] = "lora"
     ties: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
 
     @property
     def scale(self) -> float:

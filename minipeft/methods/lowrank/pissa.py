@@ -35,23 +35,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
-from minipeft.method import Base, Here, Site, frozen
+from minipeft.method import Base, Here, Site, frozen, singular
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import positive
 
 
 @dataclass(frozen=True)
 class PiSSA(LoRA):
     """LoRA on the principal part of W."""
 
+    alpha: float = positive(8.0)
     name: ClassVar[str] = "pissa"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.alpha <= 0:
-            raise Bad(f"{self.name}: alpha must be positive, found {self.alpha}")
         if self.lora_bias:
             raise Bad(f"{self.name}: lora_bias goes with factors that start at 0; expected False")
 
@@ -65,8 +63,7 @@ class PiSSA(LoRA):
             raise Bad(
                 f"{self.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {self.r}"
             )
-        W = widened(site.W)
-        U, S, Vt = np.linalg.svd(to_host(W).astype(np.float64), full_matrices=False)
+        U, S, Vt = singular(f"{self.name}: {site.name}", site.W)
         root = np.sqrt(S[: self.r] / self.scale)
         return dict(A=root[:, None] * Vt[: self.r], B=U[:, : self.r] * root)
 

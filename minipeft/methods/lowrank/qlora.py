@@ -33,6 +33,7 @@ from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.quantize import NF4, quantize
+from minipeft.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,9 @@ class QLoRA(LoRA):
     """LoRA over a base held in four bits."""
 
     targets: str = "all-linear"
-    block: int = 64
+    block: int = at_least(1, 64)
     double_quant: bool = True
     name: ClassVar[str] = "qlora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block < 1:
-            raise Bad(f"{self.name}: block must be at least 1, found {self.block}")
 
     def base(self, site: Site) -> NF4 | None:
         held_already = isinstance(site.W, NF4)

@@ -35,10 +35,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import stop_gradient
-from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
-from minipeft.method import Method, Site, frozen
+from minipeft.method import Method, Site, frozen, singular
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class OSF(Method):
     usual_lr: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rank = self.effective_rank
         if rank is not None and (rank <= 0 or (isinstance(rank, float) and rank > 1)):
             raise Bad(f"{self.name}: effective_rank must be a positive int, a float in (0, 1] or None, found {rank!r}")
@@ -69,8 +68,7 @@ class OSF(Method):
                 f"{self.name}: effective_rank {self.effective_rank!r} keeps none of {min(site.shape)} directions of "
                 f"{site.name}"
             )
-        W = widened(site.W)
-        U, S, V = np.linalg.svd(to_host(W).astype(np.float64), full_matrices=False)
+        U, S, V = singular(f"{self.name}: {site.name}", site.W)
         low = dict(U=U[:, k:], S=S[k:], V=V[k:])
         return low | {f"{n}0": frozen(a) for n, a in low.items()} | dict(Uh=frozen(U[:, :k]), Vh=frozen(V[:k]))
 

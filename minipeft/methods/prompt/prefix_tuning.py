@@ -39,8 +39,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
+from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,12 @@ class PrefixTuning(Method):
     """Trained keys and values in every attention block."""
 
     targets: str = r"re:layers\.\d+\.attn\.kv"
-    p: int = 8
-    hidden: int = 0  # h of the projection, 0: none
-    start: str = "normal"  # "normal" | "zero"
-    positions: str = "after"  # reading: "after" | "zero"
-    layout: str = "ordered"  # reading: "ordered" | "peft"
+    p: int = count(8)
+    hidden: int = count(0, least=0, most=1 << 13)  # h of the projection, 0: none
+    start: str = choice("normal", "zero")
+    positions: str = choice("after", "zero", reading=True)
+    layout: str = choice("ordered", "peft", reading=True)
     identity: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.p < 1 or self.hidden < 0:
-            raise Bad(
-                f"{self.name}: p must be at least 1 and hidden not negative, found p={self.p}, hidden={self.hidden}"
-            )
-        choices = {"start": ("normal", "zero"), "positions": ("after", "zero"), "layout": ("ordered", "peft")}
-        for field, allowed in choices.items():
-            if (found := getattr(self, field)) not in allowed:
-                raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
 
     @property
     def offset(self) -> int:  # type: ignore[override]

@@ -39,6 +39,7 @@ from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site, Step
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
+from minipeft.settings import at_least, count, within
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,18 @@ class LoReFT(Method):
     """An edit of the hidden state within a subspace, at some tokens."""
 
     targets: str = r"re:(encoder\.)?layers\.\d+\.out"
-    r: int = 4
-    n_pre: int = 3
-    n_suf: int = 0
+    r: int = count(4)
+    n_pre: int = at_least(0, 3)
+    n_suf: int = at_least(0, 0)
     tied: bool = False  # one edit for the first and the last tokens
-    dropout: float = 0.0
+    dropout: float = within("[0, 1)", 0.0)
     name: ClassVar[str] = "loreft"
     identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.n_pre < 0 or self.n_suf < 0 or self.n_pre + self.n_suf < 1:
-            found = f"r={self.r}, n_pre={self.n_pre}, n_suf={self.n_suf}"
-            raise Bad(
-                f"{self.name}: r must be at least 1, and n_pre and n_suf not negative and not both 0, found {found}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+        super().__post_init__()
+        if not self.n_pre + self.n_suf:
+            raise Bad(f"{self.name}: n_pre and n_suf must not both be 0")
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(edits=2 if self.n_suf and not self.tied else 1)

@@ -28,6 +28,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.method import Method, Site
+from minipeft.settings import choice
 
 TARGETS = {"all": "*.bias", "small": "attn.q.bias attn.qkv.bias mlp.up.bias"}
 
@@ -37,12 +38,11 @@ class BitFit(Method):
     """A trained change of every bias."""
 
     targets: str = ""  # those of `part`
-    part: str = "all"  # "all" | "small"
+    part: str = choice("all", "small")
     name: ClassVar[str] = "bitfit"
 
     def __post_init__(self) -> None:
-        if self.part not in TARGETS:
-            raise Bad(f"{self.name}: part must be 'all' or 'small', found {self.part!r}")
+        super().__post_init__()
         if not self.targets:
             object.__setattr__(self, "targets", TARGETS[self.part])
 

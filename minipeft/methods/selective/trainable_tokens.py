@@ -29,6 +29,7 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.model.arch import Arch
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,13 @@ class TrainableTokens(Method):
 
     targets: str = "embed.tokens.weight"
     tokens: tuple[int, ...] = ()
-    head_bias: str = "keep"  # reading, of a tied head: "keep" | "drop"
+    head_bias: str = choice("keep", "drop", reading=True)  # of a tied head
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(int(v) for v in self.tokens))
+        super().__post_init__()
         twice = sorted({v for v in self.tokens if self.tokens.count(v) > 1})
         if twice:
             raise Bad(f"{self.name}: tokens must differ, found {', '.join(map(str, twice))} more than once")
-        if self.head_bias not in ("keep", "drop"):
-            raise Bad(f"{self.name}: head_bias must be 'keep' or 'drop', found {self.head_bias!r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> TrainableTokens:
