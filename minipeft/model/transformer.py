@@ -418,6 +418,11 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     arch = run.arch
     per_token = arch.head in ("lm", "mlm", "tokens")
 
+    def wide(ids: Any) -> Any:  # so that −100, start tokens and moved positions fit
+        return None if ids is None else ids.astype(xp.int64, copy=False)
+
+    labels = wide(batch.labels)
+
     def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
         t = (ids if embeds is None else embeds).shape[1]
         mask = getattr(batch, mask_name)
@@ -432,14 +437,14 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         h = stack(run, "", h, tokens)
     else:
         first = "encoder." if arch.encoder_layers else ""
-        ids, embeds, labels = batch.input_ids, batch.inputs_embeds, batch.labels
+        ids, embeds = batch.input_ids, batch.inputs_embeds
         memory = memory_tokens = None
         if arch.encoder_layers:
             if run.cache is not None and run.cache.encoder is not None:
                 memory, memory_tokens = run.cache.encoder
             else:
                 memory_tokens = run.tokens = count(
-                    first, ids, embeds, "attention_mask", positions=batch.position_ids, types=batch.token_type_ids
+                    first, ids, embeds, "attention_mask", positions=wide(batch.position_ids), types=batch.token_type_ids
                 )
                 memory = embed(run, first, ids, embeds, memory_tokens)
                 memory = stack(run, first, memory, memory_tokens)
@@ -457,14 +462,14 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 ids,
                 embeds,
                 "attention_mask",
-                positions=batch.position_ids,
+                positions=wide(batch.position_ids),
                 types=batch.token_type_ids,
                 labels=labels if per_token else None,
             )
         h = embed(run, "", ids, embeds, tokens)
         h = stack(run, "", h, tokens, memory, memory_tokens)
     logits = head(run, h, tokens)
-    labels = tokens.labels if per_token else batch.labels
+    labels = tokens.labels if per_token else labels
     loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
     return Output(logits, h, tokens, loss)
 

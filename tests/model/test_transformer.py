@@ -91,7 +91,7 @@ IDS = np.array([[5, 9, 3]])
         ("llama", dict(input_ids=IDS, attention_mask=np.ones((1, 4), int)), r"attention_mask: expected shape \(1, 3\).*found \(1, 4\)"),
         ("llama", dict(input_ids=IDS, position_ids=np.ones((2, 3), int)), r"position_ids: expected shape \(1, 3\)"),
         ("llama", dict(input_ids=IDS, labels=np.ones((1, 2), int)), r"labels: expected shape \(1, 3\)"),
-        ("llama", dict(input_ids=IDS, task_ids=np.array([0, 1])), "task_ids: expected one for each of 1 rows, found 2"),
+        ("llama", dict(input_ids=IDS, task_ids=np.array([0, 1])), r"task_ids: expected shape \(1,\), found \(2,\)"),
         ("gpt2", dict(input_ids=np.ones((1, 41), int)), "40"),
         ("gpt2", dict(input_ids=IDS, position_ids=np.array([[0, 1, 40]])), "40"),
         ("bert", dict(input_ids=np.ones((1, 41), int)), "40"),

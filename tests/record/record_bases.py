@@ -137,6 +137,8 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
     else:
         labels = ids.masked_fill(mask == 0, -100)
         labels[0, 3] = -100
+        # what padding on the left predicts: it sees no token, and torch's gradient there is not that of what it computes
+        labels[:, 1:] = labels[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
     return out | dict(labels=labels)
 
 
