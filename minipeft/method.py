@@ -73,6 +73,10 @@ class Step:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+class Unshown(Bad, AttributeError):
+    """A method asked a site for what the transformer does not show there."""
+
+
 class Here:
     """What a method may know where it is called: the site, this pass, and what the transformer shows there.
 
@@ -90,7 +94,7 @@ class Here:
         try:
             return self.facts[name]
         except KeyError:
-            raise AttributeError(
+            raise Unshown(
                 f"site {self.site} shows no {name!r}; it shows {', '.join(self.facts) or 'nothing'}"
             ) from None
 
@@ -189,6 +193,31 @@ def singular(what: str, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.linalg.svd(X, full_matrices=False)
 
 
+TAKES: dict[str, Callable[[Site], bool]] = {  # what a method may attach to, by the word that it has for it
+    "matrices": lambda s: s.kind != "activation" and len(s.shape) == 2,
+    "linears": lambda s: s.kind == "linear",
+    "biases": lambda s: s.kind == "bias",
+    "parameters": lambda s: s.kind != "activation",
+    "vectors": lambda s: s.kind == "activation" and len(s.shape) == 1,
+    "vectors as wide as the model": lambda s: s.kind == "activation" and s.shape == (s.arch.d,),
+    "keys and values": lambda s: s.name.endswith(".kv"),
+    "embedded text": lambda s: s.name.endswith("embed.tokens.out"),
+}
+
+
+def refuse_unfit(method: Method, site: Site) -> None:
+    """Raise `Bad` for a site that a method cannot attach to."""
+    what = "a weight" if site.kind != "activation" else "a layer" if site.name.endswith(f"layers.{site.layer}") else ""
+    doing = {"a weight": ("weight", "forward"), "a layer": ("around",)}.get(what, ("apply",))
+    if not any(hasattr(method, f) for f in doing):
+        changes = "activations" if hasattr(method, "apply") else "layers" if hasattr(method, "around") else "weights"
+        raise Bad(f"{method.name} changes {changes}, but target {site.name} is {what or 'an activation'}")
+    if method.takes and not TAKES[method.takes](site):
+        raise Bad(
+            f"{method.name}: expected {method.takes}, found {site.name}, of kind {site.kind} and shape {site.shape}"
+        )
+
+
 METHODS: dict[str, type[Method]] = {}
 
 
@@ -200,6 +229,7 @@ class Method:
     targets: str = ""
     # Where it attaches by default: globs over sites, each matching a whole name or its end after a dot; alternatives are
     # separated by "|", and the first that matches anything counts.
+    takes: ClassVar[str] = ""  # one of TAKES; "": any parameter or activation, as it changes one or the other
     needs: ClassVar[tuple[str, ...]] = ()  # "inputs" | "grads": measured on data before init
     identity: ClassVar[bool] = True  # the adapted model equals the base before training
     ties: ClassVar[bool] = True  # a change of the token table changes a tied head too

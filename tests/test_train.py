@@ -325,7 +325,11 @@ def test_progress_is_told_after_every_step():
     [
         (lambda: Adapted(tiny.model()), {}, "nothing to train"),
         (lambda: start().using(), {}, "nothing to train"),
-        (lambda: start(targets="lm_head"), dict(optimiser=SGD(lr=1e9, weight_decay=1e9), steps=40), r"step \d: the loss is (nan|inf)"),
+        (
+            lambda: start(targets="lm_head"),
+            dict(optimiser=SGD(lr=1e9, weight_decay=1e9), steps=40),
+            r"step \d: the loss is (nan|inf)",
+        ),
         (start, dict(schedule="step"), "schedule 'step'"),
         (start, dict(schedule=None), "schedule None"),
         (start, dict(steps=0), "fit: steps must be at least 1, found 0"),

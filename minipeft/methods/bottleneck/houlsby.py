@@ -22,7 +22,7 @@ array([[4., 2.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Houlsby(Method):
     reduction: float = at_least(1 / 64, 16.0)  # d / m
     f: str = choice(*ACTIVATIONS, default="silu", varied=False)
     start: str = choice("normal", "zero")  # how Wu begins
+    takes: ClassVar[str] = "vectors"
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

@@ -33,7 +33,7 @@ array([[1., 2.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Invertible(Method):
     reduction: float = at_least(1 / 64, 2.0)
     f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     start: str = choice("normal", "zero")  # how F2 and G2 begin
+    takes: ClassVar[str] = "vectors as wide as the model"
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

@@ -34,12 +34,14 @@ array([[2., 4.]])
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.engine import ops, stop_gradient
+from minipeft.errors import Unfit
 from minipeft.method import Here, Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.transformer import ACTIVATIONS, visibility
@@ -63,6 +65,14 @@ class LadderSide(Method):
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(w=max(1, site.arch.d // self.r), m=max(1, site.arch.ff // self.r))
+
+    def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+        names = [site.name for site in sites]
+        strange = [n for n in names if not re.fullmatch(r"embed\.out|layers\.\d+\.out|final\.out", n)]
+        if strange or names == ["final.out"]:
+            found = strange[0] if strange else "final.out alone"
+            raise Unfit(f"{self.name}: expected embed.out and outputs of the decoder's layers, found {found}")
+        return super().init_all(sites, rng)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         d, (w, m) = site.arch.d, self.sizes(site).values()

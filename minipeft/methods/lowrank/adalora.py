@@ -65,6 +65,7 @@ class AdaLoRA(Method):
     orth: str = choice("norm", "squared", reading=True)
     sensitivity: str = choice("before", "after", reading=True)
     kept: int | None = count(None, least=0)
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "adalora"
     ties: ClassVar[bool] = False
 
@@ -84,8 +85,6 @@ class AdaLoRA(Method):
         return dict(k=self.r if self.kept is None else self.kept)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected linears, found {site.name}, of kind {site.kind}")
         (out, in_), k = site.shape, self.sizes(site)["k"]
         return dict(P=0.02 * rng.standard_normal((out, k)), lam=np.zeros(k), Q=0.02 * rng.standard_normal((k, in_)))
 

@@ -31,7 +31,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.settings import count, within
 
@@ -46,6 +45,7 @@ class LoRA(Method):
     dropout: float = within("[0, 1)", 0.0)
     rslora: bool = False
     lora_bias: bool = False
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "lora"
     ties: ClassVar[bool] = False
 
@@ -55,8 +55,6 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected matrices, found {site.name} of shape {site.shape}")
         out, in_ = site.shape
         bound = in_**-0.5
         embedding = site.kind == "embedding"

@@ -61,6 +61,7 @@ class OFT(Method):
     block_share: bool = False
     coft: bool = False
     eps: float = positive(6e-5)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "oft"
     ties: ClassVar[bool] = False
 

@@ -45,6 +45,7 @@ class OSF(Method):
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
     effective_rank: int | float | None = None
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "osf"
     usual_lr: ClassVar[float] = 5e-3
 
@@ -60,8 +61,6 @@ class OSF(Method):
         return dict(k=k, l=m - k)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected matrices, found {site.name} of shape {site.shape}")
         k = self.sizes(site)["k"]
         if k < 1:
             raise Bad(

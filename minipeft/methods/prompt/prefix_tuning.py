@@ -53,6 +53,7 @@ class PrefixTuning(Method):
     start: str = choice("normal", "zero")
     positions: str = choice("after", "zero", reading=True)
     layout: str = choice("ordered", "peft", reading=True)
+    takes: ClassVar[str] = "keys and values"
     identity: ClassVar[bool] = False
 
     @property

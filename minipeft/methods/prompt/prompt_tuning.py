@@ -43,6 +43,7 @@ class PromptTuning(Method):
     p: int = count(8)
     start: str = choice("normal", "vocab")
     pool: str = choice("token", "last_position", reading=True)
+    takes: ClassVar[str] = "embedded text"
     identity: ClassVar[bool] = False
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class AdapterFusion(Method):
     adapters: tuple[Pfeiffer, ...] = (Pfeiffer(), Pfeiffer())
     gamma: float = at_least(0, 0.01)
     query: str = choice("input", "output", reading=True)
+    takes: ClassVar[str] = "vectors"
     identity: ClassVar[bool] = False
     parts: ClassVar[str] = "pfeiffer"
     _trained: ClassVar[Mapping[str, dict[str, Any]]] = {}  # {site: {"Wd0": …}}, set by from_adapters

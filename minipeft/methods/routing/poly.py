@@ -48,6 +48,7 @@ class Poly(Method):
     n_tasks: int = count(1)
     n_skills: int = count(4)
     n_splits: int = count(1)
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "poly"
 
     @classmethod
@@ -58,8 +59,6 @@ class Poly(Method):
         return dict(c=site.shape[1] // self.n_splits, e=site.shape[0] // self.n_splits)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         if any(n % self.n_splits for n in site.shape):
             raise Bad(
                 f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}"

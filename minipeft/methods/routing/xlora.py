@@ -62,6 +62,7 @@ class XLoRA(Method):
     gamma: float = 1.0
     train_experts: bool = False
     start: str = choice("zero", "random")  # B of experts that are not given
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "x_lora"
     caches: ClassVar[bool] = False
     parts: ClassVar[str] = "lora"

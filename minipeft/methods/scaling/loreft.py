@@ -34,10 +34,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.engine import ops
+from minipeft.engine import backend, ops
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad
-from minipeft.method import Here, Method, Site, Step
+from minipeft.method import Here, Method, Site, Step, singular
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
 from minipeft.settings import at_least, count, within
 
@@ -52,6 +52,7 @@ class LoReFT(Method):
     n_suf: int = at_least(0, 0)
     tied: bool = False  # one edit for the first and the last tokens
     dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "vectors"
     name: ClassVar[str] = "loreft"
     identity: ClassVar[bool] = False
 
@@ -82,6 +83,8 @@ class LoReFT(Method):
     ) -> Any:
         if not here.prefill:
             return h
+        if h.ndim != 3:
+            raise Bad(f"{self.name}: {here.site} must see one vector for each token, found {tuple(h.shape)}")
         at = xp.arange(h.shape[1])[None]
         first, last = (n if isinstance(n, int) else n[:, None] for n in (here.tokens.first, here.tokens.last))
         late = (at > last - self.n_suf) & (at <= last) & (at >= first)
@@ -104,7 +107,11 @@ class LoReFT(Method):
 
     def after_step(self, step: Step) -> None:
         """R ← the nearest matrix with orthonormal rows."""
-        for arrays in step.theta.values():
+        for site, arrays in step.theta.items():
             for name in arrays.keys() & {"R", "R_s"}:
-                U, _, Vt = xp.linalg.svd(arrays[name].astype(xp.float64), full_matrices=False)
+                R = arrays[name].astype(xp.float64)
+                if backend.name() == "numpy":
+                    U, _, Vt = singular(f"{self.name}: {name} of {site} after step {step.t}", R)
+                else:  # a device is not waited for, and its decomposition ends in any case
+                    U, _, Vt = xp.linalg.svd(R, full_matrices=False)
                 arrays[name] = (U @ Vt).astype(arrays[name].dtype)

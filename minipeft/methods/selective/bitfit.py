@@ -26,7 +26,6 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.errors import Bad
 from minipeft.method import Method, Site
 from minipeft.settings import choice
 
@@ -39,6 +38,7 @@ class BitFit(Method):
 
     targets: str = ""  # those of `part`
     part: str = choice("all", "small")
+    takes: ClassVar[str] = "biases"
     name: ClassVar[str] = "bitfit"
 
     def __post_init__(self) -> None:
@@ -51,8 +51,6 @@ class BitFit(Method):
         return dict(n=site.arch.heads * site.arch.dh if queries else site.shape[0])
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "bias":
-            raise Bad(f"{self.name}: expected biases, found {site.name}, of kind {site.kind}")
         return dict(delta=np.zeros(self.sizes(site)["n"]))
 
     def weight(self, b: Any, *, delta: Any) -> Any:

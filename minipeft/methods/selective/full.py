@@ -31,6 +31,7 @@ class Full(Method):
 
     targets: str = "*.weight *.bias *.cls"
     head: str = choice("follows", "stays", reading=True)  # of a tied head
+    takes: ClassVar[str] = "parameters"
     usual_lr: ClassVar[float] = 2e-3
 
     @property

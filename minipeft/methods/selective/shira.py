@@ -41,6 +41,7 @@ class SHiRA(Method):
     r: int = count(32)
     scale: float = 1.0  # s
     seed: int | None = None  # None: torch's constant
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "shira"
 
     @classmethod

@@ -19,7 +19,7 @@ array([[0., 0.],
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class TrainableTokens(Method):
     targets: str = "embed.tokens.weight"
     tokens: tuple[int, ...] = ()
     head_bias: str = choice("keep", "drop", reading=True)  # of a tied head
+    takes: ClassVar[str] = "matrices"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +57,6 @@ class TrainableTokens(Method):
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if not self.tokens:
             raise Bad(f"{self.name}: tokens must name at least one token id, found none")
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected a table or a head, found {site.name} of shape {site.shape}")
         outside = [v for v in self.tokens if not 0 <= v < site.shape[0]]
         if outside:
             raise Bad(f"{self.name}: tokens must lie in 0 … {site.shape[0] - 1}, found {', '.join(map(str, outside))}")

@@ -44,6 +44,7 @@ class FourierFT(Method):
     scaling: float = 150.0
     seed: int = 777
     start: str = choice("normal", "zero")
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "fourierft"
     usual_lr: ClassVar[float] = 2e-2
 

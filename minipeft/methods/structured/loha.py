@@ -44,6 +44,7 @@ class LoHa(Method):
     alpha: float = 8.0
     rank_dropout: float = within("[0, 1)", 0.0)
     module_dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "loha"
     usual_lr: ClassVar[float] = 2e-2
 

@@ -47,6 +47,7 @@ class VeRA(Method):
     d_initial: float = 0.1
     seed: int = 0
     dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "vera"
     usual_lr: ClassVar[float] = 2e-2
 
