@@ -333,9 +333,9 @@ class Batch:
             "input_ids": ("rows", "tokens"),
             "inputs_embeds": ("rows", "tokens", arch.d),
             "pixel_values": ("rows", arch.channels, arch.image, arch.image),
-            "decoder_input_ids": ("rows", "made"),
-            "decoder_inputs_embeds": ("rows", "made", arch.d),
-            "labels": ("rows", "made" if two_stacks else "tokens") if per_token else ("rows",),
+            "decoder_input_ids": ("rows", "decoder tokens"),
+            "decoder_inputs_embeds": ("rows", "decoder tokens", arch.d),
+            "labels": ("rows", "decoder tokens" if two_stacks else "tokens") if per_token else ("rows",),
             "attention_mask": ("rows", "tokens" if two_stacks else "covered"),
             "decoder_attention_mask": ("rows", "covered"),
             "token_type_ids": ("rows", "tokens"),
@@ -347,11 +347,11 @@ class Batch:
             if x is None or (name == "labels" and arch.head == "none"):
                 continue
             if name == "attention_mask":
-                sizes["covered"] = past + sizes.get("made" if two_stacks else "tokens", 0)
+                sizes["covered"] = past + sizes.get("decoder tokens" if two_stacks else "tokens", 0)
             found = tuple(x.shape)
             if len(found) == len(wanted):
-                if 0 in found and all(isinstance(w, int) or w not in sizes for w in wanted):
-                    raise Bad(f"batch: expected at least one row and one token, found shape {found}")
+                if 0 in found:
+                    raise Bad(f"{name}: expected at least one row and one token, found shape {found}")
                 for w, n in zip(wanted, found, strict=True):
                     sizes.setdefault(w, n) if isinstance(w, str) else None
             expected = tuple(sizes.get(w, w) for w in wanted)
@@ -379,8 +379,14 @@ class Batch:
         if name == "labels":
             classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
             y = x[:, 1:] if arch.head == "lm" and not arch.encoder_layers else x
-            if classes and y.size and not ((y >= 0) & (y < classes) | (y == IGNORE)).all():
-                raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(y.min())} … {int(y.max())}")
+            wrong = y[~((y >= 0) & (y < classes) | (y == IGNORE))]
+            if classes and wrong.size:
+                raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(wrong[0])}")
+        if name == "position_ids" and arch.causal and self.attention_mask is None and (np.diff(x, axis=1) != 1).any():
+            raise Bad(
+                "position_ids: expected positions one after another, found a jump: packed texts are not kept apart here; "
+                "with an attention_mask, of ones perhaps, positions are only that"
+            )
         limits = {"token_type_ids": arch.types, "input_ids": arch.vocab, "decoder_input_ids": arch.vocab}
         if arch.positions == "learned":
             limits["position_ids"] = arch.max_positions or np.iinfo(np.int64).max

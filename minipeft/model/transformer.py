@@ -44,6 +44,7 @@ class Tokens:
     past: int = 0  # tokens already in the cache
     at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
     offset: int = 0  # position of the first token
+    ends: Any = None  # (b,) each row's last token that is no padding by its id, not counting virtual ones
     pool: int | None = None  # the position a classifier must read, if a method insists on one
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
 
@@ -379,6 +380,8 @@ def pooled(run: Any, h: Any, tokens: Tokens) -> Any:
         return ops.sum(h * weight[:, :, None], axis=1)
     if tokens.pool is not None:
         return h[:, tokens.pool]
+    if arch.pool == "last" and tokens.ends is not None:
+        return ops.getitem(h, index=(xp.arange(b), tokens.ends + tokens.virtual))
     if arch.pool == "first" or isinstance(tokens.last, int):
         return h[:, 0 if arch.pool == "first" else tokens.last]
     return ops.getitem(h, index=(xp.arange(b), tokens.last))
@@ -466,6 +469,8 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 types=batch.token_type_ids,
                 labels=labels if per_token else None,
             )
+        if arch.pool == "last" and ids is not None and arch.pad_id is not None:  # as in transformers, whatever the mask
+            tokens.ends = (xp.arange(tokens.t) * (ids != arch.pad_id)).argmax(axis=1)
         h = embed(run, "", ids, embeds, tokens)
         h = stack(run, "", h, tokens, memory, memory_tokens)
     logits = head(run, h, tokens)
