@@ -134,7 +134,7 @@ def check(made: Any, name: str) -> None:
     for f in dataclasses.fields(made):
         x = _plain(getattr(made, f.name))
         object.__setattr__(made, f.name, x)
-        annotated = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+        annotated = str(f.type if isinstance(f.type, str) or hasattr(f.type, "__args__") else f.type.__name__)
         words = [word.strip() for word in annotated.split("|")]
         kinds = [KINDS[k] for k in words] if all(k in KINDS for k in words) else []
         if annotated.startswith("tuple[") and not kinds:

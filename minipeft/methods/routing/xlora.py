@@ -41,7 +41,7 @@ from minipeft.errors import Bad, Unfit
 from minipeft.method import Base, Here, Method, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Arch
-from minipeft.settings import choice, count, positive, within
+from minipeft.settings import at_least, choice, count, positive, within
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class XLoRA(Method):
     dropout: float = within("[0, 1)", 0.0)  # within the classifier, if depth > 1
     softmax: bool = True
     temperature: float = positive(1.0)
-    top_k: int = 0  # 0: all
+    top_k: int = at_least(0, 0)  # 0: all
     top_k_softmax: bool = False
     pass_value: float = 0.0
     gamma: float = 1.0
