@@ -5,15 +5,15 @@ from importlib.util import find_spec
 
 import pytest
 
-from minipeft.conformance import verify
-from minipeft.conformance.field import expectations, explained
+from minipeft.conformance import expect, program, verify
+from minipeft.conformance.expect import explained, of_harness
 
 pytestmark = pytest.mark.hf
 LIBRARIES = {"mlx-lm": "mlx_lm"}
 ELSEWHERE = ("adapters", "torchtune")  # each needs an environment of its own
 
 
-@pytest.mark.parametrize("name", [p for p in verify.PEERS if p not in ELSEWHERE])
+@pytest.mark.parametrize("name", [p for p in program.PEERS if p not in ELSEWHERE])
 def test_a_library_is_as_it_is_known_to_be(name):
     library = LIBRARIES.get(name, name)
     if find_spec(library) is None:
@@ -21,8 +21,8 @@ def test_a_library_is_as_it_is_known_to_be(name):
     begun = time.perf_counter()
     results = verify.run(name, verify.choose(), limit=60.0)
     assert time.perf_counter() - begun < 120
-    known = expectations(name)
-    assert verify.unexpected(results, known) == []
+    known = of_harness(name)
+    assert expect.unexpected(results, known) == []
     wrong = [r for r in explained(results, known) if r.outcome in ("FAIL", "ERROR")]
     assert all(r.url for r in wrong)
     assert any(r.outcome in ("PASS", "READING") for r in results)

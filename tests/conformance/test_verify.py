@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minipeft.cli import main
-from minipeft.conformance import field, verify
+from minipeft.conformance import diff, expect, field, verify
 from minipeft.conformance.results import Result, from_lines, to_lines
 from minipeft.errors import Bad
 
@@ -135,21 +135,21 @@ def outcome(case, what):
 def test_known_failures(tmp_path):
     results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS"), outcome("c.init.usual", "ERROR")]
     path = tmp_path / "known.toml"
-    assert verify.write_expectations(path, results) == 2
-    expected = verify.read_expectations(path)
-    assert verify.unexpected(results, expected) == []
-    assert verify.unexpected(results, expected[:1]) == ["x c.init.usual: ERROR: why"]
-    more = [*expected, verify.Expectation("b.*", "FAIL", "https://example.org/2"), verify.Expectation("z.*", "FAIL")]
-    assert verify.unexpected(results, more) == [
+    assert expect.write_expectations(path, results) == 2
+    expected = expect.read_expectations(path)
+    assert expect.unexpected(results, expected) == []
+    assert expect.unexpected(results, expected[:1]) == ["x c.init.usual: ERROR: why"]
+    more = [*expected, expect.Expectation("b.*", "FAIL", "https://example.org/2"), expect.Expectation("z.*", "FAIL")]
+    assert expect.unexpected(results, more) == [
         "x b.grad.usual: passes, but FAIL is expected: https://example.org/2",
         "expectation 'z.*' matches no case",
     ]
-    known = [verify.Expectation("a.*", "FAIL", "https://example.org/3", "a reason")]
-    verify.write_expectations(path, results, known)
-    assert verify.read_expectations(path)[0].url == "https://example.org/3"
+    known = [expect.Expectation("a.*", "FAIL", "https://example.org/3", "a reason")]
+    expect.write_expectations(path, results, known)
+    assert expect.read_expectations(path)[0].url == "https://example.org/3"
     path.write_text("[[expect]]\nname = 1\n")
     with pytest.raises(Bad, match="expected \\[\\[expect\\]\\] tables with id, outcome, url and reason"):
-        verify.read_expectations(path)
+        expect.read_expectations(path)
 
 
 def test_lines():
@@ -235,15 +235,15 @@ def test_the_first_intermediate_that_departs(odd, tmp_path, monkeypatch, capsys)
             main(["verify", "bisect", name, "--case", "dora.forward.usual"])
         assert ended.value.code == code and said in capsys.readouterr().out
     with pytest.raises(Bad, match="traces no intermediate of houlsby"):
-        verify.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
+        diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
 
 
 def test_the_field(odd, tmp_path, monkeypatch, capsys):
     """Environments that pip has nothing to do for, and a library that is wrong as it is known to be."""
     monkeypatch.setattr(field, "ENVIRONMENTS", {"one": field.Environment(("python:odd_harness:Odd",), ())})
     monkeypatch.setattr(field, "prepare", lambda folder, tell: {"python:odd_harness:Odd": sys.executable})
-    known = [verify.Expectation("loha.forward.usual", "FAIL", "deviations.md#odd", "it is odd")]
-    monkeypatch.setattr(field, "expectations", lambda peer: known if "odd" in peer else [])
+    known = [expect.Expectation("loha.forward.usual", "FAIL", "deviations.md#odd", "it is odd")]
+    monkeypatch.setattr(expect, "of_harness", lambda peer: known if "odd" in peer else [])
     monkeypatch.setattr(verify, "choose", lambda: only)
     only = verify.Chosen(tuple(c for c in verify.files.load(methods=["loha"], checks=["forward", "grad"])), {})
     with pytest.raises(SystemExit) as ended:
