@@ -545,7 +545,14 @@ def table(rows: Sequence[dict]) -> Any:
     from rich.table import Table
 
     told = "time, memory: ours over that side's; rate: of matrix products here, or tokens a second"
-    out = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), caption=told, caption_justify="left")
+    out = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=told,
+        caption_justify="left",
+    )
     for name in ("step", "size", "side"):
         out.add_column(name, overflow="fold")
     for name in ("ms", "MB", "time", "memory", "rate"):

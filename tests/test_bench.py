@@ -172,7 +172,17 @@ def test_the_table_fits_80_columns(monkeypatch, capsys):
         main(["bench", "lora", "--size", "S", "--size", "M"])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "\x1b" not in out
-    for text in ("12345.6", "98700", "12345 /s", "12.34", "PEFT", "failed", "generate", "prefix_tuning", "M,t=2048,b=1"):
+    for text in (
+        "12345.6",
+        "98700",
+        "12345 /s",
+        "12.34",
+        "PEFT",
+        "failed",
+        "generate",
+        "prefix_tuning",
+        "M,t=2048,b=1",
+    ):
         assert text in out
 
 

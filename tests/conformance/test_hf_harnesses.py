@@ -28,6 +28,27 @@ def test_a_library_is_as_it_is_known_to_be(name):
     assert any(r.outcome in ("PASS", "READING") for r in results)
 
 
+KERNELS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Prescott"}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_verdict_does_not_depend_on_the_processor(dtype, monkeypatch):
+    """PEFT under the kernels of this processor and of the plainest: the same outcomes and diagnoses, all as known, none near its bound."""
+    pytest.importorskip("peft")
+    chosen = verify.choose()
+    k = {c.id: c.k for c in chosen.cases if c.tolerance in ("COND", "SUBSPACE")}
+    here = verify.run("peft", chosen, limit=60.0, dtype=dtype)
+    for name, value in KERNELS.items():
+        monkeypatch.setenv(name, value)
+    plain = verify.run("peft", chosen, limit=60.0, dtype=dtype)
+    assert [(r.id, r.outcome, r.diagnosis) for r in here] == [(r.id, r.outcome, r.diagnosis) for r in plain]
+    assert any(a.ratio != b.ratio for a, b in zip(here, plain, strict=True))  # they are other kernels
+    for results in (here, plain):
+        assert expect.unexpected(results, of_harness("peft")) == []
+        judged = [r for r in results if r.id in k and r.ratio is not None]
+        assert [(r.id, r.ratio) for r in judged if k[r.id] / 2 <= r.ratio <= 2 * k[r.id]] == []
+
+
 @pytest.mark.parametrize(
     "case, name",
     [

@@ -45,8 +45,11 @@ def alive(pid):
 def ended(tmp_path, words, number=signal.SIGINT, **env):
     """Start a command, wait until it is in a slow place, send the signal: (status, seconds, output, errors)."""
     (tmp_path / "slow_harness.py").write_text(SLOW)
-    pids = tmp_path / "pids"
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE}", "PIDS": str(pids)} | env
+    pids, scratch = tmp_path / "pids", tmp_path / "scratch"
+    scratch.mkdir()
+    env = (
+        os.environ | {"TMPDIR": str(scratch), "PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE}", "PIDS": str(pids)} | env
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "minipeft", *words], cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
@@ -63,6 +66,7 @@ def ended(tmp_path, words, number=signal.SIGINT, **env):
     left = [pid for pid in pids.read_text().split() if alive(pid)]
     assert left == [], (left, errors)
     assert len(pids.read_text().split()) >= 2  # the harness and its child were there
+    assert not list(scratch.iterdir())
     return process.returncode, seconds, out, errors
 
 
@@ -76,7 +80,6 @@ def test_what_was_judged_is_kept(number, status, tmp_path):
     assert f"interrupted: {len(results)} of" in out and "PASS 13/13" in out
     assert all((tmp_path / f"r.{end}").stat().st_size > 50 for end in ("html", "md", "xml"))
     assert f"{NAME} ia3: PASS 13/13 (13 of" in errors  # said in a pipe as it ended
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"minipeft-verify-{os.getpid()}-*"))
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,17 @@ def test_every_case_is_judged(odd):
     assert odd["lora.delta.usual"].url == "https://example.org/1"
 
 
-def test_minipeft_passes_all_within_seconds():
-    results = verify.run("minipeft", verify.choose())
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kernels", ["", "Prescott"], ids=["these", "of 2004"])
+def test_minipeft_passes_all_and_nothing_is_near_its_bound(kernels, dtype, monkeypatch):
+    """No verdict turns on the order in which a processor's kernels add: with twice the error, and with half the bound, it is the same."""
+    if kernels:
+        monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
+    chosen = verify.choose()
+    results = verify.run("minipeft", chosen, dtype=dtype)
     assert {r.outcome for r in results} == {"PASS"}
-    assert max(r.ratio or 0 for r in results) <= 4
+    k = {c.id: c.k for c in chosen.cases if c.tolerance in ("COND", "SUBSPACE")}
+    assert [(r.id, r.ratio) for r in results if r.id in k and r.ratio is not None and r.ratio > k[r.id] / 2] == []
 
 
 @pytest.mark.parametrize(
@@ -188,6 +195,63 @@ def test_a_failure_has_status_one_until_it_is_expected(tmp_path, capsys, odd):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--expect", str(tmp_path / "e.toml")])
     assert ended.value.code == 0
+
+
+def test_a_harness_is_judged_by_what_is_known_of_its_library(odd, monkeypatch, capsys):
+    """Known failures are shown, with where they are told, and status 0; what is known of other cases is not missed; a new one is 1."""
+    known = [
+        expect.Expectation("loha.forward.*", "FAIL", "https://example.org/9", "it is odd"),
+        expect.Expectation("vera.*", "FAIL", "https://example.org/10"),
+        expect.Expectation("loha.grad.usual", "FAIL", "https://example.org/11", dtype="float32"),
+    ]
+    monkeypatch.setattr(expect, "of_harness", lambda name: known)
+    for words, code, said in (
+        ("loha", 1, "loha.unmerge.usual: ERROR"),
+        ("--case loha.[fg]*.usual", 0, "1 of 1 failures are known: docs/deviations.md"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", "-i", "python:odd_harness:Odd", *words.split()])
+        out = capsys.readouterr().out
+        assert ended.value.code == code and said in out and "https://example.org/9" in out
+        assert "NaN" in out and "matches no case" not in out and max(map(len, out.splitlines())) <= 80
+
+
+HOSTILE = """
+from minipeft.conformance.cases import Unsupported
+from minipeft.conformance.own import Own
+
+class Hostile(Own):
+    def info(self):
+        return super().info() | dict(name="[red]x[/red]", version="\x1b]0;title\x07 [bold]1[/bold]")
+
+    def forward(self, case):
+        raise ValueError("[blink]\x1b[2J\u202e wiped [/nothing] " + "w" * 300)
+
+    def trace(self, case):
+        return {"0.[red]\x1b[31mbase": super().forward(case)["y"]}
+
+    def delta(self, case):
+        return {"delta": super().delta(case)["delta"] + 1, "[/red]\x1b": super().delta(case)["delta"]}
+"""
+
+
+def test_what_an_implementation_says_does_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    name = "python:hostile:Hostile"
+    for words in (
+        ["verify", "ia3", "lora", "-i", name, "-i", "minipeft"],
+        ["verify", "diff", name, name, "--case", "ia3.delta.usual"],
+        ["verify", "bisect", name, "--case", "ia3.delta.usual"],
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr()
+        for text in (shown.out, shown.err):
+            assert not {c for c in text if ord(c) < 32 or c in "\x7f\u202e"} - {"\n"}
+        assert max(map(len, shown.out.splitlines())) <= 80 or words[0] != "verify" or len(words) == 4
+        if words[1] == "ia3":
+            assert "[blink]" in shown.out and "[/nothing]" in shown.out
 
 
 def test_two_implementations_side_by_side(capsys):
