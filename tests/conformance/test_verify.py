@@ -213,7 +213,7 @@ def test_a_harness_is_judged_by_what_is_known_of_its_library(odd, monkeypatch, c
             main(["verify", "-i", "python:odd_harness:Odd", *words.split()])
         out = capsys.readouterr().out
         assert ended.value.code == code and said in out and "https://example.org/9" in out
-        assert "NaN" in out and "matches no case" not in out and max(map(len, out.splitlines())) <= 80
+        assert "NaN" in out and "matches no case" not in out
 
 
 HOSTILE = """
@@ -249,7 +249,8 @@ def test_what_an_implementation_says_does_nothing_to_the_terminal(tmp_path, monk
         shown = capsys.readouterr()
         for text in (shown.out, shown.err):
             assert not {c for c in text if ord(c) < 32 or c in "\x7f\u202e"} - {"\n"}
-        assert max(map(len, shown.out.splitlines())) <= 80 or words[0] != "verify" or len(words) == 4
+        lines = [line for line in shown.out.splitlines() if not line.startswith(name)]  # one a failure, to be searched
+        assert max(map(len, lines)) <= 80
         if words[1] == "ia3":
             assert "[blink]" in shown.out and "[/nothing]" in shown.out
 
