@@ -25,7 +25,7 @@ def test_a_step_over_a_base_in_bfloat16():
 
 def test_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "--size", "S", "--method", "lora", "--rounds", "1", "--json", str(tmp_path / "out.json")])
+        main(["bench", "lora", "--size", "S", "--rounds", "1", "--json", str(tmp_path / "out.json")])
     assert ended.value.code == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())
     assert row["ours_ms"] > 0 and 0 < row["share"] < 1 and "time_ratio" not in row

@@ -22,9 +22,9 @@ def test_its_table_is_the_registry():
     load_methods()
     rows = sorted((docstrings.facts(cls) for cls in METHODS.values()), key=lambda m: (m["family"], m["name"]))
     rows = [m for m in rows if m["file"].startswith("minipeft/methods/")]
-    shown = README.split("<!-- minipeft list --markdown -->")[1].split("<!-- end -->")[0]
+    shown = README.split("<!-- minipeft list --markdown - -->")[1].split("<!-- end -->")[0]
     assert shown.strip() == docstrings.markdown(rows), (
-        "paste the output of `minipeft list --markdown` between the marks"
+        "paste the output of `minipeft list --markdown -` between the marks"
     )
 
 
