@@ -78,7 +78,7 @@ class Progress:
         self(name, said, advance=done - self.done)
 
     def shown(self, line: str) -> None:
-        raise NotImplementedError
+        """Show where the job is; `line` is what has just ended, if that has a result."""
 
 
 class _Bar(Progress):
