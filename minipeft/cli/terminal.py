@@ -160,6 +160,8 @@ class Kept(list[T]):
     interrupted = False
 
     def __enter__(self) -> Kept[T]:
+        import rich.table  # noqa: F401  (here, and not in the second that Ctrl-C leaves)
+
         return self
 
     def __exit__(self, kind: Any, *rest: object) -> bool:
