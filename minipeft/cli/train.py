@@ -25,6 +25,7 @@ from minipeft.cli.common import (
     settings,
 )
 from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
 
 OPTIMISERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -66,6 +67,8 @@ def train(
     chosen_settings([cls], set_, targets)  # a mistake is found before anything is read
     known("--optimiser", optimiser, OPTIMISERS)
     known("--schedule", schedule, SCHEDULES)
+    if out.exists() and not out.is_dir():
+        raise Bad(f"{out}: expected a folder, found a file")
     rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
     kept = out / "training.safetensors"
     with progress(f"training {method}", steps) as tick, _told(kept):
