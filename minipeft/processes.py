@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def end_children() -> None:
-    """Kill every process that this one started, and theirs."""
+    """Kill every process that this one started, and theirs; all but multiprocessing's own, which tidies up after them."""
     for child in multiprocessing.active_children():
         child.kill()
+    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
     for pid in _descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+        if pid != tracker:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -50,7 +50,6 @@ class _Judging(TyperGroup):
 judging = typer.Typer(
     name="verify",
     cls=_Judging,
-    help="Judge implementations, anyone's, on the recorded cases.",
     no_args_is_help=False,
     invoke_without_command=True,
     subcommand_metavar="| COMMAND [ARGS]...",
@@ -125,12 +124,14 @@ def verify(
     html: Html = None,
     backend: Backend = None,
 ) -> None:
-    """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
+    """Judge implementations, anyone's, on the recorded cases.
+
+    Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
 
     Examples:
         minipeft verify dora
         minipeft verify -i peft dora --html dora.html
-        minipeft verify -i 'exec:node harness.mjs' --case 'lora.forward.*'
+        minipeft verify --case 'lora.forward.*' --json -
     """
     if ctx.invoked_subcommand is not None:
         return

@@ -163,8 +163,14 @@ def test_lines():
     results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS")]
     text = to_lines(results)
     assert to_lines(from_lines(text)) == text and "NaN" not in text
-    for wrong in ("{}", "nonsense", text.replace("FAIL", "FAILED")):
-        with pytest.raises(Bad, match="line 1"):
+    assert [r["id"] for r in json.loads(text)] == ["a.forward.usual", "b.grad.usual"]
+    for wrong, said in (
+        ("{}", "array"),
+        ("nonsense", "as JSON"),
+        ("[7]", "result 1"),
+        (text.replace("FAIL", "FAILED"), "result 1"),
+    ):
+        with pytest.raises(Bad, match=said):
             from_lines(wrong)
 
 
@@ -173,11 +179,11 @@ def test_lines():
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "verify --method lora --method ia3 --json r.jsonl --junit r.xml --markdown r.md --html r.html"
+    words = "verify lora ia3 --json r.json --junit r.xml --markdown r.md --html r.html"
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     assert ended.value.code == 0 and "lora" in capsys.readouterr().out
-    assert {r.outcome for r in from_lines(Path("r.jsonl").read_text())} == {"PASS"}
+    assert {r.outcome for r in from_lines(Path("r.json").read_text())} == {"PASS"}
     assert all(Path(f"r.{end}").stat().st_size > 50 for end in ("xml", "md", "html"))
     with pytest.raises(SystemExit) as ended:
         main(["verify", "-i", "pefft"])
@@ -266,7 +272,7 @@ def test_damaged_cases_have_a_status_of_their_own(tmp_path, capsys):
     path = copy / "ia3" / "forward" / "usual" / "in.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SystemExit) as ended:
-        main(["verify", "--cases", str(copy), "--method", "ia3"])
+        main(["verify", "--cases", str(copy), "ia3"])
     assert ended.value.code == 3 and "the file was changed" in capsys.readouterr().err
 
 
