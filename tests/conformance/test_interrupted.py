@@ -31,6 +31,7 @@ class Slow(Own):
             time.sleep(600)
         return super().info()
 """
+SOON = 3.0  # a second, and a busy machine's delays
 NAME = "python:slow_harness:Slow"
 PACKAGE = Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ def ended(tmp_path, words, number=signal.SIGINT, **env):
 def test_what_was_judged_is_kept(number, status, tmp_path):
     words = ["verify", "ia3", "loha", "lora", "-i", NAME, "--jobs", "1", "--json", "r.json", "--html", "r.html"]
     code, seconds, out, errors = ended(tmp_path, [*words, "--markdown", "r.md", "--junit", "r.xml"], number)
-    assert (code, seconds < 1.5) == (status, True), (code, seconds, out, errors)
+    assert (code, seconds < SOON) == (status, True), (code, seconds, out, errors)
     results = json.loads((tmp_path / "r.json").read_text())
     assert {r["id"].split(".")[0] for r in results} == {"ia3", "loha"} and {r["outcome"] for r in results} == {"PASS"}
     assert f"interrupted: {len(results)} of" in out and "PASS 13/13" in out
@@ -93,7 +94,7 @@ def test_what_was_judged_is_kept(number, status, tmp_path):
 )
 def test_nobody_is_left_behind(words, env, tmp_path):
     code, seconds, out, errors = ended(tmp_path, words, **env)
-    assert (code, seconds < 1.5) == (130, True), (code, seconds, out, errors)
+    assert (code, seconds < SOON) == (130, True), (code, seconds, out, errors)
     assert "Traceback" not in errors and "interrupted" in errors
 
 
@@ -107,6 +108,6 @@ def test_a_side_of_the_benchmark_that_hangs(tmp_path):
         "    time.sleep(600)\n"
     )
     code, seconds, _, errors = ended(tmp_path, ["bench", "lora", "--size", "S", "--rounds", "1", "--json", "b.json"])
-    assert (code, seconds < 1.5) == (130, True), (code, seconds, errors)
+    assert (code, seconds < SOON) == (130, True), (code, seconds, errors)
     assert "1 measurement, 1 turn of ours each: roughly" in errors
     assert json.loads((tmp_path / "b.json").read_text()) == []

@@ -234,7 +234,8 @@ class Hostile(Own):
         raise ValueError("[blink]\x1b[2J\u202e wiped [/nothing] " + "w" * 300)
 
     def trace(self, case):
-        return {"0.[red]\x1b[31mbase": super().forward(case)["y"]}
+        y = super().forward(case)["y"]
+        return {"0.[red]\x1b[31mbase": y, "0.base": y + 1, "6.y": y}
 
     def delta(self, case):
         return {"delta": super().delta(case)["delta"] + 1, "[/red]\x1b": super().delta(case)["delta"]}
