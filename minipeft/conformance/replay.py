@@ -16,7 +16,8 @@ import numpy as np
 
 import minipeft.checkpoints
 from minipeft.checkpoints.files import existing, read_tensors
-from minipeft.checkpoints.peft_io import load_peft, plain_key, to_peft_tensors
+from minipeft.checkpoints.peft_io import load_peft, to_peft_tensors
+from minipeft.checkpoints.peft_keys import plain_key
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
 from minipeft.model.arch import INPUTS, Batch, Model, batch

@@ -23,13 +23,13 @@ array([[ 1., 20.],
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.targets import globbed
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class IA3(Method):
     name: ClassVar[str] = "ia3"
 
     def _on_input(self, site: Site) -> bool:
-        return any(fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in self.inputs.split())
+        every = {site.name, *site.params}
+        return any(site.name in globbed(every, pattern) for pattern in self.inputs.split())
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(n=site.shape[self._on_input(site)])
