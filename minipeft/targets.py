@@ -31,12 +31,6 @@ def sites(model: Model) -> dict[str, Site]:
     return found
 
 
-def globbed(names: Iterable[str], pattern: str) -> set[str]:
-    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
-    names = list(names)
-    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
-
-
 def _modules(model: Model, name: str) -> tuple[str, ...]:
     """The names of the module that a parameter is in: ours, and the checkpoint's if it has one."""
     ours = name.rpartition(".")[0]

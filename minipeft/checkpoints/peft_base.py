@@ -29,21 +29,21 @@ OF_VOCABULARY = (TABLE, HEAD, "head.bias")  # a row for every token
 
 
 def with_fitting_head(model: Model, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Model:
-    """The base with the head that the adapter was trained with: a classifier out of the file, an output matrix on a base
+    """The base with the head that the adapter's file has tensors of, be it a classifier, which is made out of the file, or an
 
-    that has no head. Raises `Bad` where the file does not tell which, or something in front of the classifier is nowhere.
+    output matrix. Raises `Bad` where the file does not tell which, or something in front of the classifier is nowhere.
     """
-    brought = {SAVED.sub(".", plain_body(body_of(key))[0]): a for key, a in tensors.items()}
+    brought = {plain_body(SAVED.sub(".", body_of(key)))[0]: a for key, a in tensors.items()}
     ends = tuple(f".{leaf}" for leaf in ("weight", "bias"))
     classifier = {
         k: a
         for k, a in brought.items()
         if k.split(".")[0] in PEFT_CLASSIFIERS and k.endswith(ends) and ".lora_" not in k
     }
-    if classifier:
+    if any(k.endswith(".weight") for k in classifier):
         return _classifying(model, config, brought, classifier, folder)
     root = (model.names.theirs("head") or "").split(".")[0]
-    if root and model.arch.head == "none" and any(k.split(".")[0] == root for k in brought):
+    if root and model.arch.head not in ("lm", "mlm") and any(k.split(".")[0] == root for k in brought):
         held = dataclasses.replace(model, spare={**model.spare, **brought})
         return with_head(held, "lm" if model.arch.causal else "mlm")
     return model
@@ -69,14 +69,14 @@ def _classifying(
         found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in sorted(classifier.items()))
         raise Bad(f"{folder}: no classifier of a {model.arch.family} model consists of {found}")
     own = model.arch.head if model.arch.head in fits else None
-    head: str | None = task if task in CLASSIFIERS else own or (next(iter(fits)) if len(fits) == 1 else None)
-    if head is None:
+    chosen = task if task in CLASSIFIERS else own or (next(iter(fits)) if len(fits) == 1 else None)
+    if chosen is None:
         raise Bad(
             f"{folder / 'adapter_config.json'}: expected task_type SEQ_CLS or TOKEN_CLS, found None; {first} fits both"
         )
-    if head not in fits:
+    if chosen not in fits:
         raise Bad(f"{folder}: {first} is no part of the head that task_type {config.get('task_type')} says")
-    arch = fits[head]
+    arch = fits[chosen]
     if (arch.head, arch.labels) == (model.arch.head, model.arch.labels):
         return model
     names = family_names(arch)
@@ -85,7 +85,7 @@ def _classifying(
     if lost := [n for n in shapes(arch) if n.startswith(("score.", "pooler.")) and n not in held]:
         theirs = f"{names.theirs(lost[0].rpartition('.')[0])}.{lost[0].rpartition('.')[2]}"
         raise Bad(f"{folder}: the classifier needs {theirs}, which is neither in the adapter nor in the base")
-    return with_head(dataclasses.replace(model, spare=spare), head, arch.labels)
+    return with_head(dataclasses.replace(model, spare=spare), chosen, arch.labels)
 
 
 def with_brought_base(model: Model, parts: Parts, folder: Path) -> tuple[Model, list[str]]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_base import with_brought_base, with_fitting_head
-from minipeft.checkpoints.peft_keys import ROOT, body_of, keys_at, module_of, sorted_keys
+from minipeft.checkpoints.peft_keys import HEAD, ROOT, TABLE, body_of, keys_at, module_of, plain_key, sorted_keys
 from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Spec, method_name, spec_of
 from minipeft.checkpoints.peft_targets import Naming, targeted
 from minipeft.engine.backend import read_only, to_device, to_host
@@ -95,7 +96,7 @@ def load_peft_parts(
     per_site = {site: spec.at_site(config, modules[site], arrays) for site, arrays in found.items()}
     method = cls(**fields)
     if not spec.on_blocks and found:
-        _same_targets(naming, config, spec, found, folder)
+        _same_targets(naming, config, spec, found, parts.idle, folder)
     if parts.rows and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class("full")
@@ -112,17 +113,19 @@ def load_peft_parts(
     held = adapted.adapter(name).arrays
     new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in parts.shared.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
-    options = dict(bias=_bias_option(config), train_whole=[], brought=brought, peft=dict(config))
+    options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
     return _filled(adapted, name, new, folder, spec, modules, options, parts.spare)
 
 
-def _same_targets(naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], folder: Path) -> None:
+def _same_targets(
+    naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Mapping[str, str], folder: Path
+) -> None:
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
     wanted = targeted(config, naming)
     if wanted is None:
         return
     every = sites(naming.model)
-    if lost := [s for s in every if s in wanted and s not in found]:
+    if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
         keys = [k.suffix for n, k in keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
         first = naming.theirs(lost[0].removesuffix(".weight"))
         raise Bad(
@@ -263,7 +266,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             )
             theirs = theirs.replace(".bias", ".base_layer.bias") if inner else theirs
             start = "base_model." if spec.is_prompt else ROOT
-            out[start + theirs] = a.T if model.names.is_transposed(module) and leaf == "weight" else a
+            out[start + theirs] = their_layout(model.names, site, a, model.arch)
             continue
         if method.name == "trainable_tokens" and adapter.method.name != "trainable_tokens":
             out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.token_adapter.trainable_tokens_delta"] = a
@@ -278,6 +281,24 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             out[key] = np.ascontiguousarray(keys[name].theirs(a, model.arch))
     for key, two in pairs.items():
         out[key] = np.stack([two["rows"], two["cols"]]).astype(np.int32)
+    return out
+
+
+def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
+    """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
+    out = {}
+    for name in adapter.options.get("brought", ()):
+        module, _, leaf = name.rpartition(".")
+        method = adapter.at.get(name)
+        inner = {"full": "original_module.", "trainable_tokens": "token_adapter.base_layer."}
+        wrapper = "" if method is None else inner.get(method.name, "base_layer.")
+        if method is not None and type(method) is type(adapter.method):
+            wrapper = "base_layer."
+        theirs = model.names.theirs(name) or f"{their_name(model, module)}.{wrapper}{leaf}"
+        start = "base_model." if spec.is_prompt else ROOT
+        out[start + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
+        if name == TABLE and model.arch.shares_table and HEAD not in adapter.at:
+            out[f"{start}{their_name(model, 'head')}.weight"] = out[start + theirs]
     return out
 
 
@@ -320,6 +341,11 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         raise Bad(
             "full at embed.tokens.weight: PEFT leaves a tied head as it was; expected head='stays', found 'follows'"
         )
+    if model.arch.encoder_layers and any(s == TABLE and m.name != "trainable_tokens" for s, m in adapter.at.items()):
+        raise Bad(
+            f"{adapter.at[TABLE].name} at {TABLE}: in transformers the stacks look tokens up in tables of their own, "
+            "and PEFT would compute nothing; expected trainable_tokens"
+        )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
         config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
@@ -336,7 +362,10 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         "classify": "SEQ_CLS",
         "tokens": "TOKEN_CLS",
     }
-    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
+    classifier = {
+        n for n in model.params if n.startswith("score.")
+    }  # PEFT saves it whole for these tasks, and expects it
+    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA") or (classifier and classifier <= whole):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
     if spec.is_prompt and model.arch.head in (
@@ -349,6 +378,14 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             for n in leaves
         }
         tensors = own | tensors
+    for site, kind in adapter.options.get("idle", {}).items():
+        field = "target_modules" if kind == "adapted" else "modules_to_save"
+        config[field] = sorted({*(config.get(field) or ()), their_name(model, site.rpartition(".")[0])})
+    tensors = (
+        {plain_key(model, k): to_host(a) for k, a in adapter.spare.items()}
+        | _brought(adapted.model, adapter, spec)
+        | tensors
+    )
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
     for k, expert in enumerate(getattr(adapter.method, "experts", ())):

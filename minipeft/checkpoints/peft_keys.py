@@ -35,6 +35,7 @@ class Parts:
     rows: dict[str, Any] = field(default_factory=dict)  # our site -> trained tokens beside another method
     base: dict[str, Any] = field(default_factory=dict)  # the base's own parameters, as they were in training
     spare: dict[str, Any] = field(default_factory=dict)  # their key -> what this model has no use for
+    idle: dict[str, str] = field(default_factory=dict)  # our site of that -> "whole" or "adapted"
 
 
 def body_of(key: str) -> str:
@@ -140,7 +141,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
 
     def once(key: str, *what: str) -> None:
         other = meant.setdefault(what, key)  # type: ignore[arg-type]
-        if other != key:
+        if other != key and not _equal(tensors[other], tensors[key]):  # some are stored twice
             raise Bad(f"{folder}: {other} and {key} are the same tensor; expected one adapter in a file")
 
     for key in sorted(tensors):
@@ -158,8 +159,9 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             site = _our_site(naming, spec, theirs, every)
             if site is None and theirs in STACKS and model.arch.encoder_layers:
                 stacks.append((key, suffix, a))
-            elif site is not None and site not in every and _is_idle(model, site):
+            elif site is not None and _is_idle(model, site, suffix):
                 parts.spare[key] = a
+                parts.idle[site] = "adapted"
             elif site is None or site not in every:
                 known = [n for s in every if (n := model.names.theirs(s.rpartition(".")[0]))]
                 raise Bad(
@@ -179,21 +181,20 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         if param is None and plain.rpartition(".")[0] in STACKS and model.arch.encoder_layers:
             stacks.append((key, "weight" if mark or not is_whole(config, plain) else "whole", a))
             continue
+        kind = _kind(config, param or "", plain, mark)
+        if param is not None and _is_idle(model, param, kind):
+            parts.spare[key] = a
+            if kind == "whole" and not param.endswith("bias"):
+                parts.idle[param] = kind
+            continue
         if param is None or param not in every:
-            if param is not None and _is_idle(model, param):
-                parts.spare[key] = a
-            else:
-                strange.append(key)
+            strange.append(key)
             continue
         a = our_layout(model.names, param, a)
-        kind = _kind(config, param, plain, mark)
         if kind == "base" and param == HEAD and model.arch.shares_table:
             param = TABLE
-        held = parts.whole if kind == "whole" else parts.base
-        if param in held and _equal(held[param], a):
-            continue  # stored twice
         once(key, param, kind)
-        held[param] = a
+        (parts.whole if kind == "whole" else parts.base)[param] = a
     if strange:
         known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
@@ -213,9 +214,14 @@ def _kind(config: Config, param: str, plain: str, mark: str) -> str:
     return "whole" if biased or saved else "base"
 
 
-def _is_idle(model: Model, param: str) -> bool:
-    """Whether this head has no use for a parameter, and the body computes the same without it."""
-    return param.startswith("pooler.") and param not in model.params and model.arch.head != "classify"
+def _is_idle(model: Model, param: str, what: str) -> bool:
+    """Whether the model computes the same without this: a pooler that no head reads; a change of T5's shared table, whose
+
+    stacks look tokens up in tables of their own, but for trained tokens, which PEFT ties to those.
+    """
+    if param == TABLE and model.arch.encoder_layers:
+        return what != "base" and not what.endswith("trainable_tokens_delta")
+    return param.startswith("pooler.") and param not in model.params
 
 
 def _fits(name: str, a: np.ndarray) -> bool:
@@ -248,8 +254,3 @@ def _stacks(parts: Parts, stacks: list[tuple[str, str, Any]], model: Model, fold
             same = parts.base.get(TABLE, to_host(widened(model.params[TABLE]))) if suffix == "weight" else None
         if same is None or not _equal(np.asarray(same), a):
             raise Bad(f"{folder}: {key} changes the table of one stack; expected one for both, shared")
-    if model.arch.encoder_layers and (TABLE in parts.whole or (TABLE in parts.at and "T" not in parts.at[TABLE])):
-        raise Bad(
-            f"{folder}: shared is changed, which computes nothing in transformers, whose stacks look tokens up in tables "
-            "of their own; expected trained tokens"
-        )

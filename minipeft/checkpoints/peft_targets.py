@@ -9,13 +9,14 @@ Source: PEFT 0.21, tuners/tuners_utils.py (check_target_module_exists, _maybe_in
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import Bad
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch, Model, Names
 from minipeft.targets import sites
 
 Config = Mapping[str, Any]
@@ -45,22 +46,33 @@ class Naming:
     bare: bool  # those of the bare model
 
     @classmethod
-    def of(cls, model: Model, modules: Iterable[str]) -> Naming:
-        """The naming in which these module names were written; the base's own if they do not tell."""
-        prefix, ours = prefix_of(model.arch), model.names.ours
-        plain = [m for m in modules if ours(prefix + m) is not None or m.startswith(prefix)]
-        if not prefix or not plain:
-            return cls(model, model.arch.head == "none")
-        return cls(model, any(ours(m) is None and ours(prefix + m) is not None for m in plain))
+    def of(cls, model: Model, keys: Iterable[str]) -> Naming:
+        """The naming in which these names of modules, and of what is in them, were written; the base's own if they do not tell."""
+        prefix = prefix_of(model.arch)
+
+        def known(name: str) -> bool:
+            parts = name.split(".")
+            return any(model.names.ours(".".join(parts[:n])) is not None for n in range(1, len(parts) + 1))
+
+        tell = [k.startswith(prefix) for k in keys if prefix and (k.startswith(prefix) or known(prefix + k))]
+        return cls(model, not all(tell) if tell else model.arch.head == "none")
+
+    @property
+    def _names(self) -> list[Names]:
+        """The names of this head, and those of the body alone, which may have a pooler that this head has not."""
+        from minipeft.checkpoints import family_names
+
+        return [self.model.names, family_names(dataclasses.replace(self.model.arch, head="none"))]
 
     def ours(self, module: str) -> str | None:
         """Our name of their module, None if this family has none."""
-        names = self.model.names
-        return names.ours(prefix_of(self.model.arch) + module) or names.ours(module)
+        prefix = prefix_of(self.model.arch)
+        own, body = (names.ours(prefix + module) or names.ours(module) for names in self._names)
+        return own or (body if body == "pooler" else None)
 
     def theirs(self, module: str) -> str:
         """Their name of our module. Raises `Bad` if it has none."""
-        found = self.model.names.theirs(module)
+        found = next((f for names in self._names if (f := names.theirs(module))), None)
         if found is None:
             raise Bad(f"{module} has no name in a {self.model.arch.family} checkpoint")
         return found.removeprefix(prefix_of(self.model.arch)) if self.bare else found

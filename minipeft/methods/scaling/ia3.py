@@ -28,8 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, Site
-from minipeft.targets import globbed
+from minipeft.method import Base, Here, Method, Site, globbed
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class IA3(Method):
     """Trained scales on keys, values and the inner feed-forward activation."""
 
     targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
-    inputs: str = "mlp.down.weight"  # globs over site names: the targets whose input is scaled
+    inputs: str = "mlp.down.weight"  # globs over site names, like targets: those whose input is scaled
     name: ClassVar[str] = "ia3"
 
     def _on_input(self, site: Site) -> bool:
