@@ -54,7 +54,7 @@ def _classifying(
 ) -> Model:
     """The base with the classifier of a file."""
     fits = {}
-    for head in CLASSIFIERS:
+    for head in CLASSIFIERS if not model.arch.patch else ("classify",):  # images have no tokens to classify
         for labels in {len(a) for k, a in classifier.items() if k.endswith(".weight")}:
             arch = headed(model.arch, head, labels)
             names = family_names(arch)

@@ -336,15 +336,15 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         config["feedforward_modules"] = sorted(
             module_of(_own(model), spec, s) for s in main if f"{s}:l_ff" in adapter.arrays
         )
-    whole = {s for s, m in adapter.at.items() if m.name == "full"}
-    if model.arch.tied and getattr(adapter.at.get("embed.tokens.weight"), "head", "") == "follows":
-        raise Bad(
-            "full at embed.tokens.weight: PEFT leaves a tied head as it was; expected head='stays', found 'follows'"
-        )
     if model.arch.encoder_layers and any(s == TABLE and m.name != "trainable_tokens" for s, m in adapter.at.items()):
         raise Bad(
             f"{adapter.at[TABLE].name} at {TABLE}: in transformers the stacks look tokens up in tables of their own, "
             "and PEFT would compute nothing; expected trainable_tokens"
+        )
+    whole = {s for s, m in adapter.at.items() if m.name == "full"}
+    if model.arch.tied and getattr(adapter.at.get("embed.tokens.weight"), "head", "") == "follows":
+        raise Bad(
+            "full at embed.tokens.weight: PEFT leaves a tied head as it was; expected head='stays', found 'follows'"
         )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
@@ -365,7 +365,11 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     classifier = {
         n for n in model.params if n.startswith("score.")
     }  # PEFT saves it whole for these tasks, and expects it
-    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA") or (classifier and classifier <= whole):
+    if (
+        spec.is_prompt
+        or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA")
+        or (classifier and classifier <= whole and not model.arch.patch)
+    ):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
     if spec.is_prompt and model.arch.head in (
