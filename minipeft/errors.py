@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -22,3 +23,12 @@ def near(word: str, options: Iterable[str], n: int = 3) -> str:
 
 class Unfit(Bad):
     """A method asked of a model it does not fit: its targets match nothing there, or it needs another kind of model."""
+
+
+class Note(UserWarning):
+    """One line on something in what was given that is not honoured."""
+
+
+def note(line: str) -> None:
+    """Say, once, that something in what was given is not honoured though nothing is wrong with it."""
+    warnings.warn(line, Note, stacklevel=2)

@@ -62,7 +62,7 @@ def matches(model: Model, site: Site, target: str) -> bool:
     is_weight = leaf == "weight" and site.kind in ("linear", "embedding", "norm", "table")
     if target.lower() == "all-linear":
         return site.kind == "linear" and is_weight and not module.startswith(("head", "score", "pooler", "embed."))
-    names = [n for n in (model.names.theirs(module), module) if n] if is_weight else []
+    names = [*model.names.all(module), module] if is_weight else []
     if target.startswith("re:"):
         try:
             return any(re.fullmatch(target[3:], n) for n in [*names, site.name])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -23,7 +24,7 @@ from minipeft.cli.replay import replay
 from minipeft.cli.show import show
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Note
 
 app = typer.Typer(
     name="minipeft",
@@ -58,10 +59,17 @@ app.add_typer(judging)
 app.command()(bench)
 
 
+def _told(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    """A note is one line, without the place in the code that a warning has."""
+    place = "" if issubclass(category, Note) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"minipeft: {place or 'note: '}{message}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback."""
     from minipeft.engine.backend import explained
 
+    warnings.showwarning = _told
     try:
         with explained():
             run(argv)
