@@ -228,7 +228,9 @@ def _of_another_head(key: str, ours: str | None, arch: Arch) -> bool:
     if (part == "head" and arch.head in ("lm", "mlm")) or (part == "score" and arch.head in CLASSIFIERS):
         return False
     family = _family(arch.family)
-    return any(k.startswith(f"{p}.") for p in family.SPARE for k in (key, family.PREFIX.get(arch.family, "") + key))
+    return any(
+        f"{k}.".startswith(f"{p}.") for p in family.SPARE for k in (key, family.PREFIX.get(arch.family, "") + key)
+    )
 
 
 def _ours(names: Names, key: str, arch: Arch) -> str | None:

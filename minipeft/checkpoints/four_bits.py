@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_device
+from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import rounded
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch, kind_of
-from minipeft.quantize import NF4, NF4_CODEBOOK, dynamic_map, quantize
+from minipeft.quantize import NF4, NF4_CODEBOOK, quantize
 
 STATE = ".quant_state.bitsandbytes__"
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
@@ -41,11 +41,11 @@ def read_packed(config: Mapping[str, Any], tensors: dict[str, Any], folder: str 
             )
     out = {k: a for k, a in tensors.items() if STATE not in k and not k.endswith(tuple(f".{b}" for b in BESIDE))}
     for key, packed in tensors.items():
-        weight, found, kind = key.partition(STATE)
+        weight, found, _ = key.partition(STATE)
         if found:
             parts = {b: tensors[f"{weight}.{b}"] for b in BESIDE if f"{weight}.{b}" in tensors}
             try:
-                out[weight] = _unpacked(kind, json.loads(bytes(packed)), tensors[weight], parts)
+                out[weight] = _unpacked(json.loads(bytes(packed)), tensors[weight], parts)
             except KeyError as why:
                 raise Bad(f"{folder}: {weight}: its four-bit form lacks {why.args[0]!r}") from None
             except (Bad, ValueError, TypeError, AttributeError) as why:
@@ -57,7 +57,7 @@ def read_packed(config: Mapping[str, Any], tensors: dict[str, Any], folder: str 
     return out
 
 
-def _unpacked(kind: str, state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) -> Any:
+def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) -> Any:
     shape, block, dtype = tuple(state["shape"]), state["blocksize"], state["dtype"]
     if not all(type(n) is int and n >= 0 for n in (*shape, block)) or dtype not in (*HALVES, "float32"):
         raise Bad(f"expected a shape, a block size and a dtype, found {state}")
@@ -67,25 +67,17 @@ def _unpacked(kind: str, state: Mapping[str, Any], codes: Any, parts: Mapping[st
     arrays |= dict(shape=np.array(shape, np.int64), block=np.array(block, np.int64))
     if nested:
         arrays |= dict(scale=parts["nested_absmax"], offset=np.float32(state["nested_offset"]))
-        if state["nested_blocksize"] != 256 or parts["nested_quant_map"].shape != (256,):
-            raise Bad("expected constants in blocks of 256, of 256 values")
+        arrays |= dict(table=parts["nested_quant_map"])
+        if state["nested_blocksize"] != 256:
+            raise Bad(f"expected constants in blocks of 256, found {state['nested_blocksize']}")
     if dtype in HALVES:
         arrays["rounds"] = np.frombuffer(dtype.encode(), np.uint8)
     held = NF4.from_arrays({k: to_device(np.asarray(a)) for k, a in arrays.items()})
     if values.shape != (16,):
         raise Bad(f"expected the values of 16 codes, found shape {values.shape}")
-    same = np.allclose(values, NF4_CODEBOOK, rtol=0, atol=1e-6)
-    if nested:
-        same &= np.allclose(parts["nested_quant_map"], dynamic_map(), rtol=0, atol=1e-6)
-    if same:
+    if np.array_equal(values, NF4_CODEBOOK):
         return held
-    if kind == "nf4":
-        raise Bad("the values of the codes are not those of nf4")
-    constants = absmax
-    if nested:
-        constants = parts["nested_quant_map"][absmax] * np.repeat(parts["nested_absmax"], 256)[
-            : absmax.size
-        ] + np.float32(state["nested_offset"])
+    constants = to_host(held.constants())
     pairs = np.stack(np.divmod(codes.reshape(-1), 16), 1).reshape(-1)[: held.size]
     product = (values[pairs] * np.repeat(constants, block)[: held.size]).reshape(shape).astype(np.float32)
     return np.asarray(rounded(product)) if dtype == "bfloat16" else product.astype(dtype).astype(np.float32)

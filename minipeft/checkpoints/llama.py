@@ -50,10 +50,21 @@ _IDLE = {
 }
 FIELDS = {
     "llama": Fields(_SHARED | _ENDS | dict(attention_bias=FLAG.or_(False), mlp_bias=FLAG.or_(False)), _ONLY, _IDLE),
-    "mistral": Fields(_SHARED | _ENDS | dict(num_key_value_heads=WHOLE.or_(8, null=True), sliding_window=WHOLE.or_(4096, null=True)), _ONLY, _IDLE),
+    "mistral": Fields(
+        _SHARED
+        | _ENDS
+        | dict(
+            max_position_embeddings=WHOLE.or_(131072),
+            num_key_value_heads=WHOLE.or_(8, null=True),
+            sliding_window=WHOLE.or_(4096, null=True),
+        ),
+        _ONLY,
+        _IDLE,
+    ),
     "qwen2": Fields(
         _SHARED
         | dict(
+            max_position_embeddings=WHOLE.or_(32768),
             num_key_value_heads=WHOLE.or_(32, null=True),
             use_sliding_window=FLAG.or_(False),
             sliding_window=WHOLE.or_(4096, null=True),
