@@ -26,9 +26,9 @@ class Unfit(Bad):
 
 
 class Note(UserWarning):
-    """One line on something in what was given that is not honoured."""
+    """Something that is no mistake and should be known: a line, told once."""
 
 
 def note(line: str) -> None:
-    """Say, once, that something in what was given is not honoured though nothing is wrong with it."""
+    """Tell a line once, as a warning: what a file asks for and is not honoured."""
     warnings.warn(line, Note, stacklevel=2)

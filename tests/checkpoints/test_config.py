@@ -206,3 +206,24 @@ def test_one_label_is_a_number_that_is_predicted():
     np.testing.assert_allclose(found.loss, -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)), rtol=1e-13)
     with pytest.raises(Bad, match="labels of a multi_label_classification"):
         Adapted(model).forward(batch(input_ids=ids, labels=y[:, :3]))
+
+
+def test_an_adapter_of_vit_under_its_older_names(tmp_path):
+    """As transformers 4 called the modules: the same numbers as under those of transformers 5."""
+    from minipeft.checkpoints.peft_io import load_peft
+
+    home = ROOT.parent / "peft" / "vit"
+    shutil.copytree(home / "lora-vit" / "adapter", tmp_path / "adapter")
+    older = [(".layers.", ".encoder.layer."), ("attention.q_proj", "attention.attention.query"), ("attention.v_proj", "attention.attention.value"), ("mlp.fc2", "output.dense")]  # fmt: skip
+    tensors = read_tensors(tmp_path / "adapter" / "adapter_model.safetensors")
+    for new, old in older:
+        tensors = {k.replace(new, old): v for k, v in tensors.items()}
+    write_tensors(tmp_path / "adapter" / "adapter_model.safetensors", tensors)
+    place = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(place.read_text()) | dict(target_modules=r".*(query|value|\d\.output\.dense)")
+    place.write_text(json.dumps(config))
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 12, 12))
+    model = load(home / "base", np.float64)
+    outs = [load_peft(model, p).forward(batch(pixel_values=pixels)).logits for p in (home / "lora-vit" / "adapter", tmp_path / "adapter")]  # fmt: skip
+    np.testing.assert_array_equal(*outs)
+    assert abs(outs[0] - Adapted(model).forward(batch(pixel_values=pixels)).logits).max() > 0.1
