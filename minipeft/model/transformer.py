@@ -372,6 +372,11 @@ def pooled(run: Any, h: Any, tokens: Tokens) -> Any:
         return ops.sum(h * weight[:, :, None], axis=1)
     if tokens.pool is not None:
         return h[:, tokens.pool]
+    ids = run.batch.input_ids
+    if arch.pool == "last" and arch.pad_id is not None and ids is not None and not tokens.virtual and not tokens.past:
+        real = ids != arch.pad_id  # padding is what has its id, as in transformers, and what the mask hides
+        real = real if tokens.mask is None else real & tokens.mask
+        return ops.getitem(h, index=(xp.arange(b), (xp.arange(tokens.t) * real).argmax(axis=1)))
     if arch.pool == "first" or isinstance(tokens.last, int):
         return h[:, 0 if arch.pool == "first" else tokens.last]
     return ops.getitem(h, index=(xp.arange(b), tokens.last))

@@ -193,6 +193,14 @@ def test_what_would_be_dropped_is_refused(name, change, message, tmp_path):
     assert "\n" not in str(why.value)
 
 
+def test_a_classifier_reads_the_last_token_that_is_no_padding():
+    """Known by the padding's id where there is no mask."""
+    model = load(ROOT / "llama-cls", np.float64)
+    alone = Adapted(model).forward(batch(input_ids=[[5, 9, 3]])).logits
+    padded = Adapted(model).forward(batch(input_ids=[[5, 9, 3, 0, 0]])).logits
+    np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-14)
+
+
 def test_one_label_is_a_number_that_is_predicted():
     """Mean squares, and binary cross-entropy for several labels of floats: closed forms written apart."""
     model = load(ROOT / "llama-reward", np.float64)

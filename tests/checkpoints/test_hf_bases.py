@@ -114,3 +114,26 @@ def test_a_qlora_adapter_of_peft_on_a_base_in_four_bits(name, four, tmp_path):
         found = load_peft(load(tmp_path / place, dtype).astype(np.float64), tmp_path / "adapter")
         logits = found.forward(batch(**{k: v.numpy() for k, v in given.items()})).logits
         np.testing.assert_allclose(logits, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama-cls", "gpt2"])
+def test_a_classifier_finds_padding_without_a_mask(name, four, tmp_path):
+    import torch
+    import transformers
+
+    config = four.bases.bases()[name].config
+    kind = transformers.GPT2ForSequenceClassification if name == "gpt2" else transformers.LlamaForSequenceClassification
+    config.num_labels = 4
+    torch.manual_seed(0)
+    made = kind(config)
+    four.jitter(made, torch.Generator().manual_seed(0))
+    made.save_pretrained(tmp_path)
+    ids = np.array([[5, 9, 3, 0, 0], [0, 0, 4, 8, 9], [3, 0, 0, 7, 0], [0, 0, 0, 0, 0]])
+    with four.as_float64(), torch.no_grad():
+        model = kind.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
+        want = model(torch.tensor(ids)).logits.numpy()
+    from minipeft.run import Adapted
+
+    np.testing.assert_allclose(
+        Adapted(load(tmp_path, np.float64)).forward(batch(input_ids=ids)).logits, want, rtol=0, atol=1e-12
+    )
