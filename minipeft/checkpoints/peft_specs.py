@@ -376,7 +376,7 @@ SPECS: dict[str, Spec] = {
         root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
         fields=lambda c, arch: dict(
             p=c["num_virtual_tokens"],
-            pool="last_position" if arch.head == "classify" and arch.causal else "token",
+            pool="last_position" if arch.head == "classify" and arch.pool == "last" else "token",
         ),
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
