@@ -85,10 +85,9 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
         status = _status(argv, run)
         if status == 0:
             status = _flushed()
-        if asked.status:
-            print("minipeft: interrupted", file=sys.stderr)
-            asked.end()
-    sys.exit(status)
+        if asked.status or status == 130:
+            asked.tell()
+    sys.exit(asked.status or status)
 
 
 def _status(argv: Sequence[str] | None, run: Callable) -> int:
