@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore = ["conftest.py"]  # it holds no doctests, and another folder has a module of this name
 ROOT = Path(__file__).parents[2]
 
 
