@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
+from minipeft.checkpoints.peft_config import checked
 from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Key, Spec, method_name, spec_of
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import widened
@@ -52,12 +53,12 @@ def our_name(model: Model, module: str) -> str | None:
 
 
 def read_config(folder: str | Path) -> Config:
-    """adapter_config.json of a folder."""
+    """adapter_config.json of a folder, checked field by field and complete (`peft_config.checked`)."""
     folder = existing(folder, "folder")
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
         raise Bad(f"{folder / 'adapter_config.json'}: expected an object, found {type(config).__name__}")
-    return config
+    return checked(config, folder / "adapter_config.json")
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
@@ -108,7 +109,7 @@ def load_peft_parts(
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     base = adapted.model
     kind = method_name(config)
-    spec = SPECS[kind]
+    spec = SPECS[kind].of(config, base.arch)
     cls = method_class(kind)
     fields = _fields(spec, config, base.arch, folder)
     found, root, whole, tokens = _sorted_keys(base, spec, tensors, folder)
@@ -354,7 +355,7 @@ def _filled(
 def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays "site:name" of an adapter, or their gradients, under PEFT's keys and in its layout."""
     model = adapted.model
-    spec = spec_of(adapter.method)
+    spec = spec_of(adapter.method).of(adapter.options.get("peft", {}), model.arch)
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     pairs: dict[str, dict[str, Any]] = {}

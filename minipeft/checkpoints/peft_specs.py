@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints.peft_config import kind_of, start_of
 from minipeft.engine.backend import to_host
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad
 from minipeft.method import Method
+from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
 
@@ -45,15 +47,6 @@ def _column(a: Any, arch: Arch) -> Any:
     return a.reshape(-1, 1)
 
 
-def _half(a: Any, arch: Arch) -> Any:
-    """Of the prompt rows of an encoder-decoder PEFT uses the first half."""
-    return a[: len(a) // 2] if arch.encoder_layers else a
-
-
-def _doubled(a: Any, arch: Arch) -> Any:
-    return np.concatenate([a, np.zeros_like(a)]) if arch.encoder_layers else a
-
-
 @dataclass(frozen=True)
 class Spec:
     """How one method is written by PEFT."""
@@ -71,6 +64,12 @@ class Spec:
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
     )
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
+    settled: Callable[[Config, Arch], Config] = lambda config, arch: {}  # its fields that a configuration changes
+    bounds: Mapping[str, str] = field(default_factory=dict)  # a size of ours -> an array that has an axis of it
+
+    def of(self, config: Config, arch: Arch) -> Spec:
+        """The same as this configuration has it."""
+        return dataclasses.replace(self, **self.settled(config, arch))
 
     @property
     def is_prompt(self) -> bool:
@@ -94,16 +93,16 @@ def _lora_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config
     return dict(r=r, alpha=float(_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
 
 
-REFUSED = {
-    "LORA": ("use_qalora", "alora_invocation_tokens", "target_parameters", "layer_replication", "use_bdlora", "velora_config",
-             "monteclora_config", "kasa_config", "arrow_config", "corda_config", "loftq_config", "ensure_weight_tying"),
-}  # fmt: skip
-
-
 def _lora_fields(config: Config, arch: Arch) -> Config:
     out = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
     out |= dict(r=config["r"], alpha=float(config["lora_alpha"]))
+    start = config.get("init_lora_weights", True)
+    if factors := {"pissa": "svd", "olora": "qr"}.get(str(start).lower()):
+        out |= {"start" if config.get("use_dora") else "factors": factors}
     return out | (dict(lora_bias=True) if config.get("lora_bias") else {})
+
+
+START = {"zero": True, "svd": "pissa", "qr": "olora"}  # our factors -> init_lora_weights
 
 
 def _lora_config(m: Any, arch: Arch) -> Config:
@@ -233,11 +232,79 @@ def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
     method: Any = adapter.method
     if method.name == "prompt_tuning":
         return adapter
-    plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool)
+    plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool, ignores=method.ignores)
     at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
     own = adapter.grouped()
     arrays = {f"{site}:P": method.prompt(None, **own[site]) for site in at}
     return _with(adapter, plain, at, arrays)
+
+
+def _prompt_fields(config: Config, arch: Arch) -> Config:
+    typed = config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    return dict(
+        p=config["num_virtual_tokens"],
+        pool="last_position" if arch.head == "classify" and arch.causal else "token",
+        ignores="positions" if typed else "positions and types",
+    )
+
+
+def _stacks(config: Config, arch: Arch) -> int:
+    """For how many stacks PEFT makes virtual tokens. Raises `Bad` for two where there is one."""
+    stacks = config.get("num_transformer_submodules", 2 if arch.encoder_layers else 1)
+    if stacks is None:
+        stacks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if stacks == 2 and not arch.encoder_layers:
+        raise Bad(
+            f"adapter_config.json: num_transformer_submodules: expected 1, as {arch.family} has one stack, found 2"
+        )
+    return int(stacks)
+
+
+def _prompt_rows(config: Config, arch: Arch) -> Config:
+    """With two stacks PEFT makes twice as many rows as it uses."""
+    if _stacks(config, arch) == 1:
+        return {}
+    p = config.get("num_virtual_tokens")
+
+    def ours(a: Any, arch: Arch) -> Any:
+        return a[: len(a) // 2] if p is None or len(a) == 2 * p else a
+
+    def theirs(a: Any, arch: Arch) -> Any:
+        return np.concatenate([a, np.zeros_like(a)])
+
+    return dict(root_keys={"P": Key("prompt_embeddings", ours, theirs)})
+
+
+def _prefix_fields(config: Config, arch: Arch) -> Config:
+    """Raises `Bad` where the prefixes do not fit this base."""
+    ours = dict(
+        num_attention_heads=arch.kv,
+        token_dim=arch.kv * arch.dh,
+        num_transformer_submodules=2 if arch.encoder_layers else 1,
+    )
+    stacks = dict(num_transformer_submodules=_stacks(config, arch))
+    for name, expected in ours.items():
+        if (found := stacks.get(name, config.get(name))) not in (None, expected):
+            raise Bad(f"adapter_config.json: {name}: expected {expected}, as this base has, found {found}")
+    blocks = config.get("num_layers") or arch.encoder_layers or arch.layers
+    if blocks < arch.layers:
+        raise Bad(
+            f"adapter_config.json: num_layers: expected at least {arch.layers}, a prefix for every block, found {blocks}"
+        )
+    return dict(
+        p=config["num_virtual_tokens"],
+        window="past",
+        layout="peft" if arch.encoder_layers else "ordered",
+        blocks=0 if blocks == arch.layers else blocks,
+    )
+
+
+def _prefix_config(m: Any, arch: Arch) -> Config:
+    blocks = 2 * arch.layers if arch.encoder_layers and m.layout == "ordered" else m.blocks or arch.layers
+    return dict(
+        num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=blocks, num_attention_heads=arch.kv,
+        num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
+    )  # fmt: skip
 
 
 def _adds(arch: Arch) -> str:
@@ -267,11 +334,25 @@ def _as_adaption(model: Model, adapter: Adapter) -> Adapter:
 
 
 def _as_prefixes(model: Model, adapter: Adapter) -> Adapter:
-    """Prefix tuning's projection, folded in."""
-    method: Any = adapter.method
-    plain = dataclasses.replace(method, hidden=0)
-    at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
-    return _with(adapter, plain, at, {":E": method.flat(**adapter.grouped()[""])})
+    """Prefix tuning's projection, folded in, in PEFT's layout. Raises `Bad` where PEFT computes something else."""
+    method, arch = adapter.method, model.arch
+    assert isinstance(method, PrefixTuning)
+    own = [s for s, m in adapter.at.items() if m.name == method.name]
+    if own != (expected := [f"layers.{n}.attn.kv" for n in range(arch.layers)]):
+        raise Bad(f"prefix_tuning: PEFT has prefixes at {', '.join(expected)} alone, found {', '.join(own)}")
+    if arch.window and method.window == "all":
+        raise Bad("prefix_tuning: window='all' is not what PEFT computes with a sliding window; expected 'past'")
+    if method.positions == "zero" and arch.positions != "relative":
+        raise Bad("prefix_tuning: positions='zero' is not what PEFT computes; expected 'after'")
+    if method.layout == "peft" and not arch.encoder_layers:
+        raise Bad("prefix_tuning: layout='peft' is not what PEFT computes without an encoder; expected 'ordered'")
+    E = to_host(method.flat(**adapter.grouped()[""]))
+    if arch.encoder_layers and method.layout == "ordered":  # there PEFT takes for layer l what stands at 2l
+        blocks = E.reshape(len(E), -1, 2 * arch.kv * arch.dh)[:, : arch.layers]
+        E = np.stack([blocks, np.zeros_like(blocks)], axis=2).reshape(len(E), -1)
+    plain = dataclasses.replace(method, hidden=0, layout="peft" if arch.encoder_layers else "ordered",
+                                blocks=E.shape[1] // (2 * arch.kv * arch.dh))  # fmt: skip
+    return _with(adapter, plain, dict.fromkeys(own, plain), {":E": E})
 
 
 PATTERNS = {  # peft_type -> their dictionaries of what differs by module, and our fields
@@ -283,8 +364,12 @@ PATTERNS = {  # peft_type -> their dictionaries of what differs by module, and o
 
 SPECS: dict[str, Spec] = {
     "lora": _LORA,
-    "dora": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True)),
-    "pissa": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights="pissa")),
+    "dora": dataclasses.replace(
+        _LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True, init_lora_weights=START[m.start])
+    ),
+    "pissa": dataclasses.replace(
+        _LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights=START[m.factors])
+    ),
     "lora_ga": dataclasses.replace(_LORA, plain=_as_lora, config=lambda m, arch: _lora_config(_doubled_rank(m), arch)),
     "adalora": Spec(
         "ADALORA",
@@ -380,11 +465,9 @@ SPECS: dict[str, Spec] = {
     "prompt_tuning": Spec(
         "PROMPT_TUNING",
         keys={},
-        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
-        fields=lambda c, arch: dict(
-            p=c["num_virtual_tokens"],
-            pool="last_position" if arch.head == "classify" and arch.causal else "token",
-        ),
+        root_keys={"P": Key("prompt_embeddings")},
+        settled=_prompt_rows,
+        fields=_prompt_fields,
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
             num_transformer_submodules=2 if arch.encoder_layers else 1, prompt_tuning_init="RANDOM",
@@ -394,7 +477,8 @@ SPECS: dict[str, Spec] = {
     "p_tuning": Spec(  # their file holds the evaluated prompt, which is read as prompt tuning
         "P_TUNING",
         keys={},
-        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
+        root_keys={"P": Key("prompt_embeddings")},
+        settled=_prompt_rows,
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
@@ -407,11 +491,8 @@ SPECS: dict[str, Spec] = {
         "PREFIX_TUNING",
         keys={},
         root_keys={"E": Key("prompt_embeddings")},
-        fields=lambda c, arch: dict(p=c["num_virtual_tokens"]) | (dict(layout="peft") if arch.encoder_layers else {}),
-        config=lambda m, arch: dict(
-            num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=arch.layers, num_attention_heads=arch.kv,
-            num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
-        ),
+        fields=_prefix_fields,
+        config=_prefix_config,
         plain=_as_prefixes,
     ),
     "llama_adapter": Spec(
@@ -446,26 +527,26 @@ def spec_of(method: Method) -> Spec:
     raise Bad(f"{method.name} cannot be written for PEFT: it has no such method; PEFT has {', '.join(sorted(SPECS))}")
 
 
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
+    "pissa_niter_": "from a decomposition that begins at random",
+    "corda": "from a decomposition that needs the data",
+    "lora_ga": "from a gradient that needs the data",
+    "loftq": "by quantising it",
+}
+
+
 def method_name(config: Config) -> str:
     """Our method for their configuration. Raises `Bad`, with near misses, for what we do not compute."""
-    kind = config.get("peft_type")
-    known = {s.peft_type for s in SPECS.values()}
-    if kind not in known:
-        raise Bad(
-            f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}"
-        )
-    for option in REFUSED.get(kind, ()):
-        if config.get(option):
-            raise Bad(f"adapter_config.json: {option} is not supported for {kind}")
+    kind = kind_of(config)
     if kind == "LORA":
         start = config.get("init_lora_weights", True)
-        if isinstance(start, str) and start.startswith("pissa"):
-            return "pissa"
-        if isinstance(start, str) and start.lower() in ("olora", "corda", "loftq", "mica"):
+        began = start_of(start) if isinstance(start, str) else None
+        if began in BASE_CHANGED:
             raise Bad(
-                f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported"
+                f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[began]}: it cannot be made "
+                "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
             )
-        return "dora" if config.get("use_dora") else "lora"
+        return "dora" if config.get("use_dora") else "pissa" if began in ("pissa", "olora") else "lora"
     if kind == "P_TUNING":
         return "prompt_tuning"
     return next(n for n, s in SPECS.items() if s.peft_type == kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from minipeft.cli.replay import replay
 from minipeft.cli.show import show
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Note
 
 app = typer.Typer(
     name="minipeft",
@@ -62,6 +63,10 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback."""
     from minipeft.engine.backend import explained
 
+    plainly = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *more: (
+        f"minipeft: {message}\n" if category is Note else plainly(message, category, *more)
+    )
     try:
         with explained():
             run(argv)
