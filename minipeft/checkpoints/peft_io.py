@@ -15,6 +15,7 @@ import numpy as np
 
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_config import checked
+from minipeft.checkpoints.peft_declared import refuse_absent
 from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Key, Spec, method_name, spec_of
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import widened
@@ -42,6 +43,16 @@ def their_name(model: Model, module: str) -> str:
     if found is None:
         raise Bad(f"{module} has no name in a {model.arch.family} checkpoint")
     return found.removeprefix(_prefix(model.arch))
+
+
+def _their_key(model: Model, site: str) -> str | None:
+    """Their key of our parameter, None for an activation and for what has no name there."""
+    prefix = _prefix(model.arch)
+    if (bare := model.names.theirs(site)) is not None:
+        return bare.removeprefix(prefix)
+    module, _, leaf = site.rpartition(".")
+    theirs = model.names.theirs(module)
+    return None if theirs is None or leaf not in ("weight", "bias") else f"{theirs.removeprefix(prefix)}.{leaf}"
 
 
 def our_name(model: Model, module: str) -> str | None:
@@ -120,6 +131,11 @@ def load_peft_parts(
         per_site[site] = spec.at_site(config, module, arrays)
     if kind == "ia3":
         fields["inputs"] = " ".join(s for s, arrays in found.items() if "l_ff" in arrays) or "none"
+    names = {s: key for s in every if (key := _their_key(base, s))}
+    refuse_absent(folder, config, every, names, found, whole, tokens)
+    for site, arrays in [*found.items(), ("", root)]:
+        for size in spec.sizes:
+            _refuse_huge(folder, size, per_site.get(site, {}).get(size, fields.get(size)), arrays)
     method = cls(**fields)
     wanted = _wanted(base, config, folder) if not spec.on_blocks and found else None
     if wanted is not None and (lost := sorted(wanted - set(found))):
@@ -149,6 +165,15 @@ def load_peft_parts(
     new |= {f"{site}:T": v for site, v in tokens.items()}
     options = dict(bias=_bias_option(config), train_whole=[], peft=dict(config))
     return _filled(adapted, name, new, folder, spec, modules, options)
+
+
+def _refuse_huge(folder: Path, size: str, declared: Any, arrays: Mapping[str, Any]) -> None:
+    """A size that no axis of the file's arrays has is refused before anything of that size is made."""
+    longest = max((n for a in arrays.values() for n in a.shape), default=0)
+    if arrays and declared is not None and declared > longest:
+        raise Bad(
+            f"{folder}: {size} is {declared} by adapter_config.json, but no axis of the file's arrays is longer than {longest}"
+        )
 
 
 def _fields(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
@@ -189,10 +214,14 @@ def _load_xlora(
         for full, a in read_adapter_tensors(where).items():
             if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
                 own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
-        experts.append(load_peft_parts(adapted.model, read_config(where), own, where).adapters[0])
+        expert = read_config(where) | dict(task_type=None, modules_to_save=None, bias="none")  # PEFT takes an expert's factors alone
+        experts.append(load_peft_parts(adapted.model, expert, own, where).adapters[0])
     if not experts:
         raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
-    method = cls.from_adapters(experts, **_fields(SPECS["x_lora"], config, adapted.model.arch, folder))
+    fields = _fields(SPECS["x_lora"], config, adapted.model.arch, folder)
+    if fields["depth"] > 1:
+        _refuse_huge(folder, "hidden", fields["hidden"], tensors)
+    method = cls.from_adapters(experts, **fields)
     spec = spec_of(method)
     adapted = attach(adapted, method, name=name)
     names = {k.suffix: n for n, k in spec.root_keys.items()}
@@ -452,7 +481,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     }
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
-    tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
+    unread = {k: v for k, v in adapter.options.items() if k != "peft"}  # it is written as the configuration above has it
+    tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
     if spec.is_prompt and model.arch.head in (
         "classify",
         "tokens",

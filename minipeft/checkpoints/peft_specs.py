@@ -17,7 +17,7 @@ import numpy as np
 
 from minipeft.checkpoints.peft_config import kind_of, start_of
 from minipeft.engine.backend import to_host
-from minipeft.errors import Bad
+from minipeft.errors import Bad, note
 from minipeft.method import Method
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.arch import Arch, Model
@@ -65,7 +65,7 @@ class Spec:
     )
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     settled: Callable[[Config, Arch], Config] = lambda config, arch: {}  # its fields that a configuration changes
-    bounds: Mapping[str, str] = field(default_factory=dict)  # a size of ours -> an array that has an axis of it
+    sizes: tuple[str, ...] = ()  # our fields that are the length of an axis of its arrays
 
     def of(self, config: Config, arch: Arch) -> Spec:
         """The same as this configuration has it."""
@@ -128,6 +128,7 @@ _LORA = Spec(
     fields=_lora_fields,
     config=_lora_config,
     at_site=_lora_site,
+    sizes=("r",),
 )
 
 
@@ -380,7 +381,7 @@ SPECS: dict[str, Spec] = {
             gamma=float(c["orth_reg_weight"]), sensitivity="after",
         ),
         config=_adalora_config,
-        at_site=lambda c, module, arrays: dict(kept=len(arrays["lam"])) if "lam" in arrays else {},
+        at_site=lambda c, module, arrays: dict(kept=len(arrays.get("lam", ()))),
     ),
     "osf": Spec(
         "OSF",
@@ -391,6 +392,7 @@ SPECS: dict[str, Spec] = {
     ),
     "vera": Spec(
         "VERA",
+        sizes=("r",),
         keys={"lambda_d": Key("vera_lambda_d"), "lambda_b": Key("vera_lambda_b")},
         root_keys={"A": Key("base_model.vera_A"), "B": Key("base_model.vera_B")},
         fields=lambda c, arch: dict(
@@ -403,6 +405,7 @@ SPECS: dict[str, Spec] = {
     ),
     "fourierft": Spec(
         "FOURIERFT",
+        sizes=("n_frequency",),
         keys={"c": Key("fourierft_spectrum")},
         fields=lambda c, arch: dict(n_frequency=c["n_frequency"], scaling=float(c["scaling"]), seed=c["random_loc_seed"]),
         config=lambda m, arch: dict(
@@ -431,6 +434,7 @@ SPECS: dict[str, Spec] = {
     ),
     "loha": Spec(
         "LOHA",
+        sizes=("r",),
         keys={"X1": Key("hada_w1_a"), "Y1": Key("hada_w1_b"), "X2": Key("hada_w2_a"), "Y2": Key("hada_w2_b")},
         fields=lambda c, arch: dict(
             r=c["r"], alpha=float(c["alpha"]), rank_dropout=float(c.get("rank_dropout") or 0),
@@ -450,6 +454,7 @@ SPECS: dict[str, Spec] = {
     ),
     "shira": Spec(
         "SHIRA",
+        sizes=("r",),
         keys={"v": Key("shira_weight"),
               "rows": Key("shira_indices", lambda a, arch: a[0]), "cols": Key("shira_indices", lambda a, arch: a[1])},
         fields=lambda c, arch: dict(r=c["r"], seed=c.get("random_seed")),
@@ -464,6 +469,7 @@ SPECS: dict[str, Spec] = {
     ),
     "prompt_tuning": Spec(
         "PROMPT_TUNING",
+        sizes=("p",),
         keys={},
         root_keys={"P": Key("prompt_embeddings")},
         settled=_prompt_rows,
@@ -489,6 +495,7 @@ SPECS: dict[str, Spec] = {
     ),
     "prefix_tuning": Spec(
         "PREFIX_TUNING",
+        sizes=("p", "blocks"),
         keys={},
         root_keys={"E": Key("prompt_embeddings")},
         fields=_prefix_fields,
@@ -497,6 +504,7 @@ SPECS: dict[str, Spec] = {
     ),
     "llama_adapter": Spec(
         "ADAPTION_PROMPT",
+        sizes=("K",),
         keys={"A": Key("adaption_prompt", lambda a, arch: a[0], lambda a, arch: a[None]), "g": Key("adaption_gate")},
         fields=lambda c, arch: dict(K=c["adapter_len"], adds=_adds(arch)),
         config=_adaption_config,
@@ -511,6 +519,7 @@ SPECS: dict[str, Spec] = {
     ),
     "poly": Spec(
         "POLY",
+        sizes=("r", "n_tasks", "n_skills", "n_splits"),
         keys={"A": Key("poly_lora_A"), "B": Key("poly_lora_B"), "Z": Key("poly_router.module_logits")},
         fields=lambda c, arch: dict(r=c["r"], n_tasks=c["n_tasks"], n_skills=c["n_skills"], n_splits=c["n_splits"]),
         config=lambda m, arch: dict(r=m.r, n_tasks=m.n_tasks, n_skills=m.n_skills, n_splits=m.n_splits, poly_type="poly"),
@@ -530,7 +539,6 @@ def spec_of(method: Method) -> Spec:
 BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
     "pissa_niter_": "from a decomposition that begins at random",
     "corda": "from a decomposition that needs the data",
-    "lora_ga": "from a gradient that needs the data",
     "loftq": "by quantising it",
 }
 
@@ -545,6 +553,11 @@ def method_name(config: Config) -> str:
             raise Bad(
                 f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[began]}: it cannot be made "
                 "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            )
+        if began == "lora_ga":
+            note(
+                "adapter_config.json: init_lora_weights='lora_ga': PEFT loads this on the base as it is, and so do we; it was "
+                "trained on a base without its first factors, unless it was saved with path_initial_model_for_weight_conversion"
             )
         return "dora" if config.get("use_dora") else "pissa" if began in ("pissa", "olora") else "lora"
     if kind == "P_TUNING":

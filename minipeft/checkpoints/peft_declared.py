@@ -1,0 +1,128 @@
+"""What a configuration of PEFT declares and its file must therefore hold: modules saved whole, biases, trained tokens, layers.
+
+PEFT loads a file without them, some with a warning: what was trained is then replaced by what the base has. Here it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from minipeft.checkpoints.peft_config import FIELDS
+from minipeft.errors import Bad, near
+from minipeft.method import Site
+
+Config = dict[str, Any]
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def refuse_absent(
+    where: Any,
+    config: Config,
+    every: Mapping[str, Site],
+    names: Mapping[str, str],
+    found: Mapping[str, Mapping[str, Any]],
+    whole: Collection[str],
+    tokens: Collection[str],
+) -> None:
+    """Raises `Bad` for the first thing that a configuration declares and its file has not.
+
+    `every` are the sites of the base and `names` their keys in a checkpoint. The file has `found` arrays by site, parameters
+    that are `whole`, and trained rows of the tables `tokens`.
+    """
+    kind = config["peft_type"]
+    own = {site: key for site, key in names.items() if every[site].kind != "activation"}
+    lost = [
+        *_modules(kind, config, own, found, whole),
+        *_biases(config, every, own, found, whole),
+        *_tokens(config, every, own, tokens),
+        *_layers(kind, config, every, found),
+        *_feedforward(kind, config, own, found),
+    ]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise Bad(f"{where}: adapter_model.safetensors lacks {lost[0]}{more}")
+
+
+def _ends(module: str, name: str) -> bool:
+    """As PEFT asks: the plain end of the module's name, or of a module around it."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]).endswith(name) for n in range(len(parts)))
+
+
+def _modules(
+    kind: str, config: Config, own: Mapping[str, str], found: Collection[str], whole: Collection[str]
+) -> Iterator[str]:
+    """modules_to_save, and the classifier that a task brings for every kind that can save modules."""
+    if "modules_to_save" not in FIELDS[kind]:
+        return
+    task = HEADS.get(config.get("task_type") or "", ())
+    for name in config.get("modules_to_save") or ():
+        inside = {site: key for site, key in own.items() if _ends(key.rpartition(".")[0], name)}
+        if not inside and name not in ("classifier", "score", "qa_outputs"):
+            known = {part for key in own.values() for part in key.split(".")[:-1]}
+            yield f"the module {name!r} of modules_to_save, and so does this base{near(name, known)}"
+        yield from (f"{key}, of modules_to_save" for site, key in inside.items() if site not in whole)
+    heads = {site: key for site, key in own.items() if any(_ends(key.rpartition(".")[0], name) for name in task)}
+    if task and not heads:
+        yield f"the {' or '.join(task)} that task_type {config['task_type']!r} declares"
+    yield from (f"{key}, which task_type {config['task_type']!r} declares" for s, key in heads.items() if s not in whole)
+
+
+def _biases(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Collection[str], whole: Collection[str]
+) -> Iterator[str]:
+    """All biases of the base, or those of the targeted modules."""
+    option = config.get("bias") or "none"
+    if option == "none":
+        return
+    near_by = {s.removesuffix("weight") + "bias" for s in found if s.endswith(".weight")}
+    for site, key in own.items():
+        if site.endswith(".bias") and site not in whole and (option == "all" or site in near_by):
+            yield f"{key}, of bias={option!r}"
+
+
+def _tokens(config: Config, every: Mapping[str, Site], own: Mapping[str, str], tokens: Collection[str]) -> Iterator[str]:
+    """The trained rows of each table that trainable_token_indices names; a list means the input embeddings."""
+    given = config.get("trainable_token_indices")
+    if given is None:
+        return
+    tables = {site: key.rpartition(".")[0] for site, key in own.items() if every[site].kind in ("embedding", "linear")}
+    for name in given if isinstance(given, dict) else [tables["embed.tokens.weight"]]:
+        named = [site for site, module in tables.items() if module.endswith(name)]
+        if not any(site in tokens for site in named) and not (name in SHARED and "embed.tokens.weight" in tokens):
+            yield f"the rows of {name!r} that trainable_token_indices declares"
+
+
+SHARED = ("embed_tokens", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")  # may be the input embeddings
+
+
+def _layers(kind: str, config: Config, every: Mapping[str, Site], found: Collection[str]) -> Iterator[str]:
+    """Adaption prompts are in the topmost adapter_layers."""
+    if kind != "ADAPTION_PROMPT":
+        return
+    blocks = [s for s in every if re.fullmatch(r"layers\.\d+\.attn\.heads", s)]
+    n = config["adapter_layers"]
+    if n > len(blocks):
+        raise Bad(f"adapter_config.json: adapter_layers: expected at most {len(blocks)}, the layers of this base, found {n}")
+    yield from (f"the adaption prompt of {s.removesuffix('.attn.heads')}, of adapter_layers={n}" for s in blocks[-n:]
+                if s not in found)  # fmt: skip
+    if extra := [s for s in found if s not in blocks[-n:]]:
+        raise Bad(f"adapter_config.json: adapter_layers={n} leaves out {extra[0].removesuffix('.attn.heads')}, which the file has")
+
+
+def _feedforward(
+    kind: str, config: Config, own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """(IA)³ scales the inputs of feedforward_modules and the outputs of the others; the file's shapes must say the same."""
+    if kind != "IA3":
+        return
+    given = config.get("feedforward_modules")
+    if given is None:
+        return
+    for site, arrays in found.items():
+        module = own[site].rpartition(".")[0]
+        declared = re.fullmatch(given, module) if isinstance(given, str) else any(module.endswith(n) for n in given)
+        if bool(declared) != ("l_ff" in arrays):
+            yield f"{module}.ia3_l as feedforward_modules declares it, a scale of its {'in' if declared else 'out'}puts"
