@@ -78,7 +78,9 @@ def optional(kind: Kind) -> Kind:
 
 def among(*options: Any) -> Kind:
     """One of a few values."""
-    return Kind(f"one of {', '.join(map(repr, options))}", lambda v: any(type(v) is type(o) and v == o for o in options))
+    return Kind(
+        f"one of {', '.join(map(repr, options))}", lambda v: any(type(v) is type(o) and v == o for o in options)
+    )
 
 
 def pattern(kind: Kind) -> Kind:
@@ -98,6 +100,10 @@ NUMBER = Kind("a finite number", _is_number)
 POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and v > 0)
 RATE = Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
 COUNT = whole(1)
+RANK = Kind(
+    "an integer of at least 1, a number in (0, 1] or null",
+    lambda v: v is None or COUNT.holds(v) or (isinstance(v, float) and 0 < v <= 1),
+)
 SEED = Kind(
     "an integer of at most 64 bits", lambda v: isinstance(v, int) and not isinstance(v, bool) and -(2**63) <= v < 2**64
 )
@@ -244,7 +250,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "total_step": plain("when training ends"),
     },
     "OSF": COMMON | TARGETS | WHOLE | INIT | {
-        "effective_rank": plain("the file's arrays have the rank that is left"),
+        "effective_rank": read(RANK),
         "rank_pattern": plain("the file's arrays have the rank that is left"),
         "target_svd_config": plain("the file's arrays have the rank that is left"),
     },

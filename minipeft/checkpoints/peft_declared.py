@@ -34,12 +34,13 @@ def refuse_absent(
     kind = config["peft_type"]
     own = {site: key for site, key in names.items() if every[site].kind != "activation"}
     lost = [
-        *_modules(kind, config, own, found, whole),
-        *_biases(config, every, own, found, whole),
+        *_modules(kind, config, own, whole),
+        *_biases(config, own, found, whole),
         *_tokens(config, every, own, tokens),
         *_layers(kind, config, every, found),
         *_feedforward(kind, config, own, found),
     ]
+    lost = list(dict.fromkeys(lost))
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise Bad(f"{where}: adapter_model.safetensors lacks {lost[0]}{more}")
@@ -51,28 +52,24 @@ def _ends(module: str, name: str) -> bool:
     return any(".".join(parts[: n + 1]).endswith(name) for n in range(len(parts)))
 
 
-def _modules(
-    kind: str, config: Config, own: Mapping[str, str], found: Collection[str], whole: Collection[str]
-) -> Iterator[str]:
+def _modules(kind: str, config: Config, own: Mapping[str, str], whole: Collection[str]) -> Iterator[str]:
     """modules_to_save, and the classifier that a task brings for every kind that can save modules."""
     if "modules_to_save" not in FIELDS[kind]:
         return
     task = HEADS.get(config.get("task_type") or "", ())
-    for name in config.get("modules_to_save") or ():
+    heads = []
+    for name in dict.fromkeys([*(config.get("modules_to_save") or ()), *task]):
         inside = {site: key for site, key in own.items() if _ends(key.rpartition(".")[0], name)}
+        heads += [*inside] if name in task else []
         if not inside and name not in ("classifier", "score", "qa_outputs"):
             known = {part for key in own.values() for part in key.split(".")[:-1]}
             yield f"the module {name!r} of modules_to_save, and so does this base{near(name, known)}"
-        yield from (f"{key}, of modules_to_save" for site, key in inside.items() if site not in whole)
-    heads = {site: key for site, key in own.items() if any(_ends(key.rpartition(".")[0], name) for name in task)}
+        yield from (f"{key}, of the modules that are saved whole" for site, key in inside.items() if site not in whole)
     if task and not heads:
-        yield f"the {' or '.join(task)} that task_type {config['task_type']!r} declares"
-    yield from (f"{key}, which task_type {config['task_type']!r} declares" for s, key in heads.items() if s not in whole)
+        yield f"the {' or '.join(task)} that task_type {config['task_type']!r} declares, and so does this base"
 
 
-def _biases(
-    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Collection[str], whole: Collection[str]
-) -> Iterator[str]:
+def _biases(config: Config, own: Mapping[str, str], found: Collection[str], whole: Collection[str]) -> Iterator[str]:
     """All biases of the base, or those of the targeted modules."""
     option = config.get("bias") or "none"
     if option == "none":
@@ -83,19 +80,22 @@ def _biases(
             yield f"{key}, of bias={option!r}"
 
 
-def _tokens(config: Config, every: Mapping[str, Site], own: Mapping[str, str], tokens: Collection[str]) -> Iterator[str]:
+def _tokens(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], tokens: Collection[str]
+) -> Iterator[str]:
     """The trained rows of each table that trainable_token_indices names; a list means the input embeddings."""
     given = config.get("trainable_token_indices")
     if given is None:
         return
     tables = {site: key.rpartition(".")[0] for site, key in own.items() if every[site].kind in ("embedding", "linear")}
+    tied = every["embed.tokens.weight"].arch.shares_table
     for name in given if isinstance(given, dict) else [tables["embed.tokens.weight"]]:
-        named = [site for site, module in tables.items() if module.endswith(name)]
-        if not any(site in tokens for site in named) and not (name in SHARED and "embed.tokens.weight" in tokens):
-            yield f"the rows of {name!r} that trainable_token_indices declares"
-
-
-SHARED = ("embed_tokens", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head")  # may be the input embeddings
+        named = [site for site, module in tables.items() if module.endswith(name)] or ["embed.tokens.weight"]
+        for (
+            site
+        ) in named:  # a tied head, and what goes by a name of the table's that is none of ours, has the table's rows
+            if ("embed.tokens.weight" if tied and site == "head.weight" else site) not in tokens:
+                yield f"the rows of {name!r} that trainable_token_indices declares"
 
 
 def _layers(kind: str, config: Config, every: Mapping[str, Site], found: Collection[str]) -> Iterator[str]:
@@ -105,11 +105,15 @@ def _layers(kind: str, config: Config, every: Mapping[str, Site], found: Collect
     blocks = [s for s in every if re.fullmatch(r"layers\.\d+\.attn\.heads", s)]
     n = config["adapter_layers"]
     if n > len(blocks):
-        raise Bad(f"adapter_config.json: adapter_layers: expected at most {len(blocks)}, the layers of this base, found {n}")
+        raise Bad(
+            f"adapter_config.json: adapter_layers: expected at most {len(blocks)}, the layers of this base, found {n}"
+        )
     yield from (f"the adaption prompt of {s.removesuffix('.attn.heads')}, of adapter_layers={n}" for s in blocks[-n:]
                 if s not in found)  # fmt: skip
     if extra := [s for s in found if s not in blocks[-n:]]:
-        raise Bad(f"adapter_config.json: adapter_layers={n} leaves out {extra[0].removesuffix('.attn.heads')}, which the file has")
+        raise Bad(
+            f"adapter_config.json: adapter_layers={n} leaves out {extra[0].removesuffix('.attn.heads')}, which the file has"
+        )
 
 
 def _feedforward(

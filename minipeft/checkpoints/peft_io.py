@@ -131,8 +131,6 @@ def load_peft_parts(
         per_site[site] = spec.at_site(config, module, arrays)
     if kind == "ia3":
         fields["inputs"] = " ".join(s for s, arrays in found.items() if "l_ff" in arrays) or "none"
-    names = {s: key for s in every if (key := _their_key(base, s))}
-    refuse_absent(folder, config, every, names, found, whole, tokens)
     for site, arrays in [*found.items(), ("", root)]:
         for size in spec.sizes:
             _refuse_huge(folder, size, per_site.get(site, {}).get(size, fields.get(size)), arrays)
@@ -147,6 +145,8 @@ def load_peft_parts(
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class("full")
     beside = [_rows(base, config, site, spec) for site in tokens]
+    names = {s: key for s in every if (key := _their_key(base, s))}
+    refuse_absent(folder, config, every, names, found, whole, tokens)
     beside += [full(targets=" ".join(whole), head="stays")] if whole else []
     if found or root:
         targets = list(found) or method.targets
@@ -170,7 +170,9 @@ def load_peft_parts(
 def _refuse_huge(folder: Path, size: str, declared: Any, arrays: Mapping[str, Any]) -> None:
     """A size that no axis of the file's arrays has is refused before anything of that size is made."""
     longest = max((n for a in arrays.values() for n in a.shape), default=0)
-    if arrays and declared is not None and declared > longest:
+    if (
+        arrays and declared is not None and declared > max(longest, 1024)
+    ):  # smaller ones cost nothing, and are told better below
         raise Bad(
             f"{folder}: {size} is {declared} by adapter_config.json, but no axis of the file's arrays is longer than {longest}"
         )
@@ -214,7 +216,9 @@ def _load_xlora(
         for full, a in read_adapter_tensors(where).items():
             if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
                 own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
-        expert = read_config(where) | dict(task_type=None, modules_to_save=None, bias="none")  # PEFT takes an expert's factors alone
+        expert = read_config(where) | dict(
+            task_type=None, modules_to_save=None, bias="none"
+        )  # PEFT takes an expert's factors alone
         experts.append(load_peft_parts(adapted.model, expert, own, where).adapters[0])
     if not experts:
         raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
@@ -373,7 +377,8 @@ def _filled(
             raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
         arrays[key] = held if key in adapter.trained else read_only(held)
-    filled = dataclasses.replace(adapter, arrays=arrays, options=options)
+    trained = frozenset(k for k in adapter.trained if k.rpartition(":")[2] not in spec.fixed)
+    filled = dataclasses.replace(adapter, arrays=arrays, trained=trained, options=options)
     kept = tuple(filled if a.name == name else a for a in adapted.adapters)
     return dataclasses.replace(adapted, adapters=kept)
 
@@ -481,7 +486,9 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     }
     if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
-    unread = {k: v for k, v in adapter.options.items() if k != "peft"}  # it is written as the configuration above has it
+    unread = {
+        k: v for k, v in adapter.options.items() if k != "peft"
+    }  # it is written as the configuration above has it
     tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
     if spec.is_prompt and model.arch.head in (
         "classify",

@@ -65,6 +65,7 @@ class Spec:
     )
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     settled: Callable[[Config, Arch], Config] = lambda config, arch: {}  # its fields that a configuration changes
+    fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
     sizes: tuple[str, ...] = ()  # our fields that are the length of an axis of its arrays
 
     def of(self, config: Config, arch: Arch) -> Spec:
@@ -99,13 +100,22 @@ def _lora_fields(config: Config, arch: Arch) -> Config:
     start = config.get("init_lora_weights", True)
     if factors := {"pissa": "svd", "olora": "qr"}.get(str(start).lower()):
         out |= {"start" if config.get("use_dora") else "factors": factors}
+        _refuse_transposed_qr(factors, arch)
     return out | (dict(lora_bias=True) if config.get("lora_bias") else {})
+
+
+def _refuse_transposed_qr(factors: str, arch: Arch) -> None:
+    if factors == "qr" and arch.family == "gpt2":
+        raise Bad(
+            f"init_lora_weights='olora': PEFT decomposes the weights of {arch.family} transposed, so that the factors do not fit"
+        )
 
 
 START = {"zero": True, "svd": "pissa", "qr": "olora"}  # our factors -> init_lora_weights
 
 
 def _lora_config(m: Any, arch: Arch) -> Config:
+    _refuse_transposed_qr(getattr(m, "factors", getattr(m, "start", "")), arch)
     return dict(
         r=m.r, lora_alpha=m.alpha, lora_dropout=m.dropout, use_rslora=m.rslora, lora_bias=m.lora_bias,
         fan_in_fan_out=arch.family == "gpt2", init_lora_weights=True,
@@ -128,6 +138,7 @@ _LORA = Spec(
     fields=_lora_fields,
     config=_lora_config,
     at_site=_lora_site,
+    settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
     sizes=("r",),
 )
 
@@ -165,6 +176,12 @@ XLORA = {
     "top_k_softmax": "enable_softmax_topk", "pass_value": "scaling_pass_value", "gamma": "global_scaling_weight",
     "train_experts": "use_trainable_adapters",
 }  # fmt: skip
+
+
+def _xlora_fields(config: Config, arch: Arch) -> Config:
+    if (width := config.get("hidden_size")) not in (None, arch.d):
+        raise Bad(f"adapter_config.json: hidden_size: expected {arch.d}, as this base has, found {width}")
+    return {ours: config[theirs] for ours, theirs in XLORA.items() if config.get(theirs) is not None}
 
 
 def _xlora_config(m: Any, arch: Arch) -> Config:
@@ -278,14 +295,11 @@ def _prompt_rows(config: Config, arch: Arch) -> Config:
 
 def _prefix_fields(config: Config, arch: Arch) -> Config:
     """Raises `Bad` where the prefixes do not fit this base."""
-    ours = dict(
-        num_attention_heads=arch.kv,
-        token_dim=arch.kv * arch.dh,
-        num_transformer_submodules=2 if arch.encoder_layers else 1,
-    )
-    stacks = dict(num_transformer_submodules=_stacks(config, arch))
-    for name, expected in ours.items():
-        if (found := stacks.get(name, config.get(name))) not in (None, expected):
+    stacks = 2 if arch.encoder_layers else 1
+    given = config | dict(num_transformer_submodules=_stacks(config, arch))
+    expects = dict(num_attention_heads=arch.kv, token_dim=arch.kv * arch.dh, num_transformer_submodules=stacks)
+    for name, expected in expects.items():
+        if (found := given.get(name)) not in (None, expected):
             raise Bad(f"adapter_config.json: {name}: expected {expected}, as this base has, found {found}")
     blocks = config.get("num_layers") or arch.encoder_layers or arch.layers
     if blocks < arch.layers:
@@ -295,7 +309,7 @@ def _prefix_fields(config: Config, arch: Arch) -> Config:
     return dict(
         p=config["num_virtual_tokens"],
         window="past",
-        layout="peft" if arch.encoder_layers else "ordered",
+        layout="peft" if stacks == 2 else "ordered",
         blocks=0 if blocks == arch.layers else blocks,
     )
 
@@ -514,7 +528,7 @@ SPECS: dict[str, Spec] = {
     "x_lora": Spec(
         "XLORA",
         keys={},
-        fields=lambda c, arch: {ours: c[theirs] for ours, theirs in XLORA.items() if c.get(theirs) is not None},
+        fields=_xlora_fields,
         config=_xlora_config,
     ),
     "poly": Spec(

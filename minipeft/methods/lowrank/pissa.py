@@ -48,9 +48,7 @@ def principal(method: LoRA, site: Site, factors: str) -> dict[str, Any]:
     """The factors A, B of a linear's principal part ("svd"), or of its first columns ("qr")."""
     r = method.r
     if r > min(site.shape):
-        raise Bad(
-            f"{method.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {r}"
-        )
+        raise Bad(f"{method.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {r}")
     W = to_host(widened(site.W)).astype(np.float64)
     if factors == "qr":
         Q, R = np.linalg.qr(W)
