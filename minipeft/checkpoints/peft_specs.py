@@ -95,7 +95,7 @@ def _lora_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config
 
 
 def _lora_fields(config: Config, arch: Arch) -> Config:
-    out = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
+    out: Config = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
     out |= dict(r=config["r"], alpha=float(config["lora_alpha"]))
     start = config.get("init_lora_weights", True)
     if factors := {"pissa": "svd", "olora": "qr"}.get(str(start).lower()):

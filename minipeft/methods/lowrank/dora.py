@@ -38,7 +38,6 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.methods.lowrank.pissa import principal
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class DoRA(LoRA):
     """LoRA with a trained magnitude for every output."""
 
     grad: str = "detached"  # reading: "detached" | "full"
-    start: str = "zero"  # "zero" | "svd" | "qr"
+    start: str = "zero"  # "zero", or of the residual of "svd" or "qr"
     name: ClassVar[str] = "dora"
 
     def __post_init__(self) -> None:
@@ -65,7 +64,7 @@ class DoRA(LoRA):
         W = to_host(widened(site.W))  # the same bits on every device
         embedding = site.kind == "embedding"
         if self.start != "zero" and not embedding:
-            arrays = principal(self, site, self.start)
+            arrays = self.first(site, self.start)
             arrays |= dict(A0=frozen(arrays["A"]), B0=frozen(arrays["B"]))
         return arrays | {"m_emb" if embedding else "m": np.sqrt((W * W).sum(axis=0 if embedding else 1))}
 

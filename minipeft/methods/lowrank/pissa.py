@@ -37,32 +37,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
-
-
-def principal(method: LoRA, site: Site, factors: str) -> dict[str, Any]:
-    """The factors A, B of a linear's principal part ("svd"), or of its first columns ("qr")."""
-    r = method.r
-    if r > min(site.shape):
-        raise Bad(f"{method.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {r}")
-    W = to_host(widened(site.W)).astype(np.float64)
-    if factors == "qr":
-        Q, R = np.linalg.qr(W)
-        return dict(A=R[:r], B=Q[:, :r])
-    U, S, Vt = np.linalg.svd(W, full_matrices=False)
-    root = np.sqrt(S[:r] / method.scale)
-    return dict(A=root[:, None] * Vt[:r], B=U[:, :r] * root)
 
 
 @dataclass(frozen=True)
 class PiSSA(LoRA):
     """LoRA on the principal part of W."""
 
-    factors: str = "svd"  # "svd" | "qr"
+    factors: str = "svd"  # "svd" or "qr"
     name: ClassVar[str] = "pissa"
 
     def __post_init__(self) -> None:
@@ -76,7 +60,7 @@ class PiSSA(LoRA):
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         plain = site.kind == "embedding" or len(site.shape) != 2  # where `LoRA.init` refuses what is no matrix
-        arrays = super().init(site, rng) if plain else principal(self, site, self.factors)
+        arrays = super().init(site, rng) if plain else self.first(site, self.factors)
         return arrays | dict(A0=frozen(arrays["A"]), B0=frozen(arrays["B"]))
 
     def weight(self, W: Any, *, A: Any, B: Any, A0: Any, B0: Any) -> Any:

@@ -55,7 +55,7 @@ class PrefixTuning(Method):
     start: str = "normal"  # "normal" | "zero"
     positions: str = "after"  # reading: "after" | "zero"
     layout: str = "ordered"  # reading: "ordered" | "peft"
-    window: str = "all"  # reading: "all" | "past"
+    window: str = "all"  # "all" or "past"
     blocks: int = 0  # n, 0: as many as there are attention blocks
     identity: ClassVar[bool] = False
 

@@ -44,7 +44,7 @@ class PromptTuning(Method):
     p: int = 8
     start: str = "normal"  # "normal" | "vocab"
     pool: str = "token"  # reading: "token" | "last_position"
-    ignores: str = "nothing"  # reading: "nothing" | "positions" | "positions and types"
+    ignores: str = "nothing"  # "nothing" or "positions" or "positions and types"
     identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
