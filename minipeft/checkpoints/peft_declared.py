@@ -10,33 +10,31 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from minipeft.checkpoints.peft_config import FIELDS
+from minipeft.checkpoints.peft_keys import HEAD, TABLE, Parts, body_of
+from minipeft.checkpoints.peft_targets import STACKS, Naming
 from minipeft.errors import Bad, near
 from minipeft.method import Site
+from minipeft.model.arch import Arch
+from minipeft.targets import sites
 
 Config = dict[str, Any]
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def refuse_absent(
-    where: Any,
-    config: Config,
-    every: Mapping[str, Site],
-    names: Mapping[str, str],
-    found: Mapping[str, Mapping[str, Any]],
-    whole: Collection[str],
-    tokens: Collection[str],
+    where: Any, config: Config, naming: Naming, found: Mapping[str, Mapping[str, Any]], parts: Parts
 ) -> None:
     """Raises `Bad` for the first thing that a configuration declares and its file has not.
 
-    `every` are the sites of the base and `names` their keys in a checkpoint. The file has `found` arrays by site, parameters
-    that are `whole`, and trained rows of the tables `tokens`.
+    `found` are the method's arrays by our site, `parts` all that the file has.
     """
-    kind = config["peft_type"]
-    own = {site: key for site, key in names.items() if every[site].kind != "activation"}
+    kind, every = config["peft_type"], sites(naming.model)
+    own = {s: key for s in every if every[s].kind != "activation" and (key := _key_of(naming, s))}
+    whole = {*parts.whole, *(s for s, how in parts.idle.items() if how == "whole")}
     lost = [
-        *_modules(kind, config, own, whole),
+        *_modules(kind, config, own, whole, parts.spare, naming.model.arch),
         *_biases(config, own, found, whole),
-        *_tokens(config, every, own, tokens),
+        *_tokens(config, every, own, parts.rows),
         *_layers(kind, config, every, found),
         *_feedforward(kind, config, own, found),
     ]
@@ -46,13 +44,24 @@ def refuse_absent(
         raise Bad(f"{where}: adapter_model.safetensors lacks {lost[0]}{more}")
 
 
+def _key_of(naming: Naming, site: str) -> str | None:
+    """Their key of our parameter, None for what has no name there."""
+    module, _, leaf = site.rpartition(".")
+    names = naming.model.names
+    if names.theirs(site) is not None:
+        return naming.theirs(site)
+    return f"{naming.theirs(module)}.{leaf}" if names.theirs(module) and leaf in ("weight", "bias") else None
+
+
 def _ends(module: str, name: str) -> bool:
     """As PEFT asks: the plain end of the module's name, or of a module around it."""
     parts = module.split(".")
     return any(".".join(parts[: n + 1]).endswith(name) for n in range(len(parts)))
 
 
-def _modules(kind: str, config: Config, own: Mapping[str, str], whole: Collection[str]) -> Iterator[str]:
+def _modules(
+    kind: str, config: Config, own: Mapping[str, str], whole: Collection[str], spare: Collection[str], arch: Arch
+) -> Iterator[str]:
     """modules_to_save, and the classifier that a task brings for every kind that can save modules."""
     if "modules_to_save" not in FIELDS[kind]:
         return
@@ -60,8 +69,11 @@ def _modules(kind: str, config: Config, own: Mapping[str, str], whole: Collectio
     heads = []
     for name in dict.fromkeys([*(config.get("modules_to_save") or ()), *task]):
         inside = {site: key for site, key in own.items() if _ends(key.rpartition(".")[0], name)}
+        if arch.encoder_layers and any(_ends(stack, name) for stack in STACKS):
+            inside[TABLE] = own[TABLE]  # each stack has the table by a name of its own
         heads += [*inside] if name in task else []
-        if not inside and name not in ("classifier", "score", "qa_outputs"):
+        elsewhere = any(_ends(body_of(key).rpartition(".")[0], name) for key in spare)
+        if not inside and not elsewhere and name not in ("classifier", "score", "qa_outputs"):
             known = {part for key in own.values() for part in key.split(".")[:-1]}
             yield f"the module {name!r} of modules_to_save, and so does this base{near(name, known)}"
         yield from (f"{key}, of the modules that are saved whole" for site, key in inside.items() if site not in whole)
@@ -88,13 +100,13 @@ def _tokens(
     if given is None:
         return
     tables = {site: key.rpartition(".")[0] for site, key in own.items() if every[site].kind in ("embedding", "linear")}
-    tied = every["embed.tokens.weight"].arch.shares_table
-    for name in given if isinstance(given, dict) else [tables["embed.tokens.weight"]]:
-        named = [site for site, module in tables.items() if module.endswith(name)] or ["embed.tokens.weight"]
+    tied = every[TABLE].arch.shares_table
+    for name in given if isinstance(given, dict) else [tables[TABLE]]:
+        named = [site for site, module in tables.items() if module.endswith(name)] or [TABLE]
         for (
             site
         ) in named:  # a tied head, and what goes by a name of the table's that is none of ours, has the table's rows
-            if ("embed.tokens.weight" if tied and site == "head.weight" else site) not in tokens:
+            if (TABLE if tied and site == HEAD else site) not in tokens:
                 yield f"the rows of {name!r} that trainable_token_indices declares"
 
 

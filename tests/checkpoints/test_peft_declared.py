@@ -10,7 +10,7 @@ import pytest
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
 from minipeft.checkpoints.peft_config import checked
-from minipeft.checkpoints.peft_io import load_peft_parts, save_peft
+from minipeft.checkpoints.peft_io import _load_xlora, load_peft_parts, save_peft
 from minipeft.errors import Bad
 from minipeft.run import attach
 
@@ -26,13 +26,14 @@ def read(bases, folder, keep=lambda key: True, **change):
     config = json.loads((folder / "adapter_config.json").read_text()) | change
     tensors = {k: v for k, v in read_tensors(folder / "adapter_model.safetensors").items() if keep(k)}
     name = folder.parents[1].name if folder.name == "adapter" else folder.name
-    return load_peft_parts(bases[name], checked(config), tensors, folder)
+    parts = _load_xlora if config["peft_type"] == "XLORA" else load_peft_parts
+    return parts(bases[name], checked(config), tensors, folder)
 
 
 CASES = [  # a recorded adapter, the end of the keys that are taken out, what is missed
     ("llama/lora-modules-to-save", "lm_head.weight", "lm_head.weight, of the modules that are saved whole"),
     ("llama-cls/lora", "score.weight", "score.weight, of the modules that are saved whole"),
-    ("bert-cls/lora-bert-cls", "classifier.bias", "classifier.bias, of the modules that are saved whole"),
+    ("bert-cls/lora-bert-cls", ("classifier.weight", "classifier.bias"), "classifier.weight, of the modules that are saved whole"),
     ("bert-cls/lora-bias-all", "output.LayerNorm.bias", "LayerNorm.bias, of bias='all' and "),
     ("bert-cls/lora-bias-lora-only", "0.attention.self.value.base_layer.bias", "value.bias, of bias='lora_only'"),
     ("gpt2/lora-bias-lora-only", "0.attn.c_attn.base_layer.bias", "c_attn.bias, of bias='lora_only'"),
@@ -69,7 +70,6 @@ def test_a_declared_part_that_is_absent_is_missed(case, out, missed, bases):
         ("llama/oft", dict(bias="oft_only"), "of bias='oft_only'"),
         ("llama/lora", dict(use_dora=True), "lora_magnitude_vector"),
         ("llama/ia3", dict(feedforward_modules=[]), "as feedforward_modules declares it, a scale of its outputs"),
-        ("llama-cls/lora", dict(modules_to_save=None, task_type="TOKEN_CLS", bias="all"), "of bias='all'"),
     ],
 )  # fmt: skip
 def test_what_is_declared_beyond_the_file_is_missed(case, change, missed, bases):
