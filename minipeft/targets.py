@@ -32,10 +32,9 @@ def sites(model: Model) -> dict[str, Site]:
 
 
 def _modules(model: Model, name: str) -> tuple[str, ...]:
-    """The names of the module that a parameter is in: ours, and the checkpoint's if it has one."""
+    """The names of the module that a parameter is in: ours, and the checkpoint's if it has any."""
     ours = name.rpartition(".")[0]
-    theirs = model.names.theirs(ours)
-    return (ours,) if theirs is None else (ours, theirs)
+    return ours, *model.names.all(ours)
 
 
 def named(model: Model, every: Mapping[str, Site], target: str) -> set[str]:

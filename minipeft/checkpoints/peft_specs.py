@@ -253,7 +253,7 @@ def _prompt_fields(config: Config, arch: Arch) -> Config:
     typed = config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
     return dict(
         p=config["num_virtual_tokens"],
-        pool="last_position" if arch.head == "classify" and arch.causal else "token",
+        pool="last_position" if arch.head == "classify" and arch.pool == "last" else "token",
         ignores="positions" if typed else "positions and types",
     )
 
@@ -347,7 +347,7 @@ def _as_prefixes(model: Model, adapter: Adapter) -> Adapter:
     own = [s for s, m in adapter.at.items() if m.name == method.name]
     if own != (expected := [f"layers.{n}.attn.kv" for n in range(arch.layers)]):
         raise Bad(f"prefix_tuning: PEFT has prefixes at {', '.join(expected)} alone, found {', '.join(own)}")
-    if arch.window and method.window == "all":
+    if any(arch.window_of(n) for n in range(arch.layers)) and method.window == "all":
         raise Bad("prefix_tuning: window='all' is not what PEFT computes with a sliding window; expected 'past'")
     if method.positions == "zero" and arch.positions != "relative":
         raise Bad("prefix_tuning: positions='zero' is not what PEFT computes; expected 'after'")
