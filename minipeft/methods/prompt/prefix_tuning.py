@@ -54,6 +54,7 @@ class PrefixTuning(Method):
     positions: str = "after"  # reading: "after" | "zero"
     layout: str = "ordered"  # reading: "ordered" | "peft"
     identity: ClassVar[bool] = False
+    usual_lr: ClassVar[float] = 3e-2
 
     def __post_init__(self) -> None:
         if self.p < 1 or self.hidden < 0:

@@ -39,6 +39,7 @@ class IA3(Method):
     targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
     inputs: str = "mlp.down.weight"  # globs over site names: the targets whose input is scaled
     name: ClassVar[str] = "ia3"
+    usual_lr: ClassVar[float] = 3e-2
 
     def _on_input(self, site: Site) -> bool:
         return any(fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in self.inputs.split())
