@@ -41,8 +41,19 @@ class ByteTokenizer:
 
 PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")  # tokens that checkpoints pad with
 OTHERS = (
-    "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json", "bpe.codes", "*.tiktoken",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tekken.json",
+    "bpe.codes",
+    "*.tiktoken",
 )  # files of tokenizers that are not read here
 BYTES = range(259, 513)  # vocabularies that may be bytes, with a few special tokens and rows to fill up
 
@@ -62,7 +73,7 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise Bad(f'{path}: reading it needs the tokenizers library: pip install "minipeft[text]"') from None
+            raise Bad(f"{path}: reading it needs the tokenizers library: pip install tokenizers") from None
         try:
             self._inner: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as why:  # the library raises bare Exceptions

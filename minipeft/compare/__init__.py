@@ -17,6 +17,21 @@ from minipeft.compare.measure import FAMILIES, JUDGES, Outcome, compare, everyth
 from minipeft.compare.task import Task, head_of, judge, judged, prepare, start, text_loss
 
 __all__ = [
-    "FAMILIES", "Findings", "Outcome", "Row", "Task", "compare", "JUDGES", "everything", "head_of", "judge", "judged", "measure",
-    "prepare", "row_of", "start", "summarise", "text_loss",
+    "FAMILIES",
+    "JUDGES",
+    "Findings",
+    "Outcome",
+    "Row",
+    "Task",
+    "compare",
+    "everything",
+    "head_of",
+    "judge",
+    "judged",
+    "measure",
+    "prepare",
+    "row_of",
+    "start",
+    "summarise",
+    "text_loss",
 ]  # fmt: skip

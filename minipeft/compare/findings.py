@@ -84,8 +84,8 @@ def row_of(name: str, outcomes: Sequence[Outcome], frozen: Mapping[int, Outcome]
     row = Row(name, family_of(name), tuple(good))
     failed = [o for o in outcomes if o.note]
     if failed:
-        some = f"with seed {', '.join(str(o.seed) for o in failed)}: " if good else ""
-        row.note = some + failed[0].note
+        which = f"with seed {', '.join(str(o.seed) for o in failed)}: " if good else ""
+        row.note = which + failed[0].note
     if not good:
         return row
     some = list(good.values())
@@ -162,9 +162,9 @@ def _against_frozen(methods: Sequence[Row], frozen: Row | None) -> list[str]:
     for better, verb in ((True, "Better than"), (False, "Worse than")):
         some = [r for r in methods if r.better is better and r.gain_accuracy]
         if some:
-            every = "all of them: " if len(some) == len(methods) > 1 else ""
+            every = "all of them, " if len(some) == len(methods) > 1 else ""
             shown = [f"{r.method} {points(r.gain_accuracy)}" for r in some if r.gain_accuracy]
-            out.append(f"{verb} {level}, in points of accuracy, {every}{listed(shown)}.")
+            out.append(f"{verb} {level} by held-out loss; in points of accuracy: {every}{listed(shown)}.")
             level = "it"
     unclear = [r.method for r in methods if r.better is None]
     if unclear:

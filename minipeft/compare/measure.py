@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from minipeft.engine.backend import explained, peak_memory, to_host
 from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods, method_class
+from minipeft.processes import deaf_to_interrupts, end_children
 from minipeft.run import Adapted, attach, merge
 from minipeft.train import AdamW, fit
 
@@ -79,9 +79,8 @@ def family_of(name: str) -> str:
 
 
 def measure(
-    task: Task, method: str | Method, *, seed: int = 0, lr: float | None = None, targets: Sequence[str] | None = None,
-    with_peak: bool = True,
-) -> Outcome:  # fmt: skip
+    task: Task, method: str | Method, *, seed: int = 0, lr: float | None = None, with_peak: bool = True
+) -> Outcome:
     """ "majority", "frozen", or a method: trained on the task and measured. `lr` None is the usual rate of each.
 
     Raises `Bad` where a method does not fit the base or its loss is not finite.
@@ -93,7 +92,7 @@ def measure(
         return _trained(task, alone, "frozen", HEAD_LR if lr is None else lr, seed, with_peak)
     cls = method_class(method) if isinstance(method, str) else type(method)
     made = _sized(task, cls, seed, lr) if isinstance(method, str) else method
-    begun = start(task, made, seed, targets=targets)
+    begun = start(task, made, seed)
     return _trained(task, begun, cls.name, cls.usual_lr if lr is None else lr, seed, with_peak)
 
 
@@ -136,7 +135,9 @@ def _trained(task: Task, begun: Adapted, name: str, lr: float, seed: int, with_p
             fit(begun, [task.widest], steps=1, optimiser=rule, clip=1.0, seed=seed)
         out.peak_bytes = peak[0]
 
-    clock = time.process_time if backend_name() == "numpy" else time.perf_counter  # what else runs here is no cost of it
+    clock = (
+        time.process_time if backend_name() == "numpy" else time.perf_counter
+    )  # what else runs here is no cost of it
     stamps = [clock()]
     done = fit(
         begun,
@@ -173,20 +174,19 @@ def compare(
     *,
     seeds: Sequence[int] = (0, 1, 2, 3),
     lr: float | None = None,
-    targets: Sequence[str] | None = None,
     jobs: int | None = None,
     progress: Callable[[Outcome], None] | None = None,
     **setting: Any,
 ) -> dict[str, list[Outcome]]:
     """{name: an outcome for every seed} of "majority", "frozen" and the methods; default: one of each family.
 
-    A method that fails with a seed has an outcome whose `note` says why. `setting` are the arguments of `prepare`, its seed aside. Each of `jobs`
-    processes (default: one for each core, or one in all on a GPU) works on one thread, so that the numbers do not depend on
-    how many there are. `progress(outcome)` is called as each ends. When this is interrupted the processes
-    are ended. Raises `Bad` for an unknown name, for a method that is named twice, and for no seed.
+    A method that fails with a seed has an outcome whose `note` says why. `setting` are the arguments of `prepare`, its seed
+    aside. Each of `jobs` processes (default: one for each core, or one in all on a GPU) works on one thread, so that the
+    numbers do not depend on how many there are. `progress(outcome)` is called as each ends. When this is interrupted the
+    processes are ended. Raises `Bad` for an unknown name, for a method that is named twice, and for no seed.
     """
     load_methods()
-    wanted: dict[str, str | Method] = dict.fromkeys(JUDGES, "") | {name: name for name in JUDGES}
+    wanted: dict[str, str | Method] = {name: name for name in JUDGES}
     for m in methods or FAMILIES.values():
         name = method_class(m).name if isinstance(m, str) else m.name
         if name in wanted:
@@ -198,15 +198,17 @@ def compare(
     found: dict[str, dict[int, Outcome]] = {name: {} for name in wanted}
     with _pool(jobs or cores, setting) as pool:
         running: dict[Future[Outcome], tuple[str, int]] = {}
-        for name, m in wanted.items():
-            for seed in seeds:
-                running[pool.submit(_work, m, name, seed, lr, targets, seed == seeds[0])] = name, seed  # peak: once
+        with deaf_to_interrupts():  # processes start as they get work
+            for name, m, seed in ((name, m, seed) for name, m in wanted.items() for seed in seeds):
+                running[pool.submit(_work, m, name, seed, lr, seed == seeds[0])] = name, seed  # peak: once
         for done in as_completed(running):
             name, seed = running[done]
             try:
                 found[name][seed] = done.result()
             except BrokenProcessPool:
-                found[name][seed] = Outcome(name, seed, note="its process was ended from outside; is there enough memory?")
+                found[name][seed] = Outcome(
+                    name, seed, note="its process was ended from outside; is there enough memory?"
+                )
             if progress is not None:
                 progress(found[name][seed])
     return {name: [by_seed[s] for s in seeds] for name, by_seed in found.items()}
@@ -222,10 +224,8 @@ def _pool(jobs: int, setting: Mapping[str, Any]) -> Iterator[ProcessPoolExecutor
     try:
         yield pool
     except BaseException:
-        workers = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in workers:
-            process.kill()
+        end_children()
         raise
     finally:
         for k, v in before.items():
@@ -237,7 +237,6 @@ _setting: dict[str, Any] = {}  # of a worker process
 
 
 def _start_worker(setting: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process says when to end
     _setting.update(setting)
     load_methods()
 
@@ -247,12 +246,10 @@ def _task(seed: int) -> Task:
     return prepare(seed=seed, **_setting)
 
 
-def _work(
-    method: str | Method, name: str, seed: int, lr: float | None, targets: Sequence[str] | None, with_peak: bool
-) -> Outcome:
+def _work(method: str | Method, name: str, seed: int, lr: float | None, with_peak: bool) -> Outcome:
     try:
         with explained():
-            return measure(_task(seed), method, seed=seed, lr=lr, targets=targets, with_peak=with_peak)
+            return measure(_task(seed), method, seed=seed, lr=lr, with_peak=with_peak)
     except Bad as why:
         return Outcome(name, seed, note=str(why))
     except Exception as why:  # one method's row, not the end of all others

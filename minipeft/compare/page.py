@@ -7,12 +7,10 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints.files import write_bytes
 from minipeft.compare.findings import Findings, Row, size
 from minipeft.compare.measure import JUDGES
 from minipeft.compare.table import with_interval
@@ -72,7 +70,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 PLOTS = {
     "Loss, less the frozen model's classifier": "Bars are 95 % intervals; left of the dashed line is better.",
     "Accuracy": "Bars are 95 % intervals; dashed: the classifier on the frozen model, dotted: always the commonest class.",
-    "Accuracy against trained numbers": "Further up with fewer is better.",
+    "Accuracy against trained numbers": "Further up with fewer is better; dashed: the classifier on the frozen model.",
     "Training": "The task's loss, the mean of the seeds and of 10 steps; penalties that a method adds are left out.",
 }
 
@@ -93,7 +91,7 @@ def plotting() -> Any:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise Bad('plots need matplotlib: pip install "minipeft[plot]"') from None
+        raise Bad("plots need matplotlib: pip install matplotlib") from None
     return plt
 
 
@@ -164,12 +162,15 @@ def _against_size(ax: Any, plt: Any, rows: Sequence[Row]) -> None:
     for r in methods:
         e = r.accuracy
         ax.errorbar(r.trained, 100 * e.mean, yerr=100 * e.half, fmt="o", ms=5, capsize=3, color=colours[r.family])  # type: ignore[union-attr]
-        ax.annotate(r.method, (r.trained, 100 * e.mean), fontsize=8, xytext=(5, 4), textcoords="offset points")  # type: ignore[union-attr]
-    _lines(ax, rows, ax.axhline)
+        above = dict(fontsize=8, xytext=(0, 5), textcoords="offset points", rotation=90, ha="center", va="bottom")
+        ax.annotate(r.method, (r.trained, 100 * e.high), **above)  # type: ignore[union-attr]
+    _lines(ax, [r for r in rows if r.method == "frozen"], ax.axhline)
     if methods:
         ax.set(xscale="log")
-        ax.legend(fontsize=8, loc="best")
-    ax.margins(x=0.15)
+        ax.legend(fontsize=8, loc="lower right")
+    ax.margins(x=0.1, y=0.05)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.5 * (high - low))  # room for the names
     ax.set(xlabel="trained numbers", ylabel="held-out accuracy, %")
 
 
@@ -183,7 +184,7 @@ def _curves(ax: Any, plt: Any, rows: Sequence[Row]) -> None:
         smooth = np.convolve(r.curve, np.ones(k) / k, "valid")
         style = styles[seen.setdefault(r.family, 0) % 4]
         seen[r.family] += 1
-        colour, style = (("grey", "--") if r.method == "frozen" else (colours[r.family], style))
+        colour, style = ("grey", "--") if r.method == "frozen" else (colours[r.family], style)
         ax.plot(np.arange(len(smooth)) + k, smooth, color=colour, ls=style, lw=1.3, label=r.method)
     ax.set(xlabel="step", ylabel="training loss, nats")
     ax.legend(fontsize=8, ncols=2)
@@ -192,7 +193,7 @@ def _curves(ax: Any, plt: Any, rows: Sequence[Row]) -> None:
 DRAWN = (_gain, _accuracy, _against_size, _curves)
 
 
-def write_png(found: Findings, path: str | Path) -> None:
+def png_plots(found: Findings) -> bytes:
     """The plots as a PNG file. Raises `Bad` without matplotlib."""
     plt = plotting()
     tall = max(5.0, 0.3 * len(found.rows))
@@ -203,7 +204,7 @@ def write_png(found: Findings, path: str | Path) -> None:
     held = io.BytesIO()
     fig.savefig(held, format="png", dpi=100)
     plt.close(fig)
-    write_bytes(path, held.getvalue())
+    return held.getvalue()
 
 
 def _svg(draw: Callable, rows: Sequence[Row], plt: Any, number: int) -> str:
@@ -247,7 +248,7 @@ def _links(rows: Sequence[Row]) -> dict[str, str]:
     return {name: url[0].rstrip(".,") for name, text in texts.items() if (url := re.search(r"https?://\S+", text))}
 
 
-def write_html(found: Findings, path: str | Path, about: str = "") -> None:
+def html_page(found: Findings, about: str = "") -> str:
     """One page: sentences, the table, plots, and what the columns mean. Raises `Bad` without matplotlib."""
     plt, e = plotting(), html.escape
     links = _links(found.rows)
@@ -260,14 +261,16 @@ def write_html(found: Findings, path: str | Path, about: str = "") -> None:
         if r.loss is None:
             first = cell("method", r.method, r) + f"<td>{e(r.family)}</td>"
             return f"<tr class={e(r.method)}>{first}<td class=note colspan={len(COLUMNS) - 2}>{e(r.note)}</td></tr>\n"
-        return f"<tr class={e(r.method)}>" + "".join(cell(c, show(r), r) for c, (_, show) in COLUMNS.items()) + "</tr>\n"
+        return (
+            f"<tr class={e(r.method)}>" + "".join(cell(c, show(r), r) for c, (_, show) in COLUMNS.items()) + "</tr>\n"
+        )
 
     head = "".join(f"<th title='{e(why, quote=True)}'>{e(c)}</th>" for c, (why, _) in COLUMNS.items())
     figures = "".join(
         f"<figure><h2>{e(title)}</h2>{_svg(draw, found.rows, plt, i)}<figcaption>{e(caption)}</figcaption></figure>\n"
         for i, (draw, (title, caption)) in enumerate(zip(DRAWN, PLOTS.items(), strict=True))
     )
-    page = (
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<title>minipeft compare</title><style>{STYLE}</style><h1>minipeft compare</h1>\n"
         f"<ul>{''.join(f'<li>{e(s)}</li>' for s in found.sentences)}</ul><p class=about>{e(about)}</p>\n"
@@ -276,4 +279,3 @@ def write_html(found: Findings, path: str | Path, about: str = "") -> None:
         f"{''.join(f'<dt>{e(c)}</dt><dd>{e(why)}</dd>' for c, (why, _) in COLUMNS.items())}</dl></details>\n"
         f"<div class=plots>{figures}</div></html>\n"
     )
-    write_bytes(path, page.encode())

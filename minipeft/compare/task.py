@@ -91,7 +91,9 @@ def prepare(
     used = [everyone.texts[i] for i in order] + list(test.texts)
     long = sum(len(tokens[t]) > length for t in used)
     if long:
-        notes.append(f"{long:,} of {len(used):,} texts ({100 * long / len(used):.0f} %) are cut at {length} tokens (--length)")
+        notes.append(
+            f"{long:,} of {len(used):,} texts ({100 * long / len(used):.0f} %) are cut at {length} tokens (--length)"
+        )
 
     language = model if arch.head == "lm" else None
     classified = with_head(model, "classify", len(everyone.classes), seed)
@@ -164,7 +166,7 @@ def _batches(tokens: _Tokens, snippets: datasets.Snippets, rows: int, length: in
     cuts = {i: cut(tokens[snippets.texts[i]], length) for i in order}
     if len(order) >= 4 * rows:  # sort by length within groups of batches, so that little is padding
         groups = np.arange(len(order)) // (8 * rows)
-        order = order[np.lexsort(([len(cuts[i]) for i in order], groups))]
+        order = order[np.lexsort((np.array([len(cuts[i]) for i in order]), groups))]
     out = []
     for i in range(0, len(order), rows):
         some = order[i : i + rows]
@@ -203,8 +205,7 @@ def text_loss(adapted: Adapted, task: Task) -> float | None:
     return sum(float(to_host(there.forward(b).loss)) for b in task.text) / len(task.text)
 
 
-def start(task: Task, method: Method, seed: int = 0, name: str = "default", targets: Sequence[str] | None = None) -> Adapted:
+def start(task: Task, method: Method, seed: int = 0, name: str = "default") -> Adapted:
     """The method attached to the task's model, the classifier trained whole beside it."""
-    whole = () if method.name == "full" and targets is None else head_of(task.model)
     data = task.train[:2] if method.needs else ()
-    return attach(task.model, method, name=name, targets=targets, train_whole=whole, data=data, seed=seed)
+    return attach(task.model, method, name=name, train_whole=head_of(task.model), data=data, seed=seed)

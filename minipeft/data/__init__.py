@@ -36,4 +36,15 @@ def held_out_text() -> list[str]:
     return sorted((r["text"] for r in _rows() if r["split"] == "test"), key=order)
 
 
-__all__ = ["BASE", "FOLDER", "SPLITS", "Snippets", "Splits", "corpus", "held_out_text", "load_snippets", "read_csv", "split_of"]
+__all__ = [
+    "BASE",
+    "FOLDER",
+    "SPLITS",
+    "Snippets",
+    "Splits",
+    "corpus",
+    "held_out_text",
+    "load_snippets",
+    "read_csv",
+    "split_of",
+]

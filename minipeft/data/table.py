@@ -102,7 +102,7 @@ def _header(path: Path, records: list[tuple[int, int, list[str]]]) -> tuple[list
     """The names of the columns, and where text, label and split stand; spaces around a name and its case do not matter."""
     header = [name.strip() for name in records[0][2]] if records else []
     names = [name.casefold() for name in header]
-    at = {}
+    at: dict[str, int] = {}
     for needed in ("text", "label", "split"):
         if names.count(needed) > 1:
             raise Bad(f"{path}: expected one column {needed!r}, found {names.count(needed)}")
@@ -170,7 +170,9 @@ def _odd_classes(path: Path, rows: list[tuple[int, str, str, str]], found: Split
     folded: dict[str, list[str]] = {}
     for label in lines:
         folded.setdefault(label.casefold(), []).append(label)
-    out += [f"{path}: classes that differ by case alone: {', '.join(same)}" for same in folded.values() if len(same) > 1]
+    out += [
+        f"{path}: classes that differ by case alone: {', '.join(same)}" for same in folded.values() if len(same) > 1
+    ]
     never = [c for i, c in enumerate(found["train"].classes) if i not in set(found["train"].labels)]
     if never:
         out.append(f"{path}: no row to train on: {', '.join(map(repr, never[:5]))}{', …' if len(never) > 5 else ''}")
