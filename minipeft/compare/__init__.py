@@ -5,7 +5,7 @@ Every method trains on the same batches from the same start, the family's classi
 task is its loss on held-out text, with the adapter on and off.
 
     task        base, data, batches: what all methods see
-    measure     one method with one seed; many of them in processes
+    outcomes    one method with one seed; many of them in processes
     statistics  differences, intervals, which of them can be told apart
     findings    rows, and the sentences that follow from them
     table       the rows in a terminal
@@ -13,7 +13,7 @@ task is its loss on held-out text, with the adapter on and off.
 """
 
 from minipeft.compare.findings import Findings, Row, row_of, summarise
-from minipeft.compare.measure import FAMILIES, JUDGES, Outcome, compare, everything, measure
+from minipeft.compare.outcomes import FAMILIES, JUDGES, Outcome, compare, everything, measure
 from minipeft.compare.task import Task, head_of, judge, judged, prepare, start, text_loss
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.compare.measure import JUDGES, Outcome, family_of
+from minipeft.compare.outcomes import JUDGES, Outcome, family_of
 from minipeft.compare.statistics import Estimate, alike, estimate, holm
 
 

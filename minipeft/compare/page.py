@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.compare.findings import Findings, Row, size
-from minipeft.compare.measure import JUDGES
+from minipeft.compare.outcomes import JUDGES
 from minipeft.compare.table import with_interval
 from minipeft.errors import Bad
 from minipeft.method import METHODS

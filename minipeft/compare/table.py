@@ -29,9 +29,9 @@ def cells(row: Row) -> list[str]:
         row.method,
         with_interval(row.accuracy, 100, 1),
         with_interval(row.gain, 1, 3, "+") + mark,
-        f"{row.trained:,}" if row.step_seconds is not None else "",
+        "" if row.step_seconds is None else f"{row.trained:,}" if row.trained < 1e7 else f"{row.trained / 1e6:,.0f}M",
         "" if row.step_seconds is None else f"{1000 * row.step_seconds:.0f}",
-        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
+        "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.{1 if row.peak_bytes < 1e9 else 0}f}",
         "" if rise is None else f"{rise:+.2f}".replace("-", "−"),
     ]
 
@@ -60,6 +60,6 @@ def table(rows: Sequence[Row]) -> str:
 def line_of(row: Row) -> str:
     """What is known of a method when its last seed ends."""
     if row.accuracy is None:
-        return f"{row.method}: {row.note}"
+        return row.note
     time = "" if row.step_seconds is None else f", {1000 * row.step_seconds:.0f} ms a step"
-    return f"{row.method}: {with_interval(row.accuracy, 100, 1)} % right{time}"
+    return f"{with_interval(row.accuracy, 100, 1)} % right{time}"

@@ -39,7 +39,7 @@ class Task:
     classes: tuple[str, ...]
     steps: int
     length: int
-    shares: tuple[float, ...] = ()  # of each class among what is trained on
+    shares: tuple[float, ...] = ()  # how likely each class is, from what is trained on (Laplace's rule)
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,7 +104,7 @@ def prepare(
         text = (batch(input_ids=ids, attention_mask=mask, labels=labels, task_ids=np.zeros(len(ids), int)),)
         both = dataclasses.replace(arch, labels=len(everyone.classes))
         language = dataclasses.replace(model, arch=both, params={**classified.params, **model.params})
-    counts = np.bincount(everyone.labels, minlength=len(everyone.classes))
+    counts = 1 + np.bincount(everyone.labels, minlength=len(everyone.classes))  # what was never seen is not impossible
     made = Task(
         classified,
         language,

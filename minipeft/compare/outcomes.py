@@ -99,8 +99,7 @@ def measure(
 def _majority(task: Task, seed: int) -> Outcome:
     """Always the class that was seen most often, as likely as it was seen."""
     labels = task.labels
-    with np.errstate(divide="ignore"):
-        losses = -np.log(np.asarray(task.shares))[labels]
+    losses = -np.log(np.asarray(task.shares))[labels]
     right = labels == int(np.argmax(task.shares))
     return Outcome("majority", seed, losses, right, text_before=task.text_before)
 
