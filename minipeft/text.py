@@ -61,7 +61,8 @@ BYTES = range(259, 513)  # vocabularies that may be bytes, with a few special to
 def _named_padding(folder: Path) -> list[str]:
     """The padding token that tokenizer_config.json names."""
     path = folder / "tokenizer_config.json"
-    token = read_json(path).get("pad_token") if path.exists() else None
+    about = read_json(path) if path.exists() else None
+    token = about.get("pad_token") if isinstance(about, dict) else None
     token = token.get("content") if isinstance(token, dict) else token
     return [token] if isinstance(token, str) else []
 
