@@ -58,6 +58,7 @@ class PrefixTuning(Method):
     window: str = "all"  # "all" or "past"
     blocks: int = 0  # n, 0: as many as there are attention blocks
     identity: ClassVar[bool] = False
+    usual_lr: ClassVar[float] = 3e-2
 
     def __post_init__(self) -> None:
         if self.p < 1 or self.hidden < 0:
