@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
@@ -75,6 +75,12 @@ class Step:
 
 class Unshown(Bad, AttributeError):
     """A method asked a site for what the transformer does not show there."""
+
+
+def globbed(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
+    names = list(names)
+    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
 
 
 class Here:
@@ -178,19 +184,6 @@ class Base:
 
     def __call__(self, x: Any) -> Any:
         return self.call(x)
-
-
-def singular(what: str, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U, S, Vᵀ of a matrix, in float64 on the host; `what` names it, with its method.
-
-    Raises `Bad` where it has numbers that are not finite: their decomposition fails, or never ends.
-    """
-    X = to_host(widened(X)).astype(np.float64)
-    if not (finite := np.isfinite(X)).all():
-        raise Bad(
-            f"{what}: expected finite numbers to decompose, found {int((~finite).sum())} of {X.size} NaN or infinite"
-        )
-    return np.linalg.svd(X, full_matrices=False)
 
 
 TAKES: dict[str, Callable[[Site], bool]] = {  # what a method may attach to, by the word that it has for it

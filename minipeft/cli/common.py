@@ -49,7 +49,7 @@ def known(flag: str, word: str, words: Sequence[str]) -> str:
 
 # --- options that mean the same everywhere ----------------------------------------------------------------------------
 
-DTYPES = ("float32", "float64", "bfloat16")
+DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double")
 
 
 def _use(name: str | None) -> str | None:
@@ -86,6 +86,18 @@ Methods = Annotated[
 Base = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--base", metavar="FOLDER", help="A checkpoint folder (default: the decoder of the package)."),
+]
+Data = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--data", metavar="FILE", help="A CSV file with columns text, label and perhaps split (default: the package's)."
+    ),
+]
+Length = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--length", min=2, help="Tokens that a text may have (default: as 95 % of yours have; 24 of the package's)."
+    ),
 ]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -128,8 +140,8 @@ Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--dtype", callback=_dtype, autocompletion=one_of(*DTYPES),
-        help="float32, float64, or bfloat16: matrices of the base are held so, all else is float32. An adapter belongs "
-        "to the base in the type that it was trained on. Default: float32.",
+        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, nf4-double: its "
+        "linears are held in four bits, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
     ),
 ]  # fmt: skip
 
@@ -150,6 +162,12 @@ def base_folder(base: Path | None) -> Path:
     from minipeft.data import BASE
 
     return BASE if base is None else base
+
+
+def note(lines: Iterable[str]) -> None:
+    """Lines on standard error that one should read: what was cut, left out, or looks odd."""
+    for line in lines:
+        print(plain(line), file=sys.stderr, flush=True)
 
 
 # --- where results go -------------------------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ def merge(
     """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
 
     Example:
-        minipeft merge adapter/ merged/ --base base/
+        minipeft merge adapter/ merged/
+        minipeft merge peft_adapter/ merged/ --base base/
     """
     from minipeft.checkpoints import load, save_model
     from minipeft.checkpoints.files import read_json

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from minipeft.cli.common import (
     Backend,
     Base,
+    Data,
     Dtype,
     LearningRate,
+    Length,
     Method,
     Seed,
     Set,
     Targets,
     chosen_settings,
     known,
+    note,
     one_of,
     settings,
 )
 from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
 
 OPTIMISERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -31,7 +38,8 @@ def train(
     method: Method,
     out: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
     base: Base = None,
-    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
+    data: Data = None,
+    length: Length = None,
     set_: Set = None,
     targets: Targets = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 100,
@@ -51,7 +59,7 @@ def train(
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
     Example:
-        minipeft train lora out/ --set r=4 --steps 200
+        minipeft train lora adapter/ --set r=4 --steps 200
     """
     from minipeft import compare as job
     from minipeft.checkpoints.native import save_adapter
@@ -63,14 +71,18 @@ def train(
     chosen_settings([cls], set_, targets)  # a mistake is found before anything is read
     known("--optimiser", optimiser, OPTIMISERS)
     known("--schedule", schedule, SCHEDULES)
+    if out.exists() and not out.is_dir():
+        raise Bad(f"{out}: expected a folder, found a file")
     rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
-    with progress(f"training {method}", steps) as tick:
+    kept = out / "training.safetensors"
+    with progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")
-        task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
+        task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
+        note(task.notes)
         begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=out / "training.safetensors", graph=graph,
+                   seed=seed, checkpoint=kept, graph=graph,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
         tick.doing("judging")
         save_adapter(done.adapted, out)
@@ -79,3 +91,14 @@ def train(
     print(
         plain(f"{out}: {method}, {size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
     )
+
+
+@contextlib.contextmanager
+def _told(kept: Path) -> Iterator[None]:
+    """When the training is interrupted, says what there is of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            print(plain(f"{kept} keeps what was trained: the same command goes on from there"), file=sys.stderr)
+        raise

@@ -48,7 +48,7 @@ from minipeft.settings import at_least, choice
 class Invertible(Method):
     """A bijection of the embedding space, undone before the output matrix."""
 
-    targets: str = "embed.out head.in"
+    targets: str = "*embed.out head.in"
     reduction: float = at_least(1 / 64, 2.0)
     f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     start: str = choice("normal", "zero")  # how F2 and G2 begin

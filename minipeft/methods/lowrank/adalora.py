@@ -67,6 +67,7 @@ class AdaLoRA(Method):
     kept: int | None = count(None, least=0)
     takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "adalora"
+    usual_lr: ClassVar[float] = 2e-2
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -39,8 +39,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Site, singular
+from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.settings import at_least, within
 

@@ -36,8 +36,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
+from minipeft.engine.bfloat16 import widened
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Base, Here, Site, frozen, singular
+from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Arch
 from minipeft.settings import choice, positive
@@ -83,7 +85,7 @@ class LoRAGA(LoRA):
         if self.scale_by == "stable":
             zeta = site.shape[0] ** 0.25 / self.gamma**0.5
         elif self.scale_by == "weight_svd":
-            _, sigma, _ = singular(f"{self.name}: {site.name}", site.W)
+            _, sigma, _ = singular(f"{self.name}: {site.name}", widened(site.W))
             zeta = sigma[0] / (S[J[0]] or 1.0) if peft else np.sqrt(sigma[:r] / self.scale).mean()
         else:
             zeta = 1 / self.scale if self.scale_by == "gd_scale" else 1.0

@@ -42,6 +42,7 @@ class QLoRA(LoRA):
     double_quant: bool = True
     takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "qlora"
+    usual_lr: ClassVar[float] = 5e-3
 
     def base(self, site: Site) -> NF4 | None:
         held_already = isinstance(site.W, NF4)

@@ -63,6 +63,7 @@ class OFT(Method):
     eps: float = positive(6e-5)
     takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "oft"
+    usual_lr: ClassVar[float] = 5e-3
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -35,8 +35,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import stop_gradient
+from minipeft.engine.bfloat16 import widened
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Method, Site, frozen, singular
+from minipeft.method import Method, Site, frozen
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class OSF(Method):
                 f"{self.name}: effective_rank {self.effective_rank!r} keeps none of {min(site.shape)} directions of "
                 f"{site.name}"
             )
-        U, S, V = singular(f"{self.name}: {site.name}", site.W)
+        U, S, V = singular(f"{self.name}: {site.name}", widened(site.W))
         low = dict(U=U[:, k:], S=S[k:], V=V[k:])
         return low | {f"{n}0": frozen(a) for n, a in low.items()} | dict(Uh=frozen(U[:, :k]), Vh=frozen(V[:k]))
 

@@ -36,8 +36,9 @@ import numpy as np
 
 from minipeft.engine import backend, ops
 from minipeft.engine.backend import xp
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Here, Method, Site, Step, singular
+from minipeft.method import Here, Method, Site, Step
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
 from minipeft.settings import at_least, count, within
 

@@ -40,6 +40,7 @@ class BitFit(Method):
     part: str = choice("all", "small")
     takes: ClassVar[str] = "biases"
     name: ClassVar[str] = "bitfit"
+    usual_lr: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:
         super().__post_init__()

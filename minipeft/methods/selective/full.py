@@ -32,7 +32,7 @@ class Full(Method):
     targets: str = "*.weight *.bias *.cls"
     head: str = choice("follows", "stays", reading=True)  # of a tied head
     takes: ClassVar[str] = "parameters"
-    usual_lr: ClassVar[float] = 2e-3
+    usual_lr: ClassVar[float] = 1e-3
 
     @property
     def ties(self) -> bool:  # type: ignore[override]

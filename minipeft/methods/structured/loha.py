@@ -46,7 +46,7 @@ class LoHa(Method):
     module_dropout: float = within("[0, 1)", 0.0)
     takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "loha"
-    usual_lr: ClassVar[float] = 2e-2
+    usual_lr: ClassVar[float] = 1e-2
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = site.shape
