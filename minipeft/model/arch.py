@@ -418,6 +418,8 @@ class Batch:
             )
         if sort == "mask" and not ((x == 0) | (x == 1)).all():
             raise Bad(f"{name}: expected 0 and 1 alone, found {x[(x != 0) & (x != 1)][0]}")
+        if name == "labels" and self._measured(arch) and not (abs(x) <= 1e18).all():
+            raise Bad(f"labels: expected numbers of at most 1e18, whose squares float32 holds, found {abs(x).max():g}")
         if name == "labels" and not self._measured(arch):
             classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
             y = x[:, 1:] if arch.head == "lm" and not arch.encoder_layers else x

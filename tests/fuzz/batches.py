@@ -22,7 +22,7 @@ def valid(arch, rng):
     b, t = int(rng.integers(1, 4)), int(rng.integers(1, 7))
     if arch.patch:
         pixels = rng.standard_normal((b, arch.channels, arch.image, arch.image))
-        return dict(pixel_values=pixels, labels=rng.integers(0, arch.labels, b))
+        return dict(pixel_values=pixels) | (dict(labels=rng.integers(0, arch.labels, b)) if arch.labels else {})
     if rng.random() < 0.1 and arch.max_positions:
         t = arch.max_positions - arch.first_position + int(rng.integers(-1, 2))
     given = dict(input_ids=rng.integers(3, arch.vocab, (b, t)))
@@ -35,7 +35,9 @@ def valid(arch, rng):
         given.setdefault("attention_mask", np.ones((b, t), int))  # without one, a jump in them is another thing
     u = int(rng.integers(1, 5)) if arch.encoder_layers else t
     shape = (b,) if arch.head == "classify" else (b, u)
-    if arch.head != "none":
+    if arch.problem_of("i") in ("regression", "multi_label_classification"):
+        given["labels"] = rng.integers(0, 2, (b, arch.labels)[: 2 if arch.labels > 1 else 1]).astype(float)
+    elif arch.head != "none":
         labels = rng.integers(0, arch.labels or arch.vocab, shape)
         given["labels"] = np.where(rng.random(shape) < 0.3, -100, labels)
     if arch.encoder_layers and rng.random() < 0.4:
