@@ -97,6 +97,8 @@ def prepare(
 
     language = model if arch.head == "lm" else None
     classified = with_head(model, "classify", len(everyone.classes), seed)
+    if classified.arch.problem:  # of the classifier that the file had; here a text has one class
+        classified = dataclasses.replace(classified, arch=dataclasses.replace(classified.arch, problem=""))
     text: tuple[Batch, ...] = ()
     if language is not None:
         ids, mask = padded([cut(tokens[t], length) for t in datasets.held_out_text()[:PLAIN]], tokenizer.pad_id)
