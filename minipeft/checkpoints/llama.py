@@ -57,4 +57,7 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
     }, ()
 
 
+BIASES = {"llama": {"attention_bias": ("q", "k", "v", "o"), "mlp_bias": ("gate", "up", "down")}}
+# family -> switch in config.json -> the linears of every layer that then have a bias
+
 PREFIX = dict.fromkeys(("llama", "mistral", "qwen2"), "model.")

@@ -49,4 +49,5 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
     }, ()
 
 
+BIASES = {"vit": {"qkv_bias": ("q", "k", "v")}}
 PREFIX = {"vit": "vit."}

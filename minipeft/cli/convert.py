@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Dtype, attached
+from minipeft.cli.common import Dtype, opened
 
 
 def convert(
@@ -20,11 +20,10 @@ def convert(
 
     Example: [bold]minipeft convert base/ peft_adapter/ ours/[/bold]
     """
-    from minipeft.checkpoints import load
     from minipeft.checkpoints.native import save_adapter
     from minipeft.checkpoints.peft_io import save_peft
 
-    adapted = attached(load(base, dtype), adapter)
+    adapted = opened(base, [adapter], dtype)
     ours = (adapter / "adapter.json").exists()
     (save_peft if ours else save_adapter)(adapted, out)
     a = adapted.adapters[0]

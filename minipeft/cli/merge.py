@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, Dtype, attached
+from minipeft.cli.common import DTYPES, Backend, opened
+from minipeft.errors import Bad, near
+
+WRITTEN = (*DTYPES, "float16")
 
 
 def merge(
     base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.")],
+    adapters: Annotated[list[Path], typer.Argument(help="One adapter folder or several, ours or PEFT's.")],
     out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
-    dtype: Dtype = None,
+    weight: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option("--weight", help="One for each adapter, W + Σ weight · its change; without, they stack in order."),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help=f"What is written: {', '.join(WRITTEN)} (bfloat16: the matrices, all else float32). Default: the type that "
+            "the base's files have."
+        ),
+    ] = None,
     backend: Backend = None,
 ) -> None:
-    """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
+    """Fold adapters into their base: an ordinary checkpoint that transformers loads.
+
+    It is read back before it gets its place, and must compute what the adapted model does; the last line says how far apart
+    they are, and what rounding to the base's type costs.
 
     Example: [bold]minipeft merge base/ adapter/ merged/[/bold]
+
+    Two at once: [bold]minipeft merge base/ one/ two/ merged/ --weight 0.7 --weight 0.3[/bold]
     """
-    from minipeft.checkpoints import load, save_model
-    from minipeft.checkpoints.files import read_json
-    from minipeft.run import merge as fold
+    from minipeft.checkpoints.merged import save_merged
 
-    merged = fold(attached(load(base, dtype), adapter))
-    save_model(merged, out, read_json(base / "config.json"))
-    for extra in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (base / extra).exists():
-            from minipeft.checkpoints.files import write_bytes
-
-            write_bytes(out / extra, (base / extra).read_bytes())
-    print(f"{out}: {merged.size:,} parameters, {merged.dtype}")
+    if dtype not in (None, *WRITTEN):
+        raise Bad(f"--dtype {dtype}: expected one of {', '.join(WRITTEN)}{near(str(dtype), WRITTEN)}")
+    if weight and len(weight) != len(adapters):
+        raise Bad(f"--weight: expected one for each of {len(adapters)} adapters, found {len(weight)}")
+    adapted = opened(base, adapters)
+    if weight:
+        adapted = adapted.using(**{a.name: w for a, w in zip(adapted.adapters, weight)})
+    print(f"{out}: {save_merged(adapted, base, out, dtype=dtype, spared=adapters)}")
