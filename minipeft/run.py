@@ -676,6 +676,8 @@ def merge(adapted: Adapted) -> Model:
             if hasattr(method, "bias") and site.endswith(".weight"):
                 names.add(site.removesuffix("weight") + "bias")
     touched = {site for a in adapted.in_use for site in a.at}
+    if adapted.model.arch.shares_table and "embed.tokens.weight" in touched:
+        touched.add("head.weight")  # a change of the table may reach the head and its bias
     touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
 
     def folded(n: str) -> Any:
@@ -684,7 +686,7 @@ def merge(adapted: Adapted) -> Model:
 
     params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
     arch = adapted.model.arch
-    if arch.shares_table and {"head.weight", "embed.tokens.weight"} & touched:
+    if arch.shares_table and "head.weight" in touched:
         head, table = run.param("head.weight"), run.param("embed.tokens.weight")
         if not bool((head == table).all()):  # the change broke the tie
             params["head.weight"] = folded("head.weight")

@@ -150,15 +150,15 @@ def load_adapter(
         quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
         adapted = dataclasses.replace(adapted, model=quantised)
     heads = (head, labels), (adapted.model.arch.head, adapted.model.arch.labels)
-    same = base == (found := adapted.model.digest(without=replaced(at)))
+    same = base == (sha := adapted.model.digest(without=replaced(at)))
     if not same and heads[0] != heads[1]:
         same = about.get("body") == adapted.model.digest(without=replaced(at) | _heads(adapted.model))
     if not (any_base or same):
-        held, now = about.get("held"), held_in(adapted.model)
-        typed = f", held in {now}" if isinstance(held, str) and held != now else ""
+        was, now = about.get("held"), held_in(adapted.model)
+        typed = f", held in {now}" if isinstance(was, str) and was != now else ""
         raise Bad(
-            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}{f', held in {held}' if typed else ''}); "
-            f"this base is {adapted.model.arch.family}, digest {found[:12]}{typed}"
+            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}{f', held in {was}' if typed else ''}); "
+            f"this base is {adapted.model.arch.family}, digest {sha[:12]}{typed}"
         )
     for site, shape in places.items():
         if site not in known:
