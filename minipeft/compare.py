@@ -168,7 +168,7 @@ def measure_method(task: Task, cls: type[Method], *, seed: int = 0, lr: float | 
     """Train one method on the task and measure it."""
     method = _built(task, cls, seed, lr)
     begun = start(task, method, seed)
-    return _trained_row(task, begun, cls.name, lr or cls.usual_lr, seed)
+    return _trained_row(task, begun, cls.name, cls.usual_lr if lr is None else lr, seed)
 
 
 def _built(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method:
@@ -252,7 +252,7 @@ def measure(task: Task, name: str, *, seed: int = 0, lr: float | None = None) ->
     try:
         if name == "head_only":
             alone = attach(task.model, METHODS["full"](targets=" ".join(head_of(task.model))), seed=seed)
-            row = _trained_row(task, alone, name, lr or HEAD_LR, seed)
+            row = _trained_row(task, alone, name, HEAD_LR if lr is None else lr, seed)
             row.trained, row.share = 0, 0.0
             return row
         return measure_method(task, METHODS[name], seed=seed, lr=lr)
@@ -379,7 +379,7 @@ def figure(rows: Sequence[Row]) -> Any:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        raise Bad('plots need matplotlib: pip install "minipeft[plot]"') from None
+        raise Bad("plots need matplotlib: pip install matplotlib") from None
     rows = [r for r in rows if not r.note]
     fig, (left, right) = plt.subplots(1, 2, figsize=(15, 6), constrained_layout=True)
     colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, max(len(rows), 2)))

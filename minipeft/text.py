@@ -46,7 +46,7 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise Bad(f'{path}: reading it needs the tokenizers library: pip install "minipeft[text]"') from None
+            raise Bad(f"{path}: reading it needs the tokenizers library: pip install tokenizers") from None
         try:
             self._inner: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as why:  # the library raises bare Exceptions

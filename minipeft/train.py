@@ -548,7 +548,7 @@ def progress_bar(label: str = "training") -> tuple[Any, Callable]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        raise Bad('a progress bar needs rich: pip install "minipeft[cli]"') from None
+        raise Bad("a progress bar needs rich: pip install rich") from None
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

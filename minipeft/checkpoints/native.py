@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def decode(value: Any) -> Any:
     return value
 
 
-def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
-    """Write one adapter (default: the only one) into a folder. Raises `Bad` if there are several and none is named."""
+def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, *, classes: Sequence[str] = ()) -> None:
+    """Write one adapter (default: the only one) into a folder. `classes` are the names of its classifier's labels.
+
+    Raises `Bad` if there are several adapters and none is named.
+    """
     if name is None and len(adapted.adapters) != 1:
         raise Bad(
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
@@ -66,7 +69,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
         "methods": [encode(m) for m in distinct],
         "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
         "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
-        "options": {k: encode(v) for k, v in adapter.options.items()},
+        "options": {k: encode(v) for k, v in adapter.options.items()} | ({"classes": list(classes)} if classes else {}),
         "base": adapted.model.digest(without=replaced(adapter.at)),
         "body": adapted.model.digest(without=replaced(adapter.at) | _heads(adapted.model)),
         "held": held_in(adapted.model),

@@ -401,6 +401,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
         )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
+    if (share := adapted.weights.get(adapter.name, 1.0)) != 1.0:
+        raise Bad(f"adapter {adapter.name!r} has the weight {share:g}, for which PEFT's files have no place; merge it")
     model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
     config = spec.config(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)

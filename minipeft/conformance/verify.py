@@ -33,6 +33,7 @@ from minipeft.conformance.cases import Case
 from minipeft.conformance.judge import judge
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad, near
+from minipeft.plain import cell
 
 PEERS = tuple(sorted(p.stem.replace("_", "-") for p in (Path(__file__).parent / "peers").glob("[a-z]*.py")))
 LEVELS = {1: ("forward",), 2: ("forward", "grad", "delta", "merge"), 3: ()}  # () is all checks
@@ -344,12 +345,18 @@ def diff_table(rows: Sequence[Row], first: str, second: str) -> Any:
     """The rows as a table; the first difference stands out."""
     from rich.table import Table
 
-    table = Table("tensor", "relative difference", "worst element", first, second, header_style="bold", pad_edge=False)
+    table = Table(
+        "tensor", "relative difference", "worst element", cell(first), cell(second), header_style="bold", pad_edge=False
+    )
     departed = next((r for r in rows if not r.same), None)
     for r in rows:
         style = "bold red" if r is departed else "red" if not r.same else ""
         table.add_row(
-            r.name, r.reason or f"{r.relative:.2g}", str(r.worst), *(f"{v:.9g}" for v in r.values), style=style
+            cell(r.name),
+            cell(r.reason) or f"{r.relative:.2g}",
+            str(r.worst),
+            *(f"{v:.9g}" for v in r.values),
+            style=style,
         )
     return table
 

@@ -41,7 +41,7 @@ class _Backend:
         except Exception as why:  # whatever the library or its driver raises, at whatever length
             raise Bad(
                 f"backend {name!r} cannot be used here: {_line(why)}; it needs an NVIDIA GPU, its driver and "
-                f'`pip install "minipeft[cuda13]"` (or cuda12, as `nvidia-smi` says); the default backend is numpy'
+                f'`pip install "cupy-cuda13x[ctk]"` (or cupy-cuda12x, as `nvidia-smi` says); the default backend is numpy'
             ) from None
         self.__dict__.clear()
         self._name, self._module = name, module
