@@ -394,6 +394,12 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     return out
 
 
+def _saved_module(model: Model, site: str) -> str:
+    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+    module = their_name(model, site.rpartition(".")[0])
+    return module.split(".")[0] if site.startswith("score.") else module
+
+
 def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
     """Write one adapter (default: the only one) as PEFT would. Raises `Bad` for methods or settings PEFT has not."""
     if name is None and len(adapted.adapters) != 1:
@@ -437,7 +443,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
-        config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
+        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
@@ -451,7 +457,9 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         "classify": "SEQ_CLS",
         "tokens": "TOKEN_CLS",
     }
-    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
+    classifier = {n for n in model.params if n.startswith("score.")}
+    brought = classifier and classifier <= whole and not model.arch.patch  # PEFT has no task for images
+    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA") or brought:
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
     tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
     if spec.is_prompt and model.arch.head in (

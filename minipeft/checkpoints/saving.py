@@ -209,12 +209,18 @@ def whole_name(model: Model, key: str) -> str:
     return prefix + key if bare and any(n.ours(prefix + module) for n in known) else key
 
 
+def _superseded(model: Model, key: str) -> bool:
+    """Whether a spare tensor is of another classifier, in whose place there is one now."""
+    own = model.names.theirs("score") if model.arch.head in CLASSIFIERS else None
+    return own is not None and key.split(".")[0] == own.split(".")[0]
+
+
 def write_model(
     model: Model, folder: Path, types: Mapping[str, str] | None = None, classes: Sequence[str] = ()
 ) -> Model:
     """Write a model's two files into a folder, in `types` as `stored_types` has them or as it is held; returns what was written."""
     model = expressed(model, classes)
-    params, spare = dict(model.params), dict(model.spare)
+    params, spare = dict(model.params), {k: a for k, a in model.spare.items() if not _superseded(model, k)}
     if types is not None:
         usual = types[""]
         params = {k: in_type(W, types.get(k, usual), _theirs(model.names, k) or k) for k, W in params.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minipeft.checkpoints import load
-from minipeft.checkpoints.files import read_json
+from minipeft.checkpoints import load, with_head
+from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.errors import Bad, Unfit
@@ -124,3 +124,57 @@ def test_every_family_and_change(name, change, hf, tmp_path):
     given = probe(adapted.model, (3, 7, 30))
     agree(adapted, given, by_transformers(hf, out, given), load(out, np.float64))
     assert abs(by_us(adapted, given) - by_us(Adapted(adapted.model), given)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "torch_kind"), [("F16", "float16"), ("BF16", "bfloat16"), ("F32", "float32")])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert-mlm", "t5", "vit"])
+def test_the_type_of_the_files_is_the_type_that_transformers_loads(name, kind, torch_kind, hf, tmp_path):
+    import torch
+    import transformers
+
+    base = tmp_path / "base"
+    cls = getattr(transformers, read_json(BASES / name / "config.json")["architectures"][0])
+    cls.from_pretrained(BASES / name, dtype=getattr(torch, torch_kind)).save_pretrained(base)
+    config = read_json(base / "config.json")
+    write_json(base / "config.json", config | {"dtype": "float64"})  # what stands here was never true
+    adapted = moved(attach(load(base), METHODS["lora"](r=2), targets="all-linear embed.tokens.weight"[: 10 if name == "vit" else None]))  # fmt: skip
+    found = save_merged(adapted, base, tmp_path / "m")
+    assert found.dtype == torch_kind and cls.from_pretrained(tmp_path / "m").dtype == getattr(torch, torch_kind)
+    merged = load(tmp_path / "m", np.float64)
+    given = probe(merged)
+    agree(Adapted(merged), given, by_transformers(hf, tmp_path / "m", given), merged)
+
+
+def test_two_adapters_with_weights(hf, tmp_path):
+    base = load(BASES / "bert-mlm", np.float64)
+    both = attach(
+        attach(base, METHODS["dora"](r=2), name="a"), METHODS["full"](targets="embed.tokens.weight"), name="b"
+    )
+    both = moved(both).using(a=0.7, b=-0.4)
+    save_merged(both, BASES / "bert-mlm", tmp_path / "m", dtype="float64")
+    given = probe(base)
+    agree(both, given, by_transformers(hf, tmp_path / "m", given), load(tmp_path / "m", np.float64))
+
+
+@pytest.mark.parametrize("head", ["classify", "tokens"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "mistral", "qwen2", "bert", "bert-mlm", "bert-cls", "roberta-mlm", "roberta-cls"]
+)
+def test_a_head_that_an_adapter_brings(name, head, hf, tmp_path):
+    model = with_head(load(BASES / name, np.float64), head, 5)
+    whole = [k for k in model.params if k.startswith("score.") or k in model.drawn]
+    adapted = moved(attach(model, METHODS["lora"](r=2), train_whole=whole))
+    save_merged(adapted, BASES / name, tmp_path / "m", dtype="float64")
+    given = probe(load(tmp_path / "m"))
+    agree(adapted, given, by_transformers(hf, tmp_path / "m", given), load(tmp_path / "m", np.float64))
+
+
+def test_the_check_is_needed(hf, tmp_path):
+    """A T5 head untied without its scale, as it would be written naively: transformers computes something else, by far."""
+    adapted = changed("t5", "full head")
+    save_merged(adapted, BASES / "t5", tmp_path / "m", dtype="float64")
+    tensors = read_tensors(tmp_path / "m" / "model.safetensors")
+    tensors["lm_head.weight"] = adapted.adapters[0].arrays["head.weight:W1"]
+    write_tensors(tmp_path / "m" / "model.safetensors", tensors, {"format": "pt"})
+    given = probe(adapted.model)
+    assert abs(by_transformers(hf, tmp_path / "m", given) - by_us(adapted, given)).max() > 1
