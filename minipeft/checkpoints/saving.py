@@ -59,6 +59,7 @@ def expressed(model: Model, classes: Sequence[str] = ()) -> Model:
     arch, params, config = model.arch, dict(model.params), dict(model.config)
     if not config:
         raise Bad("this model came from no checkpoint: give the config.json that says what it is")
+    config.pop("quantization_config", None)  # what is quantised is written as the numbers it stands for
     arch, config = _with_biases(arch, params, config)
     if arch.head_scale != 1.0 and not arch.tied:  # nobody scales before a head of its own: it is part of the head
         params["head.weight"] = to_device(to_host(widened(params["head.weight"])) * arch.head_scale)
