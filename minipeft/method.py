@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,6 +70,12 @@ class Step:
     grads: dict[str, dict[str, Any]]
     stored: dict[str, dict[str, Any]]
     state: dict[str, Any] = field(default_factory=dict)
+
+
+def globbed(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
+    names = list(names)
+    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
 
 
 class Here:

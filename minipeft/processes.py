@@ -6,8 +6,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -27,12 +30,14 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def end_children() -> None:
-    """Kill every process that this one started, and theirs."""
+    """Kill every process that this one started, and theirs; all but multiprocessing's own, which tidies up after them."""
     for child in multiprocessing.active_children():
         child.kill()
+    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
     for pid in _descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+        if pid != tracker:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(pid: int) -> list[int]:
@@ -42,3 +47,15 @@ def _descendants(pid: int) -> list[int]:
         with contextlib.suppress(OSError):
             found += [int(word) for word in task.read_text().split()]
     return found + [below for child in found for below in _descendants(child)]
+
+
+def own_group() -> dict[str, Any]:
+    """For subprocess.Popen: a process that leads a group of its own, which a terminal's Ctrl-C does not reach."""
+    return {"process_group": 0} if hasattr(os, "killpg") else {}
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that was started so, and those that it started; one that has ended may have left some."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    process.wait()

@@ -7,7 +7,6 @@ through the methods attached to a site (`at`, `around`). The transformer calls t
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,11 +19,12 @@ from minipeft.engine import ops
 from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.engine.tensor import value, value_and_grad
-from minipeft.errors import Bad, Unfit, near
+from minipeft.errors import Bad, near
 from minipeft.method import Base, Here, Method, Site, frozen, method_class
-from minipeft.model.arch import Arch, Batch, Model, kind_of
-from minipeft.model.transformer import Output, activation_sites
+from minipeft.model.arch import Arch, Batch, Model
+from minipeft.model.transformer import Output
 from minipeft.model.transformer import forward as model_forward
+from minipeft.targets import inside, matches, named, select, sites
 
 SHARED = ""  # the site of arrays that all sites of an adapter share
 INSERTED = (
@@ -34,95 +34,6 @@ INSERTED = (
 )  # sites where methods put something in: nothing to take a share of
 
 
-# --- sites and targets ----------------------------------------------------------------------------------------------
-
-
-def sites(model: Model) -> dict[str, Site]:
-    """Every site of a model: its parameters by name, and the activations."""
-    arch = model.arch
-    found = {
-        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
-        for name, W in model.params.items()
-    }
-    if arch.shares_table and "head.weight" not in found:
-        W = model.params["embed.tokens.weight"]
-        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype, params=model.params)
-    for name, shape in activation_sites(arch).items():
-        found[name] = Site(name, shape, "activation", arch, None, model.dtype, params=model.params)
-    return found
-
-
-def _matches_glob(site: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(site, pattern) or fnmatch.fnmatchcase(site, f"*.{pattern}")
-
-
-def matches(model: Model, site: Site, target: str) -> bool:
-    """Whether a target names a site.
-
-    A target is a glob over our names, matching the whole name or its end after a dot (`attn.q.weight`, `layers.0.*`); or a
-    module's name in the checkpoint, whole or its end after a dot (`q_proj`); or `all-linear`: every linear but the output
-    head; or `re:` and a regular expression that must match the whole module name, theirs or ours.
-    """
-    module, _, leaf = site.name.rpartition(".")
-    is_weight = leaf == "weight" and site.kind in ("linear", "embedding", "norm", "table")
-    if target.lower() == "all-linear":
-        return site.kind == "linear" and is_weight and not module.startswith(("head", "score", "pooler", "embed."))
-    names = [n for n in (model.names.theirs(module), module) if n] if is_weight else []
-    if target.startswith("re:"):
-        try:
-            return any(re.fullmatch(target[3:], n) for n in [*names, site.name])
-        except re.error as why:
-            raise Bad(f"target {target!r} is no regular expression: {why}") from None
-    if _matches_glob(site.name, target):
-        return True
-    return any(n == target or n.endswith("." + target) for n in names)
-
-
-def select(
-    model: Model,
-    targets: str | Sequence[str],
-    *,
-    exclude: str | Sequence[str] = (),
-    layers: Iterable[int] | None = None,
-) -> list[Site]:
-    """The sites that `targets` name (see `matches`), in model order; alternatives separated by "|".
-
-    Raises `Unfit`, with near misses, if nothing matches.
-    """
-    every = sites(model)
-    wanted = None if layers is None else set(layers)
-
-    def split(text: str | Sequence[str]) -> list[str]:
-        if not isinstance(text, str):
-            return list(text)
-        return [text] if text.startswith("re:") else text.split()
-
-    leave = split(exclude)
-
-    def chosen(patterns: list[str]) -> list[Site]:
-        return [
-            s
-            for s in every.values()
-            if any(matches(model, s, p) for p in patterns)
-            and not any(matches(model, s, p) for p in leave)
-            and (wanted is None or s.layer in wanted)
-        ]
-
-    is_regex = isinstance(targets, str) and targets.startswith("re:")
-    options = targets.split("|") if isinstance(targets, str) and not is_regex else [targets]
-    for option in options:
-        if found := chosen(split(option)):
-            return found
-    patterns = [p for option in options for p in split(option)]
-    known = {n.rpartition(".")[2] for s in every.values() if (n := model.names.theirs(s.name.rpartition(".")[0]))}
-    known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
-    hints = "".join(near(p, known) for p in patterns[:1])
-    limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
-    if patterns and all(p.endswith("bias") for p in patterns) and not any(s.kind == "bias" for s in every.values()):
-        hints = ": it has no biases"
-    raise Unfit(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
-
-
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +41,8 @@ def select(
 class Adapter:
     """One method attached to one model: its instance at every site (patterns may change fields) and its arrays.
 
-    `arrays` maps "site:name" to an array; those in `trained` are trained, the others stored.
+    `arrays` maps "site:name" to an array; those in `trained` are trained, the others stored. `spare` is what the
+    adapter's file holds and this model has no use for, by its keys there.
     """
 
     name: str
@@ -139,6 +51,7 @@ class Adapter:
     arrays: Mapping[str, Any]
     trained: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)  # how it was attached, for saving
+    spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def grouped(self, arrays: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """{site: {name: array}} of `arrays` (default: all of this adapter's)."""
@@ -293,7 +206,7 @@ def attach(
 ) -> Adapted:
     """Attach a method to a model and draw its initial arrays. The base is never written to.
 
-    `targets`, `exclude` and `layers` say where (see `select`; default: the method's own). `patterns` maps a target to
+    `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
     parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
     methods of the same adapter, each at its own targets. `data` are batches for methods that measure inputs or gradients
@@ -309,8 +222,9 @@ def attach(
         raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
     layers = None if layers is None else tuple(layers)
     chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
-    for p in patterns or {}:
-        if not any(matches(model, site, p) for site in chosen):
+    differ = {p: named(model, sites(model), p) for p in patterns or {}}
+    for p, meant in differ.items():
+        if not any(site.name in meant for site in chosen):
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
@@ -318,7 +232,7 @@ def attach(
         chosen = [s for s in chosen if s.name != "head.weight"]  # it follows the table
     at: dict[str, Method] = {}
     for site in chosen:
-        fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]
+        fits = [fields for p, fields in (patterns or {}).items() if site.name in differ[p]]
         try:
             at[site.name] = dataclasses.replace(method, **fits[0]) if fits and fits[0] else method
         except TypeError as why:
@@ -379,18 +293,13 @@ def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: s
     """Modules trained whole and biases, as full fine-tuning of just those parameters."""
     full = method_class("full")()
     out = []
+    every = sites(model)
     for target in train_whole:
-        every = [s for s in sites(model).values() if s.kind != "activation"]
-
-        def inside(s: Site, target: str = target) -> bool:
-            module = s.name.rpartition(".")[0]
-            names = [n for n in (model.names.theirs(module), module) if n]
-            return any(f".{target}." in f".{n}." for n in names) or _matches_glob(s.name, target)
-
-        found = [s for s in every if inside(s)]
+        meant = inside(model, every, target)
+        found = [s for s in every.values() if s.name in meant]
         if not found:
-            known = {n for s in every for n in (model.names.theirs(s.name.rpartition(".")[0]) or "").split(".")}
-            raise Bad(f"train_whole {target!r} matches no module{near(target, known | {s.name for s in every})}")
+            known = {n for s in every for n in (model.names.theirs(s.rpartition(".")[0]) or "").split(".")}
+            raise Bad(f"train_whole {target!r} matches no module{near(target, known | every.keys())}")
         out.append((full, found))
     if bias not in ("none", "adapted", "all"):
         raise Bad(f"bias {bias!r}: expected none, adapted or all{near(bias, ('none', 'adapted', 'all'))}")
@@ -399,7 +308,7 @@ def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: s
         targeted = {s.name.removesuffix(".weight") + ".bias" for s in chosen}
         found = [
             s
-            for s in sites(model).values()
+            for s in every.values()
             if s.kind == "bias" and s.name not in whole and (bias == "all" or s.name in targeted)
         ]
         out.append((full, found))

@@ -178,7 +178,7 @@ def _padded(folded: Model, base: Path) -> Model:
     except Bad:
         pad = None
     if pad is None or pad >= arch.vocab:
-        pad = arch.eos_id
+        pad = next(iter(arch.eos_ids), None)
     return dataclasses.replace(folded, arch=dataclasses.replace(arch, pad_id=pad))
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import CLASSIFIERS, HEADS, with_head
+from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
+from minipeft.quantize import NF4
 from minipeft.run import Adapted, Adapter, sites
 
 FORMAT = 2
@@ -72,7 +73,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         "options": {k: encode(v) for k, v in adapter.options.items()} | ({"classes": list(classes)} if classes else {}),
         "base": adapted.model.digest(without=replaced(adapter.at)),
         "body": adapted.model.digest(without=replaced(adapter.at) | _heads(adapted.model)),
-        "held": held_in(adapted.model),
+        "held": held_in(adapted.model, adapter.at),
         "family": adapted.model.arch.family,
         "head": [adapted.model.arch.head, adapted.model.arch.labels],
         "weight": adapted.weights.get(adapter.name, 1.0),
@@ -94,8 +95,12 @@ def _heads(model: Model) -> set[str]:
     return {name for name in model.params if name.startswith(("head.", "score.", "pooler."))}
 
 
-def held_in(model: Model) -> str:
-    """The type in which a base is held, as `load` has it."""
+def held_in(model: Model, at: Mapping[str, Method] | None = None) -> str:
+    """The type in which a base is held, as `load` has it, but for weights that the methods at these sites hold otherwise."""
+    own = {site for site, m in (at or {}).items() if type(m).base is not Method.base}
+    packed = [W for name, W in model.params.items() if isinstance(W, NF4) and name not in own]
+    if packed and not model.config.get("quantization_config"):  # else its files hold it so
+        return "nf4-double" if packed[0].double else "nf4"
     return "bfloat16" if any(type(W) is Bfloat16 for W in model.params.values()) else np.dtype(model.dtype).name
 
 
@@ -103,7 +108,7 @@ def trained_in(folder: str | Path) -> str | None:
     """The type in which the base of a saved adapter was held, None if it does not say."""
     about = read_json(Path(folder) / "adapter.json")
     held = about.get("held") if isinstance(about, dict) else None
-    return held if held in ("bfloat16", "float16", "float32", "float64") else None
+    return held if held in ("bfloat16", "float16", "float32", "float64", *FOUR_BITS) else None
 
 
 def load_adapter(
@@ -157,7 +162,7 @@ def load_adapter(
     if not same and heads[0] != heads[1]:
         same = about.get("body") == adapted.model.digest(without=replaced(at) | _heads(adapted.model))
     if not (any_base or same):
-        was, now = about.get("held"), held_in(adapted.model)
+        was, now = about.get("held"), held_in(adapted.model, at)
         typed = f", held in {now}" if isinstance(was, str) and was != now else ""
         raise Bad(
             f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}{f', held in {was}' if typed else ''}); "

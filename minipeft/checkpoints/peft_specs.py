@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints.peft_targets import by_pattern
 from minipeft.engine.backend import to_host
 from minipeft.errors import Bad, near
 from minipeft.method import Method
@@ -81,17 +81,9 @@ class Spec:
 # --- reading their configuration --------------------------------------------------------------------------------------
 
 
-def _pattern(config: Config, which: str, module: str, default: Any) -> Any:
-    """rank_pattern or alpha_pattern for a module: the first key that ends its name, as a regular expression."""
-    for key, v in (config.get(which) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return v
-    return default
-
-
 def _lora_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
-    r = _pattern(config, "rank_pattern", module, config["r"])
-    return dict(r=r, alpha=float(_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
+    r = by_pattern(config, "rank_pattern", module, config["r"])
+    return dict(r=r, alpha=float(by_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
 
 
 REFUSED = {
@@ -328,7 +320,7 @@ SPECS: dict[str, Spec] = {
         config=lambda m, arch: dict(
             n_frequency=m.n_frequency, scaling=m.scaling, random_loc_seed=m.seed, fan_in_fan_out=arch.family == "gpt2"
         ),
-        at_site=lambda c, module, arrays: dict(n_frequency=_pattern(c, "n_frequency_pattern", module, c["n_frequency"])),
+        at_site=lambda c, module, arrays: dict(n_frequency=by_pattern(c, "n_frequency_pattern", module, c["n_frequency"])),
     ),
     "oft": Spec(
         "OFT",
@@ -358,7 +350,7 @@ SPECS: dict[str, Spec] = {
         ),
         config=lambda m, arch: dict(r=m.r, alpha=m.alpha, rank_dropout=m.rank_dropout, module_dropout=m.module_dropout),
         at_site=lambda c, module, arrays: dict(
-            r=_pattern(c, "rank_pattern", module, c["r"]), alpha=float(_pattern(c, "alpha_pattern", module, c["alpha"]))
+            r=by_pattern(c, "rank_pattern", module, c["r"]), alpha=float(by_pattern(c, "alpha_pattern", module, c["alpha"]))
         ),
     ),
     "ia3": Spec(
@@ -367,6 +359,7 @@ SPECS: dict[str, Spec] = {
               "l_ff": Key("ia3_l", _vector, lambda a, arch: a.reshape(1, -1))},
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(fan_in_fan_out=arch.family == "gpt2"),
+        at_site=lambda c, module, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),
     ),
     "shira": Spec(
         "SHIRA",
@@ -388,7 +381,7 @@ SPECS: dict[str, Spec] = {
         root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
         fields=lambda c, arch: dict(
             p=c["num_virtual_tokens"],
-            pool="last_position" if arch.head == "classify" and arch.causal else "token",
+            pool="last_position" if arch.head == "classify" and arch.pool == "last" else "token",
         ),
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,

@@ -20,8 +20,10 @@ from minipeft.checkpoints import (
     HEADS,
     _family,
     _ours,
+    _plain,
     _theirs,
     family_names,
+    four_bits,
     read_arch,
     their_layout,
 )
@@ -32,6 +34,7 @@ from minipeft.errors import Bad
 from minipeft.model.arch import Arch, Model
 from minipeft.model.transformer import shapes
 
+BESIDE = tuple(f".{part}" for part in four_bits.BESIDE)  # what stands beside packed codes
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in a file, in config.json
 CLASSES = {
     "gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "bert": "Bert", "roberta": "Roberta",
@@ -44,6 +47,7 @@ def class_name(arch: Arch) -> str:
     """The class of transformers that computes this: LlamaForSequenceClassification."""
     own = {
         ("gpt2", "lm"): "LMHeadModel",
+        ("bert", "lm"): "LMHeadModel",
         ("t5", "lm"): "ForConditionalGeneration",
         ("vit", "classify"): "ForImageClassification",
     }
@@ -64,13 +68,17 @@ def expressed(model: Model, classes: Sequence[str] = ()) -> Model:
     if arch.head_scale != 1.0 and not arch.tied:  # nobody scales before a head of its own: it is part of the head
         params["head.weight"] = to_device(to_host(widened(params["head.weight"])) * arch.head_scale)
         arch = dataclasses.replace(arch, head_scale=1.0)
-    if "tie_word_embeddings" in config or not arch.tied:
-        config |= {"tie_word_embeddings": arch.tied}
+    if arch.head in ("lm", "mlm"):
+        config["tie_word_embeddings"] = arch.tied
     if arch.family == "t5":
         config["scale_decoder_outputs"] = arch.head_scale != 1.0
     config |= _head_facts(arch, config, classes)
+    arch = dataclasses.replace(arch, problem=config.get("problem_type") or "" if arch.head == "classify" else "")
     said = read_arch(config)
     loose = LOOSE if arch.head in ("lm", "mlm") else (*LOOSE, "tied", "head_scale")  # of a head that is not there
+    if arch.family == "t5":
+        loose = (*loose, "tied")  # told by the file: its config.json says only whether the decoder's output is scaled
+        said = dataclasses.replace(said, tied=arch.tied)
     for f in dataclasses.fields(Arch):
         if f.name not in loose and (found := getattr(said, f.name)) != (expected := getattr(arch, f.name)):
             raise Bad(f"config.json of a {arch.family} model says {f.name}={found!r}, the model has {expected!r}")
@@ -84,7 +92,13 @@ def expressed(model: Model, classes: Sequence[str] = ()) -> Model:
     return dataclasses.replace(model, arch=arch, params=ordered, names=family_names(arch), config=config)
 
 
-LOOSE = ("biased", "pad_id", "eos_id", "start_id")  # compared by their shapes; ids that no pass over a batch reads
+LOOSE = (
+    "biased",
+    "pad_id",
+    "eos_ids",
+    "fill_id",
+    "start_id",
+)  # compared by their shapes; ids that no pass over a batch reads
 
 
 def _with_biases(arch: Arch, params: dict[str, Any], config: dict[str, Any]) -> tuple[Arch, dict[str, Any]]:
@@ -129,7 +143,7 @@ def _head_facts(arch: Arch, config: Mapping[str, Any], classes: Sequence[str]) -
         if "num_labels" in config:
             facts["num_labels"] = arch.labels
     if "architectures" in facts and arch.head == "classify":
-        facts["problem_type"] = "single_label_classification"
+        facts["problem_type"] = "regression" if arch.labels == 1 else "single_label_classification"
     if arch.head == "classify" and arch.causal and config.get("pad_token_id") is None and arch.pad_id is not None:
         facts["pad_token_id"] = arch.pad_id  # transformers reads a row's last token that is no padding
     return facts
@@ -149,8 +163,9 @@ def stored_types(folder: str | Path, model: Model) -> dict[str, str]:
     out: dict[str, str] = {}
     sizes: dict[str, int] = {}
     for file in files:
-        for key, entry in read_header(file).items():
-            if key == "__metadata__" or (kind := TYPES.get(entry["dtype"])) is None:
+        header = {k: e for k, e in read_header(file).items() if k != "__metadata__" and not k.endswith(BESIDE)}
+        for key, entry in _plain(header, folder).items():
+            if (kind := TYPES.get(entry["dtype"])) is None:
                 continue
             ours = _ours(model.names, key, model.arch)
             out[ours if ours is not None and ours in model.params else key] = kind
@@ -195,9 +210,11 @@ def their_tensors(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
         if theirs is None:
             raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
         tensors[theirs] = Bfloat16(a) if half else a
-    if model.arch.head == "mlm" and "head.weight" in params and "head.bias" in params:
-        # a head of its own reads the decoder's bias, a tied one the predictions'
-        tensors[f"{model.names.theirs('head')}.bias"] = tensors[str(model.names.theirs("head.bias"))]
+    if (
+        "head.weight" in params and "head.bias" in params
+    ):  # a head of its own reads the decoder's bias, a tied one the other
+        tied = family_names(dataclasses.replace(model.arch, tied=True))
+        tensors[str(_theirs(tied, "head.bias"))] = tensors[str(_theirs(model.names, "head.bias"))]
     return tensors
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -29,7 +30,7 @@ from minipeft.cli.show import show
 from minipeft.cli.terminal import plain
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Note
 
 # libraries that a command may need and that are not installed with the package; pip knows them by these names
 OPTIONAL = ("rich", "tokenizers", "matplotlib", "torch", "transformers", "peft", "bitsandbytes")
@@ -66,6 +67,12 @@ app.add_typer(judging)
 app.command()(bench)
 
 
+def _noted(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    """A note is one line, without the place in the code that a warning has."""
+    place = "note" if issubclass(category, Note) else f"{filename}:{lineno}: {category.__name__}"
+    print(f"minipeft: {place}: {plain(message)}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
     """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback.
 
@@ -78,10 +85,9 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
         status = _status(argv, run)
         if status == 0:
             status = _flushed()
-        if asked.status:
-            print("minipeft: interrupted", file=sys.stderr)
-            asked.end()
-    sys.exit(status)
+        if asked.status or status == 130:
+            asked.tell()
+    sys.exit(asked.status or status)
 
 
 def _status(argv: Sequence[str] | None, run: Callable) -> int:
@@ -89,7 +95,8 @@ def _status(argv: Sequence[str] | None, run: Callable) -> int:
 
     usage, shown = typer.BadParameter.__mro__[1:3]
     try:
-        with explained():
+        with explained(), warnings.catch_warnings():
+            warnings.showwarning = _noted
             return run(argv, prog_name="minipeft", standalone_mode=False) or 0
     except shown as why:  # type: ignore[misc]
         context = getattr(why, "ctx", None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from minipeft.cli.common import Backend, Json, Outputs, known, one_of
-from minipeft.cli.terminal import terminal
+from minipeft.cli.terminal import Kept, progress
+from minipeft.errors import Bad
 
 METHODS = ("lora", "prefix_tuning", "oft", "dora", "ia3", "houlsby")
 SIZES = ("S", "M", "L", "XL", "GPT2")
@@ -72,17 +74,62 @@ def bench(
     known("--dtype", dtype, DTYPES)
     if tf32:
         os.environ["MINIPEFT_TF32"] = "1"
-    console = terminal(stderr=True)
     if profile:
-        found = job.profile((size or ["M"])[0], (methods or ["lora"])[0], dtype=dtype)
-        outputs.show(job.profile_table(found))
-    elif sweep is not None:
-        found = job.sweep(against, sweep, rounds, threads, console, dtype)
-        outputs.show(job.table(found))
+        _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_)
+        if len(size or ()) > 1 or len(methods or ()) > 1:
+            raise Bad("--profile: expected one size and one method")
+        return _profile(outputs, (size or ["M"])[0], (methods or ["lora"])[0], dtype)
+    if sweep is not None:
+        _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_)
+        asked = job.sweep(against, rounds, threads, dtype)
     else:
         sizes, methods = size or ["S", "M", "L"], methods or list(job.METHODS)
-        found = job.bench(against, sizes, methods, rounds, threads, console, task or ["step"], compile_, dtype)
-        outputs.show(job.table(found))
-        for why in [r["compiled"] for r in found if "compiled" in r]:
-            outputs.show(f"torch.compile does not work here: {why}")
-    outputs.json(found)
+        asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype)
+    import rich.table  # noqa: F401  (after Ctrl-C there is no time for that)
+
+    print(f"minipeft: {asked}", file=sys.stderr, flush=True)
+    rows: Kept[dict] = Kept()
+    with rows, progress("measuring", len(asked.rows)) as tick:
+
+        def keep(row: dict) -> None:
+            rows.append(row)
+            tick(f"{row['task']} {row['method']} {row['size']}", job.said(row))
+
+        job.bench(asked, keep, tick.doing)
+    if rows:
+        outputs.show(job.table(rows))
+    outputs.show(*job.failures(rows))
+    outputs.json(list(rows))
+    if sweep is not None and rows:
+        job.write_sweep(sweep, list(rows), against)
+    rows.finish()
+    if any(side != "compiled" for row in rows for side in row.get("failed", ())):
+        raise typer.Exit(1)
+
+
+def _refused(flag: str, **beside: object) -> None:
+    """Raises `Bad` for what was given and would not be honoured."""
+    for name, value in beside.items():
+        if value:
+            raise Bad(f"{flag}: {name if name.isupper() else '--' + name} beside it has no meaning")
+
+
+def _profile(outputs: Outputs, size: str, method: str, dtype: str) -> None:
+    import rich.table  # noqa: F401
+
+    from minipeft import bench as job
+
+    steps = 5
+    rows: Kept[dict] = Kept()
+    with rows, progress("profiling", steps) as tick:
+        tick.doing(f"{method} {size}")
+
+        def so_far(found: list[dict]) -> None:
+            rows[:] = found
+            tick(f"{method} {size}")
+
+        job.profile(size, method, steps, dtype, so_far)
+    if rows:
+        outputs.show(job.profile_table(rows))
+    outputs.json(list(rows))
+    rows.finish()

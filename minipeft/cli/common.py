@@ -49,7 +49,7 @@ def known(flag: str, word: str, words: Sequence[str]) -> str:
 
 # --- options that mean the same everywhere ----------------------------------------------------------------------------
 
-DTYPES = ("float32", "float64", "bfloat16")
+DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double")
 
 
 def _use(name: str | None) -> str | None:
@@ -128,8 +128,8 @@ Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--dtype", callback=_dtype, autocompletion=one_of(*DTYPES),
-        help="float32, float64, or bfloat16: matrices of the base are held so, all else is float32. An adapter belongs "
-        "to the base in the type that it was trained on. Default: float32.",
+        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, nf4-double: its "
+        "linears are held in four bits, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
     ),
 ]  # fmt: skip
 

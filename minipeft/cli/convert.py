@@ -26,6 +26,7 @@ def convert(
     """Turn an adapter of PEFT into one of minipeft, or the other way round.
 
     Example:
+        minipeft convert adapter/ for_peft/
         minipeft convert peft_adapter/ ours/ --base base/
     """
     from minipeft.checkpoints.native import save_adapter

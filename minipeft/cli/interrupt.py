@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -21,30 +22,36 @@ class Interrupts:
     """`status` is what the command ends with: 130 after Ctrl-C, 143 after SIGTERM, 0 while there was neither."""
 
     status = 0
+    told = False
 
-    def end(self) -> None:
-        """After what is kept was shown: end now, without waiting for threads and processes that are at work."""
+    def tell(self) -> None:
+        """Say so, once."""
+        self.told = True
+        print("minipeft: interrupted", file=sys.stderr, flush=True)
+
+    def now(self) -> None:
+        """End without another thought."""
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-            sys.stderr.flush()
-        if self.status:
-            end_children()
-            os._exit(self.status)
+        end_children()
+        os._exit(self.status)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """A signal raises KeyboardInterrupt in the main thread, so that a command can keep what it has. What does not come back
-    in time (a factorisation, a pool that waits for its workers) is not waited for."""
+    """A signal raises KeyboardInterrupt in the main thread, so that a command can keep what it has and end in order. What
+    does not come back in time (a factorisation, a pool that waits for its workers) is not waited for; a second signal
+    ends at once."""
     asked = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
+    times = itertools.count()
 
     def heard(number: int, frame: Any) -> None:
-        again, asked.status = asked.status, 128 + number
-        if again:
-            asked.end()
+        asked.status = 128 + number
+        if next(times):
+            asked.now()
         raise KeyboardInterrupt
 
     def watch() -> None:  # the byte is written when the signal arrives, also while the main thread is not in Python
@@ -52,12 +59,13 @@ def interruptible() -> Iterator[Interrupts]:
             while (byte := reader.recv(1)) and byte[0] not in numbers:
                 pass
             if byte:
-                asked.status = asked.status or 128 + byte[0]
                 for i, pause in enumerate(PATIENCE):
                     time.sleep(pause - sum(PATIENCE[:i]))
                     end_children()
-                print("minipeft: interrupted", file=sys.stderr, flush=True)
-                asked.end()
+                asked.status = 128 + byte[0]
+                if not asked.told:
+                    asked.tell()
+                asked.now()
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     reader, writer = socket.socketpair()

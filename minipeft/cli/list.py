@@ -19,9 +19,8 @@ def list_(json_: Json = None, markdown: Markdown = None) -> None:
     load_methods()
     found = [docstrings.facts(cls) for cls in METHODS.values()]
     found.sort(key=lambda m: (m["family"], m["name"]))
-    shown = table("method", "family", "merges", "what it is")
-    for column, k in zip(shown.columns, ("name", "family", "merges")):
-        column.min_width = max(len(m[k]) for m in found)  # what is cut to the terminal's width is the rest
+    shown = table("method", "family", "merges", "what it is", expand=True)
+    shown.columns[-1].ratio = 1  # the last takes what is left, and is cut there: a line a method
     for m in found:
         shown.add_row(*(cell(m[k]) for k in ("name", "family", "merges", "title")))
     outputs.show(shown)

@@ -48,9 +48,10 @@ def merge(
     apart the two are, and what rounding to the type of the base's files costs.
 
     Example:
-        minipeft merge adapter/ merged/ --base base/
-        minipeft merge one/ two/ merged/ --base base/ --weight 0.7 --weight 0.3
-    """  # fmt: skip
+        minipeft merge adapter/ merged/
+        minipeft merge peft_adapter/ merged/ --base base/
+        minipeft merge adapter/ peft_adapter/ merged/ --weight 0.7 --weight 0.3
+    """
     from minipeft.checkpoints.merged import save_merged
 
     if dtype is not None:

@@ -78,7 +78,7 @@ class Progress:
         self(name, said, advance=done - self.done)
 
     def shown(self, line: str) -> None:
-        raise NotImplementedError
+        """Show where the job is; `line` is what has just ended, if that has a result."""
 
 
 class _Bar(Progress):
@@ -160,6 +160,8 @@ class Kept(list[T]):
     interrupted = False
 
     def __enter__(self) -> Kept[T]:
+        import rich.table  # noqa: F401  (here, and not in the second that Ctrl-C leaves)
+
         return self
 
     def __exit__(self, kind: Any, *rest: object) -> bool:

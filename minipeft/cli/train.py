@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -22,6 +25,7 @@ from minipeft.cli.common import (
     settings,
 )
 from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
 
 OPTIMISERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -51,7 +55,7 @@ def train(
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
     Example:
-        minipeft train lora out/ --set r=4 --steps 200
+        minipeft train lora adapter/ --set r=4 --steps 200
     """
     from minipeft import compare as job
     from minipeft.checkpoints.native import save_adapter
@@ -63,14 +67,17 @@ def train(
     chosen_settings([cls], set_, targets)  # a mistake is found before anything is read
     known("--optimiser", optimiser, OPTIMISERS)
     known("--schedule", schedule, SCHEDULES)
+    if out.exists() and not out.is_dir():
+        raise Bad(f"{out}: expected a folder, found a file")
     rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
-    with progress(f"training {method}", steps) as tick:
+    kept = out / "training.safetensors"
+    with progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")
         task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
         begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=out / "training.safetensors", graph=graph,
+                   seed=seed, checkpoint=kept, graph=graph,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
         tick.doing("judging")
         save_adapter(done.adapted, out, classes=task.classes)
@@ -79,3 +86,14 @@ def train(
     print(
         plain(f"{out}: {method}, {size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
     )
+
+
+@contextlib.contextmanager
+def _told(kept: Path) -> Iterator[None]:
+    """When the training is interrupted, says what there is of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            print(plain(f"{kept} keeps what was trained: the same command goes on from there"), file=sys.stderr)
+        raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -48,7 +50,6 @@ class _Judging(TyperGroup):
 judging = typer.Typer(
     name="verify",
     cls=_Judging,
-    help="Judge implementations, anyone's, on the recorded cases.",
     no_args_is_help=False,
     invoke_without_command=True,
     subcommand_metavar="| COMMAND [ARGS]...",
@@ -61,7 +62,7 @@ def _methods_and_commands(incomplete: str) -> list[str]:
 
 
 def _implementations(incomplete: str) -> list[str]:
-    from minipeft.conformance.verify import PEERS
+    from minipeft.conformance.program import PEERS
 
     return one_of("minipeft", *PEERS, "python:", "exec:")(incomplete)
 
@@ -112,7 +113,10 @@ def verify(
         str | None, typer.Option(help="float64 or float32 (default: the best it has).", autocompletion=one_of(*DTYPES))
     ] = None,
     cases: Annotated[Path | None, typer.Option(help="A folder of cases (default: those of the package).")] = None,
-    expect: Annotated[Path | None, typer.Option(help="A file of known failures.")] = None,
+    expect: Annotated[
+        Path | None,
+        typer.Option(help="A file of known failures (default, of a harness: what is known of its library)."),
+    ] = None,
     update: Annotated[bool, typer.Option("--expect-update", help="Write the failures into that file.")] = False,
     json_: Json = None,
     junit: Junit = None,
@@ -120,16 +124,19 @@ def verify(
     html: Html = None,
     backend: Backend = None,
 ) -> None:
-    """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
+    """Judge implementations, anyone's, on the recorded cases.
+
+    Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
 
     Examples:
         minipeft verify dora
         minipeft verify -i peft dora --html dora.html
-        minipeft verify -i 'exec:node harness.mjs' --case 'lora.forward.*'
+        minipeft verify --case 'lora.forward.*' --json -
     """
     if ctx.invoked_subcommand is not None:
         return
     from minipeft.conformance import cases as files
+    from minipeft.conformance import expect as known_failures
     from minipeft.conformance import report
     from minipeft.conformance import verify as job
     from minipeft.conformance.results import Result, to_lines
@@ -151,27 +158,32 @@ def verify(
     except files.Damaged as why:
         print(f"minipeft: {plain(why)}", file=sys.stderr)
         raise typer.Exit(3) from None
-    expected = job.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
-    results: Kept[Result] = Kept()
+    given = known_failures.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
+    expected = {
+        n: given if expect is not None else known_failures.concerning(known_failures.of_harness(n), chosen.cases)
+        for n in names
+    }
+    console, results = ready(), Kept[Result]()
     with results, progress("judging", len(names) * len(chosen.cases)) as tick:
         for name in names:
             tick.doing(f"{name} starts")
-
-            def judged(r: Result, name: str = name) -> None:
-                results.append(r)
-                tick(f"{name} {r.id}")
-
             job.run(
                 name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
-                progress=judged,
+                progress=_by_method(name, chosen.cases, results, tick),
             )  # fmt: skip
     order = {c.id: i for i, c in enumerate(chosen.cases)}
     results.sort(key=lambda r: (names.index(r.implementation), order[r.id]))
     by_id = {c.id: c for c in chosen.cases}
-    console = terminal()
-    outputs.show(report.matrix(results, console.width))
-    unexpected = job.unexpected(results, expected)
-    shown = [r for r in results if r.outcome in ("FAIL", "ERROR") and any(r.id in u for u in unexpected)]
+    if expect is not None:
+        unexpected = known_failures.unexpected(results, given)
+    else:
+        of_each = ([r for r in results if r.implementation == n] for n in names)
+        unexpected = [u for n, mine in zip(names, of_each) for u in known_failures.unexpected(mine, expected[n])]
+    told = [e for r in results for e in known_failures.explained([r], expected[r.implementation])]
+    outputs.show(report.matrix(told, console.width))
+    wrong = [r for r in told if r.outcome in ("FAIL", "ERROR")]
+    known_ones = [r for r in wrong if r.expected_outcome]
+    shown = [r for r in wrong if not r.expected_outcome] + (known_ones if expect is None else [])
     outputs.show(*(report.failure(r, by_id.get(r.id)) for r in shown[:20]))
     if len(shown) > 20:
         outputs.show(f"… and {len(shown) - 20} more")
@@ -179,19 +191,48 @@ def verify(
     def page() -> str:
         from minipeft.conformance import page
 
-        return page.html(results, by_id, dict(version=__version__, cases=len(chosen.cases)))
+        return page.html(told, by_id, dict(version=__version__, cases=len(chosen.cases)))
 
-    outputs.write("json", lambda: to_lines(results))
-    outputs.write("junit", lambda: report.junit(results))
-    outputs.write("markdown", lambda: report.markdown(results))
+    outputs.write("json", lambda: to_lines(told))
+    outputs.write("junit", lambda: report.junit(told))
+    outputs.write("markdown", lambda: report.markdown(told))
     outputs.write("html", page)
+    if results.interrupted:
+        outputs.show(f"interrupted: {len(results)} of {len(names) * len(chosen.cases)} cases were judged")
     results.finish()
     if update and expect is not None:
-        outputs.show(f"{expect}: {job.write_expectations(expect, results, expected)} known failures")
+        outputs.show(f"{expect}: {known_failures.write_expectations(expect, results, given)} known failures")
         return
+    if known_ones:
+        outputs.show(f"{len(known_ones)} of {len(wrong)} failures are known: {expect or 'docs/deviations.md'}")
     if unexpected:
         outputs.show(*unexpected[:40])
         raise typer.Exit(1)
+
+
+def ready() -> Any:
+    """The terminal, and what shows results there imported: after Ctrl-C there is no time for that."""
+    import rich.panel
+    import rich.table
+    import rich.text  # noqa: F401
+
+    return terminal()
+
+
+def _by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -> Callable[[Any], None]:
+    """Keeps results, and says each method's as its last one comes."""
+    from minipeft.conformance.report import verdict
+
+    left = Counter(c.method for c in cases)
+    got: dict[str, list[Any]] = {method: [] for method in left}
+
+    def judged(r: Any) -> None:
+        results.append(r)
+        got[r.method].append(r)
+        word, count = verdict(got[r.method]) if len(got[r.method]) == left[r.method] else ("SKIP", "")
+        tick(f"{name} {r.method}", "" if word == "SKIP" else f"{word} {count}")
+
+    return judged
 
 
 LANGUAGES = ("rust", "python", "jax", "mlx", "c")
@@ -228,14 +269,20 @@ def field(
     from minipeft.checkpoints.files import write_bytes
     from minipeft.conformance import field as job
     from minipeft.conformance import page, report
+    from minipeft.conformance.results import Result
     from minipeft.conformance.verify import choose
 
     chosen = choose()
-    with progress("judging") as tick:
+    console, found = ready(), Kept[Result]()
+    with found, progress("judging") as tick:
         pythons = job.prepare(folder, tick.doing)
         tick.total = len(chosen.cases) * (1 + len(pythons))
-        results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: tick(f"{p} {r.id}"))
-    console = terminal()
+        keep = {p: _by_method(p, chosen.cases, found, tick) for p in ("minipeft", *pythons)}
+        results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: keep[p](r))
+    if found.interrupted:
+        console.print(report.matrix(found, console.width))
+        print(f"interrupted: {into / 'field.html'} and {into / 'field.md'}, of the whole field, are as they were")
+        found.finish()
     console.print(report.matrix(results, console.width))
     by_id = {c.id: c for c in chosen.cases}
     write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
@@ -258,11 +305,12 @@ def diff(
     Example:
         minipeft verify diff minipeft peft --case dora.grad.usual
     """
-    from minipeft.conformance import verify as job
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
 
     with progress("computing") as tick:
         tick.doing(case)
-        rows = job.diff(first, second, job.choose(ids=[case]).cases[0], limit)
+        rows = job.diff(first, second, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, first, second))
     if any(not row.same for row in rows):
         raise typer.Exit(1)
@@ -281,11 +329,12 @@ def bisect(
     Example:
         minipeft verify bisect peft --case dora.forward.usual
     """
-    from minipeft.conformance import verify as job
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
 
     with progress("computing") as tick:
         tick.doing(case)
-        rows, departed = job.bisect(implementation, job.choose(ids=[case]).cases[0], limit)
+        rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, "minipeft", implementation))
     if departed is not None:
         print(plain(f"departs at {departed.name}"))

@@ -35,12 +35,13 @@ class Arch:
     eps: float = 1e-5
     pre_norm: bool = True  # normalise the input of a sub-layer, or (False) the sum after it
     causal: bool = True
-    act: str = "gelu_tanh"  # "gelu" | "gelu_tanh" | "relu" | "silu" | "tanh"
+    act: str = "gelu_tanh"  # a name of `minipeft.model.activations`
     gated: bool = False
     fused_qkv: bool = False
     biased: tuple[str, ...] = ()  # which linears have a bias, by the end of their name: "q", "up", "score", …
     scale: float | None = None  # of the attention scores; None: head_dim**-0.5
     window: int | None = None  # each query sees this many latest keys
+    full_layers: tuple[int, ...] = ()  # the layers whose queries see all keys all the same
     positions: str = "learned"  # "learned" | "rope" | "relative" | "none"
     max_positions: int = 0  # rows of the learned table; 0: no limit
     first_position: int = 0  # RoBERTa counts from padding id + 1
@@ -51,20 +52,34 @@ class Arch:
     encoder_layers: int = 0  # > 0: an encoder-decoder; `layers` then counts the decoder's
     tied: bool = False  # the head is the token table
     head: str = "lm"  # "lm" | "mlm" | "classify" | "tokens" | "none"
+    transform: bool = False  # BERT: a dense layer, the activation and a norm in front of the head
     head_scale: float = 1.0  # T5 scales the hidden state before a tied head
     pool: str = "last"  # "last" | "first" | "mean": the token a classifier reads
     labels: int = 0  # of a classifier
+    problem: str = ""  # a classifier's loss, as transformers names it; "": by the number and type of the labels
     patch: int = 0  # ViT: patch and image size in pixels
     image: int = 0
     channels: int = 3
     pad_id: int | None = None
-    eos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()  # each ends a text
+    fill_id: int | None = None  # generation goes on with it in a row that has ended
     start_id: int | None = None  # first token of a decoder
 
     @property
     def shares_table(self) -> bool:
         """Whether the output matrix is the token table: tied, and there is a head that has one."""
         return self.tied and self.head in ("lm", "mlm")
+
+    def window_of(self, layer: int) -> int | None:
+        """How many latest keys a query of this layer sees; None: all."""
+        return None if layer in self.full_layers else self.window
+
+    def problem_of(self, kind: str) -> str:
+        """A classifier's loss for labels of this NumPy kind, by transformers' rule; "" without a classifier of rows."""
+        if self.head != "classify":
+            return ""
+        several = "single_label_classification" if kind in "iu" else "multi_label_classification"
+        return self.problem or ("regression" if self.labels == 1 else several)
 
     @property
     def kv(self) -> int:
@@ -83,11 +98,19 @@ class Arch:
 
 
 class Names:
-    """A bijection between our module names and a checkpoint family's, from a table of patterns with {n} for a layer."""
+    """A bijection between our module names and a checkpoint family's, from a table of patterns with {n} for a layer.
 
-    def __init__(self, table: Mapping[str, str], transposed: tuple[str, ...] = ()) -> None:
+    `stored` has the names of those that are called otherwise in files. They are also what the modules were called when such
+    a file was new, so that older adapters name them too: `ours` knows both.
+    """
+
+    def __init__(
+        self, table: Mapping[str, str], transposed: tuple[str, ...] = (), stored: Mapping[str, str] | None = None
+    ) -> None:
         self.table = dict(table)
-        self._to_ours = [(self._regex(theirs), ours) for ours, theirs in self.table.items()]
+        in_files = dict(stored or {})
+        self._to_ours = [(self._regex(theirs), ours) for t in (self.table, in_files) for ours, theirs in t.items()]
+        self._to_stored = [(self._regex(ours), theirs) for ours, theirs in (self.table | in_files).items()]
         self._to_theirs = [(self._regex(ours), theirs) for ours, theirs in self.table.items()]
         self.transposed = tuple(self._regex(t) for t in transposed)  # ours, stored (in, out) in their files
 
@@ -109,6 +132,14 @@ class Names:
     def theirs(self, module: str) -> str | None:
         """Their name of our module, None if it is not in the table."""
         return self._swap(self._to_theirs, module)
+
+    def stored(self, module: str) -> str | None:
+        """The name of our module in files, None if it is not in the table."""
+        return self._swap(self._to_stored, module)
+
+    def all(self, module: str) -> list[str]:
+        """Their names of our module, today's first."""
+        return list(dict.fromkeys(n for n in (self.theirs(module), self.stored(module)) if n))
 
     def is_transposed(self, module: str) -> bool:
         """Whether their file stores this module's (our name) weight as (in, out)."""
@@ -289,7 +320,11 @@ class Batch:
                 if lo < 0 or hi >= arch.vocab:
                     raise Bad(f"{name}: expected token ids 0 … {arch.vocab - 1}, found {lo if lo < 0 else hi}")
         classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
-        if self.labels is not None and classes and self.labels.size:
+        one_of = self.labels is not None and arch.problem_of(self.labels.dtype.kind) in (
+            "",
+            "single_label_classification",
+        )
+        if self.labels is not None and one_of and classes and self.labels.size:
             labels = self.host("labels")
             y = labels[:, 1:] if arch.head == "lm" and not arch.encoder_layers and labels.ndim == 2 else labels
             if not ((y >= 0) & (y < classes) | (y == IGNORE)).all():

@@ -50,7 +50,7 @@ def generate(
 ) -> np.ndarray:
     """Continue each row of the batch (padded on the left, if at all) by up to `new_tokens` tokens; (b, ≤ new_tokens) on the host.
 
-    For an encoder-decoder the batch is what the encoder reads. A row that has produced the end token goes on with
+    For an encoder-decoder the batch is what the encoder reads. A row that has produced an end token goes on with
     padding; when all have, generation ends. Positions follow the mask, so padding changes nothing. With `graph`, on a GPU, the
     pass of one token is recorded once and replayed as one CUDA graph. Raises `Bad` for settings out of range, right padding, a
     model without a language-model head, or a graph of what needs a pass over all tokens.
@@ -84,7 +84,8 @@ def generate(
 
     done = np.zeros(rows, bool)
     made: list[np.ndarray] = []
-    end, pad = arch.eos_id, arch.pad_id if arch.pad_id is not None else arch.eos_id
+    ends = arch.eos_ids
+    fill = next((x for x in (arch.fill_id, arch.pad_id, *ends) if x is not None), 0)
     run, past, fresh = adapted.run(cache=Growing() if use_cache else None), 0, ids
     positions = None if mask is None else counted(mask)
     replay: Replay | None = None
@@ -98,9 +99,9 @@ def generate(
             out = run.forward(step, past)
             logits = _last(out)
         following = pick(to_host(logits), rng, temperature, top_k, top_p)
-        if end is not None:
-            following = np.where(done, pad, following)
-            done |= following == end
+        if ends:
+            following = np.where(done, fill, following)
+            done |= np.isin(following, ends)
         made.append(following)
         if done.all():
             break

@@ -16,6 +16,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
+from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import IGNORE, Arch, Batch
 
 
@@ -194,6 +195,7 @@ def attention(
     memory: Any = None,
     memory_tokens: Tokens | None = None,
     causal: bool = True,
+    window: int | None = None,
 ) -> Any:
     """Multi-head attention of u (b, t, d) over itself, or over `memory` (b, s, d): (b, t, d)."""
     arch = run.arch
@@ -229,7 +231,7 @@ def attention(
     extra = k.shape[2] - keys  # a method's prefix
 
     if memory_tokens is None:
-        bias = visibility(tokens, keys, extra, causal, arch.window, q.dtype)
+        bias = visibility(tokens, keys, extra, causal, window, q.dtype)
     else:
         bias = visibility(memory_tokens, keys, extra, False, None, q.dtype)
     if arch.positions == "relative" and memory is None:
@@ -244,15 +246,6 @@ def attention(
     o = ops.reshape(ops.swapaxes(o, a=1, b=2), shape=(b, t, h * e))
     o = run.at(f"{name}.heads", o, q=q, u=u)
     return run.linear(f"{name}.o", o)
-
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": ops.gelu,
-    "gelu_tanh": ops.gelu_tanh,
-    "relu": ops.relu,
-    "silu": ops.silu,
-    "tanh": ops.tanh,
-}
 
 
 def mlp(run: Any, name: str, u: Any) -> Any:
@@ -295,7 +288,8 @@ def stack(
     def block(n: int, h: Any) -> Any:
         name = f"{prefix}layers.{n}"
         h = run.at(f"{name}.in", h)
-        h = sublayer(run, f"{name}.attn", h, lambda u: attention(run, f"{name}.attn", u, tokens, causal=causal))
+        seen = dict(causal=causal, window=arch.window_of(n))
+        h = sublayer(run, f"{name}.attn", h, lambda u: attention(run, f"{name}.attn", u, tokens, **seen))
         if memory is not None:
             h = sublayer(
                 run,
@@ -355,6 +349,8 @@ def embed_image(run: Any, pixels: Any) -> Any:
         raise Bad(
             f"pixel_values: expected (b, {arch.channels}, {arch.image}, {arch.image}), found {tuple(pixels.shape)}"
         )
+    if H % p or W % p:  # the convolution leaves the rest out
+        pixels = pixels[:, :, : H // p * p, : W // p * p]
     x = ops.reshape(pixels, shape=(b, c, H // p, p, W // p, p))
     x = ops.reshape(ops.transpose(x, axes=(0, 2, 4, 1, 3, 5)), shape=(b, (H // p) * (W // p), c * p * p))
     h = run.linear("embed.patch", x)
@@ -376,6 +372,11 @@ def pooled(run: Any, h: Any, tokens: Tokens) -> Any:
         return ops.sum(h * weight[:, :, None], axis=1)
     if tokens.pool is not None:
         return h[:, tokens.pool]
+    ids = run.batch.input_ids
+    if arch.pool == "last" and arch.pad_id is not None and ids is not None and not tokens.virtual and not tokens.past:
+        real = ids != arch.pad_id  # padding is what has its id, as in transformers, and what the mask hides
+        real = real if tokens.mask is None else real & tokens.mask
+        return ops.getitem(h, index=(xp.arange(b), (xp.arange(tokens.t) * real).argmax(axis=1)))
     if arch.pool == "first" or isinstance(tokens.last, int):
         return h[:, 0 if arch.pool == "first" else tokens.last]
     return ops.getitem(h, index=(xp.arange(b), tokens.last))
@@ -387,7 +388,7 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
     if arch.head == "none":
         return None
     if arch.head in ("lm", "mlm"):
-        if arch.head == "mlm":
+        if arch.transform:
             h = norm(run, "head.norm", ACTIVATIONS[arch.act](run.linear("head.transform", h)))
         h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
@@ -401,7 +402,19 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
 
 
 def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
-    """The mean cross-entropy; a causal language model's logits are compared with the next label."""
+    """The mean cross-entropy; a causal language model's logits are compared with the next label.
+
+    For a classifier of one label the mean squared error; for labels (b, classes) of floats the mean binary cross-entropy.
+    """
+    problem = arch.problem_of(labels.dtype.kind)
+    if problem in ("regression", "multi_label_classification"):
+        shape = (logits.shape[0],) if arch.labels == 1 else tuple(logits.shape)
+        if tuple(labels.shape) != shape and tuple(labels.shape) != tuple(logits.shape):
+            raise Bad(f"labels of a {problem}: expected shape {shape}, found {tuple(labels.shape)}")
+        y = labels.astype(logits.dtype).reshape(logits.shape)
+        if problem == "regression":
+            return ops.mean((logits - y) * (logits - y))
+        return ops.mean(ops.softplus(logits) - logits * y)  # −y log σ − (1 − y) log(1 − σ)
     if arch.head == "lm" and not arch.encoder_layers:  # move the labels, not the far larger logits
         last = xp.full((labels.shape[0], 1), IGNORE, labels.dtype)
         labels = xp.concatenate([labels[:, 1:], last], axis=1)
@@ -554,7 +567,7 @@ def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
             linear(f"{layer}.mlp.down", d, ff)
         if arch.pre_norm:
             norm(f"{prefix}final.norm")
-    if arch.head == "mlm":
+    if arch.transform and arch.head in ("lm", "mlm"):
         out |= {"head.transform.weight": (d, d), "head.transform.bias": (d,)}
         norm("head.norm")
     if arch.head in ("lm", "mlm"):

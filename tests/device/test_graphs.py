@@ -196,7 +196,7 @@ GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_generation_by_a_graph_is_generation(device, family, method, padding, made):
     model = tiny.model(family)
-    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=None))  # all tokens are made
+    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=()))  # all tokens are made
     adapted = Adapted(model) if method == "base" else laws.moved(attach(model, METHODS[method].sized(model.arch)))
     prompt = tiny.example(model, padding=padding).having(labels=None, task_ids=None)
     for asked in (dict(), dict(temperature=0.7, top_k=9)):
@@ -215,7 +215,7 @@ def test_generation_by_a_graph_with_a_window_an_end_and_a_table_that_ends(device
     assert not np.array_equal(got, generate(Adapted(model), prompt, got.shape[1], graph=True))
 
     first = int(generate(Adapted(model), prompt, 3)[0, 2])
-    ends = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=first))
+    ends = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=(first,)))
     one = prompt.having(input_ids=prompt.host("input_ids")[:1], attention_mask=prompt.host("attention_mask")[:1], task_ids=None)  # fmt: skip
     got = generate(Adapted(ends), one, 9, graph=True)
     assert got[0, -1] == first and got.shape[1] <= 3

@@ -334,6 +334,6 @@ def test_the_command_line_and_the_processes_it_starts(capsys):
     use("numpy")
     with pytest.raises(SystemExit) as ended:
         main(["check", "lora", "--family", "llama", "--backend", "strict"])
-    assert ended.value.code == 0 and backend.name() == "strict" and "1 pass" in capsys.readouterr().out
+    assert ended.value.code == 0 and backend.name() == "strict" and "10 hold" in capsys.readouterr().out
     asked = [sys.executable, "-c", "from minipeft.engine import backend; print(backend.name())"]
     assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "strict\n"

@@ -72,7 +72,7 @@ def test_tokens_end_with_the_end_token():
     import dataclasses
 
     first = generate(Adapted(model), batch(input_ids=np.array([[5, 9]])), 1)[0, 0]
-    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=int(first)))
+    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=(int(first),)))
     found = generate(Adapted(model), batch(input_ids=np.array([[5, 9], [7, 7]])), 6)
     assert found[0, 0] == first and (found[0, 1:] == model.arch.pad_id).all()
 

@@ -47,7 +47,7 @@ from minipeft.model.transformer import ACTIVATIONS
 class Invertible(Method):
     """A bijection of the embedding space, undone before the output matrix."""
 
-    targets: str = "embed.out head.in"
+    targets: str = "*embed.out head.in"
     reduction: float = 2.0
     f: str = "relu"
     start: str = "normal"  # "normal" | "zero": how F2 and G2 begin

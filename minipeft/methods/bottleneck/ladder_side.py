@@ -123,7 +123,8 @@ class LadderSide(Method):
         q, k, v = (
             ops.swapaxes(ops.reshape(ops.linear(u, W), shape=(b, t, heads, w // heads)), a=1, b=2) for W in (Wq, Wk, Wv)
         )
-        bias = visibility(here.tokens, t, 0, arch.causal, arch.window, u.dtype)
+        layer = int(here.site.split(".")[1])  # layers.n.out
+        bias = visibility(here.tokens, t, 0, arch.causal, arch.window_of(layer), u.dtype)
         o = ops.attention(q, k, v, bias, scale=(w // heads) ** -0.5)
         s = s + ops.linear(ops.reshape(ops.swapaxes(o, a=1, b=2), shape=(b, t, w)), Wo)
         return s + ops.linear(ACTIVATIONS[self.f](ops.linear(ops.rms_norm(s, n2, eps=arch.eps), W1)), W2)
