@@ -176,11 +176,20 @@ class Adapted:
         loss = run.forward(batch).loss
         if loss is None:
             raise Bad("batch: a loss needs labels and a model with a head")
-        for adapter in self.in_use if penalty else ():
-            more = adapter.method.penalty(run.arrays[adapter.name])
-            if more is not None:
-                loss = loss + more
-        return loss
+        more = self._penalty(run.arrays) if penalty else None
+        return loss if more is None else loss + more
+
+    def penalty(self, theta: Mapping[str, Any] | None = None) -> float:
+        """What the methods in use add to the loss."""
+        if all(type(a.method).penalty is Method.penalty for a in self.in_use):
+            return 0.0
+        given = self if theta is None else self.replace(theta)
+        more = given._penalty({a.name: a.grouped() for a in given.in_use})
+        return 0.0 if more is None else float(to_host(more))
+
+    def _penalty(self, arrays: Mapping[str, Any]) -> Any:
+        terms = [x for a in self.in_use if (x := a.method.penalty(arrays[a.name])) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
 
     def value_and_grad(
         self, batch: Batch, theta: Mapping[str, Any] | None = None, **options: Any

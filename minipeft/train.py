@@ -246,13 +246,17 @@ def clipped(grads: Arrays, limit: float) -> Arrays:
 
 @dataclass
 class Trained:
-    """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call."""
+    """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call.
+
+    `penalties` are what the methods' own terms were of each loss.
+    """
 
     adapted: Adapted
     losses: list[float]
     seconds: float = 0.0
     tokens: int = 0
     optimiser_bytes: int = 0
+    penalties: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -263,6 +267,7 @@ class State:
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
     losses: list[float] = field(default_factory=list)
+    penalties: list[float] = field(default_factory=list)
 
 
 def accumulated(
@@ -352,6 +357,7 @@ def fit(
     for t in range(done + 1, steps + 1):
         micro = give(t)
         at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
+        state.penalties.append(adapted.penalty(state.theta))
         if recorded is not None:
             loss = recorded.step(micro, at)
         else:
@@ -364,7 +370,7 @@ def fit(
             progress(t, steps, loss, tokens)
     seconds = time.perf_counter() - started
     used = sum(m.nbytes for m in state.moments.values())
-    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
+    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, state.penalties)
 
 
 def _finite(value: Any, t: int) -> float:
@@ -507,6 +513,7 @@ def _save(path: Path, state: State, identity: dict[str, str], t: int) -> None:
     tensors = {f"theta:{k}": v for k, v in state.theta.items()} | {f"moments:{k}": v for k, v in state.moments.items()}
     tensors |= {f"own:{name}:{k}": v for name, own in state.own.items() for k, v in own.items()}
     tensors["losses"] = np.asarray(state.losses, np.float64)
+    tensors["penalties"] = np.asarray(state.penalties, np.float64)
     host = {k: np.ascontiguousarray(to_host(v)) for k, v in tensors.items()}
     write_tensors(path, host, {"training": json.dumps(identity | {"step": t}, sort_keys=True)})
 
@@ -535,7 +542,7 @@ def _restore(path: Path, state: State, identity: dict[str, str]) -> int:
             adapter, _, key = rest.partition(":")
             state.own[adapter][key] = to_device(a)
         else:
-            state.losses = [float(x) for x in a]
+            setattr(state, kind, [float(x) for x in a])
     return found["step"]
 
 

@@ -63,7 +63,7 @@ def bench(
     """Time and peak memory of a training step, beside torch + PEFT on the same threads. On a GPU ours runs as CUDA graphs.
 
     Examples:
-        minipeft bench lora --size S --rounds 3
+        minipeft bench lora --size S
         minipeft bench lora dora --size M --against peft
     """
     import os

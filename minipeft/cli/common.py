@@ -87,6 +87,18 @@ Base = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--base", metavar="FOLDER", help="A checkpoint folder (default: the decoder of the package)."),
 ]
+Data = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--data", metavar="FILE", help="A CSV file with columns text, label and perhaps split (default: the package's)."
+    ),
+]
+Length = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--length", min=2, help="Tokens that a text may have (default: as 95 % of yours have; 24 of the package's)."
+    ),
+]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -150,6 +162,12 @@ def base_folder(base: Path | None) -> Path:
     from minipeft.data import BASE
 
     return BASE if base is None else base
+
+
+def note(lines: Iterable[str]) -> None:
+    """Lines on standard error that one should read: what was cut, left out, or looks odd."""
+    for line in lines:
+        print(plain(line), file=sys.stderr, flush=True)
 
 
 # --- where results go -------------------------------------------------------------------------------------------------

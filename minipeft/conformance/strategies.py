@@ -30,9 +30,9 @@ from minipeft.method import Method, method_class
 
 
 @cache
-def _variants(cls: type[Method]) -> tuple[tuple[str, Method], ...]:
+def _variants(method: str) -> tuple[tuple[str, Method], ...]:
     """Read from the source once, not for every case that is drawn."""
-    return tuple(variants(cls))
+    return tuple(variants(method_class(method)))
 
 
 @st.composite
@@ -41,7 +41,7 @@ def case(draw: Any, method: str = "lora", ask: str = "forward", dtype: Any = np.
     if ask not in ("forward", "vjp", "merge", "delta"):
         raise Bad(f"ask {ask!r}: expected forward, vjp, merge or delta{near(ask, ASKS)}")
     cls = method_class(method)
-    _, chosen = draw(st.sampled_from(_variants(cls)), label="variant")
+    _, chosen = draw(st.sampled_from(_variants(method)), label="variant")
     known = {f.name for f in dataclasses.fields(cls)}
     ranks = dict(r=draw(st.integers(1, 5), label="r")) if "alpha" in known and method != "adalora" else {}
     alpha = dict(alpha=draw(st.floats(0.5, 9.0), label="alpha")) if "alpha" in known else {}

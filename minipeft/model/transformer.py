@@ -46,6 +46,7 @@ class Tokens:
     at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
     offset: int = 0  # position of the first token
     pool: int | None = None  # the position a classifier must read, if a method insists on one
+    windowed: tuple[bool, ...] = ()  # of each prefix key of the block at work: does a sliding window move past it?
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
 
     def insert(self, h: Any, P: Any, at: int = 0) -> Any:
@@ -164,10 +165,11 @@ def relative_bias(run: Any, name: str, queries: Any, keys: Any, bidirectional: b
 def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int | None, dtype: Any) -> Any:
     """What is added to the scores: 0 where a query may see a key, a huge negative number elsewhere; None if all may.
 
-    `keys` text keys follow `extra` prefix keys that everybody sees. Shape (b or 1, 1, t or 1, extra + keys).
+    `keys` text keys follow `extra` prefix keys, which everybody sees, or a window as `tokens.windowed` says. Shape (b or 1, 1, t or 1, extra + keys).
     """
     causal = causal and (tokens.t > 1 or tokens.at is not None)
-    at = ("mask", keys, extra, causal, window)
+    slides = tokens.windowed if window and any(tokens.windowed) else ()
+    at = ("mask", keys, extra, causal, window, slides)
     if at not in tokens.shared:
         allowed = None
         if causal or window:
@@ -180,7 +182,14 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
             allowed = seen if allowed is None else allowed & seen
         if allowed is not None:
             if extra:
-                allowed = xp.concatenate([xp.ones((*allowed.shape[:-1], extra), bool), allowed], axis=-1)
+                before = xp.ones((*allowed.shape[:-1], extra), bool)
+                if window and slides:
+                    distance = tokens.places(keys)[:, None] - xp.arange(-extra, 0)[None, :]
+                    before = (
+                        before
+                        & ((distance < window) | ~xp.asarray((False,) * (extra - len(slides)) + slides))[None, None]
+                    )
+                allowed = xp.concatenate([before, allowed], axis=-1)
             hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
             allowed = ops.keys_first(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
@@ -226,7 +235,7 @@ def attention(
         k, v = cache.extend(site, k, v)
     elif cache is not None:
         cache.memory[site] = value(k), value(v)
-    keys = k.shape[2]
+    keys, tokens.windowed = k.shape[2], ()
     k, v = run.at(site, (k, v), u=u)
     extra = k.shape[2] - keys  # a method's prefix
 

@@ -100,7 +100,6 @@ def test_results_go_to_files_or_to_standard_output(tmp_path, capsys):
         (["verify", "ia3", "--case", "ia3.forward.usual", "--html", "-"], "<!doctype html>"),
         (["verify", "ia3", "--case", "ia3.forward.usual", "--markdown", "-"], "| method"),
         (["verify", "ia3", "--case", "ia3.forward.usual", "--junit", "-"], "<?xml"),
-        (["bench", "lora", "--size", "S", "--rounds", "1", "--json", "-"], "["),
     ],
     ids=lambda w: " ".join(w) if isinstance(w, list) else "",
 )

@@ -65,6 +65,7 @@ class AdaLoRA(Method):
     sensitivity: str = "before"  # reading: "before" | "after"
     kept: int | None = None
     name: ClassVar[str] = "adalora"
+    usual_lr: ClassVar[float] = 2e-2
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -31,6 +31,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
+from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
+from minipeft.engine.factors import leading, principal
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 
@@ -68,6 +71,17 @@ class LoRA(Method):
         A = rng.standard_normal((self.r, in_)) if embedding else rng.uniform(-bound, bound, (self.r, in_))
         arrays = dict(A=A, B=np.zeros((out, self.r)))
         return arrays | dict(c=np.zeros(out)) if self.lora_bias and not embedding else arrays
+
+    def first(self, site: Site, factors: str) -> dict[str, Any]:
+        """A, B for methods that start from the weight of a linear and take s B A away from it: "svd" of W/s, or "qr" of W."""
+        if self.r > min(site.shape):
+            raise Bad(
+                f"{self.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {self.r}"
+            )
+        W = to_host(widened(site.W))
+        A, B = leading(W, self.r) if factors == "qr" else principal(W, self.r)
+        root = 1.0 if factors == "qr" else self.scale**-0.5
+        return dict(A=root * A, B=root * B)
 
     def weight(self, W: Any, *, A: Any, B: Any, c: Any = None) -> Any:
         return W + self.scale * (B @ A)

@@ -43,6 +43,7 @@ class QLoRA(LoRA):
     block: int = 64
     double_quant: bool = True
     name: ClassVar[str] = "qlora"
+    usual_lr: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()

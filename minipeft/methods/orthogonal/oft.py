@@ -61,6 +61,7 @@ class OFT(Method):
     coft: bool = False
     eps: float = 6e-5
     name: ClassVar[str] = "oft"
+    usual_lr: ClassVar[float] = 5e-3
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -11,9 +11,10 @@ Merges     no: the sequence grows.
 Positions  P takes positions 0 … p−1, the text starts at p. Every token sees P. Labels of P are −100, logits cover P.
            An encoder-decoder has P in the encoder alone. A classifier that reads the first token reads P's first row.
 Differs    The paper draws P from U(−0.5, 0.5) or from frequent tokens; HF peft from N(0, 1) or from uniformly chosen
-           tokens; we follow HF peft. For encoder-decoders HF peft allocates 2 p rows and uses the first p. Under left
-           padding we count positions from the given position_ids; HF peft drops them. With a decoder classifier and right
-           padding HF peft reads the last padded position: pool="last_position"; we read the last real token: pool="token".
+           tokens; we follow HF peft. For encoder-decoders HF peft allocates 2 p rows and uses the first p. We count
+           positions from the given position_ids; HF peft drops them, and token types where there is no classifier:
+           ignores="positions", "positions and types". With a decoder classifier and right padding HF peft reads the
+           last padded position: pool="last_position"; we read the last real token: pool="token".
 
 >>> class Here: prefill, tokens = True, Tokens(1)
 >>> PromptTuning(p=1).apply(np.array([[[1., 2.]]]), Here, P=np.array([[5., 6.]]))
@@ -43,12 +44,18 @@ class PromptTuning(Method):
     p: int = 8
     start: str = "normal"  # "normal" | "vocab"
     pool: str = "token"  # reading: "token" | "last_position"
+    ignores: str = "nothing"  # "nothing" or "positions" or "positions and types"
     identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.p < 1:
             raise Bad(f"{self.name}: p must be at least 1, found {self.p}")
-        for field, allowed in {"start": ("normal", "vocab"), "pool": ("token", "last_position")}.items():
+        choices = {
+            "start": ("normal", "vocab"),
+            "pool": ("token", "last_position"),
+            "ignores": ("nothing", "positions", "positions and types"),
+        }
+        for field, allowed in choices.items():
             if (found := getattr(self, field)) not in allowed:
                 raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
 
@@ -60,8 +67,12 @@ class PromptTuning(Method):
         return dict(P=rng.standard_normal((self.p, *site.shape)))
 
     def apply(self, h: Any, here: Here, *, P: Any) -> Any:
+        if self.ignores != "nothing":
+            here.tokens.positions = None
         if not here.prefill:
             return h
+        if self.ignores == "positions and types":
+            here.tokens.types = None
         if self.pool == "last_position":
             here.tokens.pool = -1
         return here.tokens.insert(h, P)

@@ -38,6 +38,7 @@ class IA3(Method):
     targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
     inputs: str = "mlp.down.weight"  # globs over site names, like targets: those whose input is scaled
     name: ClassVar[str] = "ia3"
+    usual_lr: ClassVar[float] = 3e-2
 
     def _on_input(self, site: Site) -> bool:
         every = {site.name, *site.params}

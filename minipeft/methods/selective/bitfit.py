@@ -39,6 +39,7 @@ class BitFit(Method):
     targets: str = ""  # those of `part`
     part: str = "all"  # "all" | "small"
     name: ClassVar[str] = "bitfit"
+    usual_lr: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:
         if self.part not in TARGETS:

@@ -31,7 +31,7 @@ class Full(Method):
 
     targets: str = "*.weight *.bias *.cls"
     head: str = "follows"  # reading, of a tied head: "follows" | "stays"
-    usual_lr: ClassVar[float] = 2e-3
+    usual_lr: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         if self.head not in ("follows", "stays"):

@@ -45,7 +45,7 @@ class LoHa(Method):
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     name: ClassVar[str] = "loha"
-    usual_lr: ClassVar[float] = 2e-2
+    usual_lr: ClassVar[float] = 1e-2
 
     def __post_init__(self) -> None:
         if self.r < 1:
