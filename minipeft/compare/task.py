@@ -54,8 +54,8 @@ class Task:
 
 
 def head_of(model: Model) -> list[str]:
-    """The parameters of the classifier."""
-    return [k for k in model.params if k.startswith("score.")]
+    """The parameters of the classifier, with a dense layer in front of it that the base had not."""
+    return [k for k in model.params if k.startswith("score.") or k in model.drawn]
 
 
 def prepare(
