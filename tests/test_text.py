@@ -63,7 +63,7 @@ def test_bytes_are_for_a_vocabulary_of_bytes(tmp_path, vocab, fine):
     if fine:
         assert isinstance(load_tokenizer(tmp_path, vocab), ByteTokenizer)
         return
-    with pytest.raises(Bad, match="expected tokenizer.json, found no tokenizer"):
+    with pytest.raises(Bad, match=r"expected tokenizer.json, found no tokenizer"):
         load_tokenizer(tmp_path, vocab)
 
 

@@ -308,6 +308,12 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     return out
 
 
+def _saved_module(model: Model, site: str) -> str:
+    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+    module = their_name(model, site.rpartition(".")[0])
+    return module.split(".")[0] if site.startswith("score.") else module
+
+
 def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
     """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
     out = {}
@@ -333,6 +339,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
         )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
+    if (share := adapted.weights.get(adapter.name, 1.0)) != 1.0:
+        raise Bad(f"adapter {adapter.name!r} has the weight {share:g}, for which PEFT's files have no place; merge it")
     model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
     config = spec.config(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)
@@ -372,7 +380,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
-        config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
+        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)

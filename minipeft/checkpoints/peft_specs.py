@@ -240,6 +240,11 @@ def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
     from minipeft.methods.prompt.prompt_tuning import PromptTuning
 
     method: Any = adapter.method
+    if model.arch.head == "classify" and model.arch.causal and method.pool != "last_position":
+        raise Bad(
+            f"{method.name}: pool={method.pool!r} is not what PEFT computes with a classifier on {model.arch.family}, which "
+            "reads the last position, padding or not; expected 'last_position'"
+        )
     if method.name == "prompt_tuning":
         return adapter
     plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool, ignores=method.ignores)

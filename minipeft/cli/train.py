@@ -85,7 +85,7 @@ def train(
                    seed=seed, checkpoint=kept, graph=graph,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
         tick.doing("judging")
-        save_adapter(done.adapted, out)
+        save_adapter(done.adapted, out, classes=task.classes)
         loss, accuracy = job.judge(done.adapted, task.test)
     size = done.adapted.adapters[0].size
     print(

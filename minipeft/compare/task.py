@@ -54,8 +54,8 @@ class Task:
 
 
 def head_of(model: Model) -> list[str]:
-    """The parameters of the classifier."""
-    return [k for k in model.params if k.startswith("score.")]
+    """The parameters of the classifier, with a dense layer in front of it that the base had not."""
+    return [k for k in model.params if k.startswith("score.") or k in model.drawn]
 
 
 def prepare(
@@ -97,6 +97,8 @@ def prepare(
 
     language = model if arch.head == "lm" else None
     classified = with_head(model, "classify", len(everyone.classes), seed)
+    if classified.arch.problem:  # of the classifier that the file had; here a text has one class
+        classified = dataclasses.replace(classified, arch=dataclasses.replace(classified.arch, problem=""))
     text: tuple[Batch, ...] = ()
     if language is not None:
         ids, mask = padded([cut(tokens[t], length) for t in datasets.held_out_text()[:PLAIN]], tokenizer.pad_id)

@@ -203,7 +203,8 @@ class Model:
     """A base model: facts, read-only arrays by our names, and the other names of its modules.
 
     `config` is the checkpoint's config.json; `spare` what its file holds beyond this head, a pooler perhaps, under their
-    names and in their layout. Both are empty for a model that came from no file.
+    names and in their layout. Both are empty for a model that came from no file. `drawn` are parameters that no file had,
+    of a head that was put on.
     """
 
     arch: Arch
@@ -211,6 +212,7 @@ class Model:
     names: Names = field(default_factory=lambda: Names({}), repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    drawn: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
         for k, v in self.params.items():
