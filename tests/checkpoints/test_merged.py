@@ -131,7 +131,7 @@ def typed(name, kind, folder):
     model = load(BASES / name)
     config = dict(model.config)
     config.pop("dtype", None)
-    save_model(model.astype(np.float16) if kind == "F16" else model, folder, config)
+    save_model(model, folder, config, dtype="float16" if kind == "F16" else None)
     if kind == "BF16":
         tensors = read_tensors(folder / "model.safetensors")
         write_tensors(folder / "model.safetensors", {k: bfloat16(a) for k, a in tensors.items()})
