@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints.config import Fields, generation
-from minipeft.engine.backend import to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16, widened
+from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch, Model, Names, converted, float_type
 
@@ -285,6 +284,7 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     in front of it at N(0, 0.02²), as in transformers. What the new head does not use goes to `Model.spare`.
     Raises `Bad` for a head that cannot be made, and for classes that are none.
     """
+    from minipeft.checkpoints.saving import their_tensors
     from minipeft.model.transformer import shapes
 
     if head in CLASSIFIERS and labels < 1:
@@ -311,34 +311,20 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
         )
     left = {k: W for k, W in model.params.items() if k not in params}
     spare = {k: a for k, a in model.spare.items() if _ours(names, k, arch) not in params}
-    spare |= _their_tensors(dataclasses.replace(model, params=left))
-    return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare)
+    spare |= their_tensors(model, left)
+    drawn = frozenset(
+        name for name in params if name not in held or tuple(held[name].shape) != tuple(params[name].shape)
+    )
+    return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare, drawn=drawn)
 
 
-def _their_tensors(model: Model) -> dict[str, Any]:
-    """The parameters of a model under their names and in their layout, on the host."""
-    tensors = {}
-    for key, W in model.params.items():
-        half = type(W) is Bfloat16
-        a = their_layout(model.names, key, to_host(W.values if half else widened(W)), model.arch)
-        theirs = _theirs(model.names, key)
-        if theirs is None:
-            raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
-        tensors[theirs] = Bfloat16(a) if half else a
-    return tensors
+def save_model(model: Model, folder: str | Path, config: dict[str, Any] | None = None) -> None:
+    """Write a base model as a checkpoint folder that `load` and transformers read as the same function.
 
-
-def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None:
-    """Write a base model as a checkpoint folder that `load` and transformers read. `config` is its config.json.
-
-    What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
-    stands for.
+    `config` is the config.json it came with (default: `model.config`); what a change of the model made untrue in it is put
+    right. What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
+    stands for. Raises `Bad` for what no config.json of the family can say, before anything is written.
     """
-    from minipeft.checkpoints.files import write_json, write_tensors
+    from minipeft.checkpoints.saving import write_model
 
-    tensors = _their_tensors(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    plain = {k: v for k, v in config.items() if k != "quantization_config"}  # the numbers are written, not codes
-    write_json(folder / "config.json", plain | {"tie_word_embeddings": model.arch.tied})
+    write_model(model if config is None else dataclasses.replace(model, config=config), Path(folder))

@@ -192,5 +192,8 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
     }, ()
 
 
+BIASES = {"llama": {"attention_bias": ("q", "k", "v", "o"), "mlp_bias": ("gate", "up", "down")}}
+# family -> switch in config.json -> the linears of every layer that then have a bias
+
 PREFIX = dict.fromkeys(("llama", "mistral", "qwen2"), "model.")
 SPARE = ("lm_head", "score", "qa_outputs")  # what other heads have

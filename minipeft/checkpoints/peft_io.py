@@ -15,6 +15,8 @@ import numpy as np
 from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_base import with_brought_base, with_fitting_head
+from minipeft.checkpoints.peft_config import checked
+from minipeft.checkpoints.peft_declared import refuse_absent
 from minipeft.checkpoints.peft_keys import HEAD, ROOT, TABLE, body_of, keys_at, module_of, plain_key, sorted_keys
 from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Spec, method_name, spec_of
 from minipeft.checkpoints.peft_targets import Naming, targeted
@@ -41,12 +43,12 @@ def _own(model: Model) -> Naming:
 
 
 def read_config(folder: str | Path) -> Config:
-    """adapter_config.json of a folder."""
+    """adapter_config.json of a folder, checked field by field and complete (`peft_config.checked`)."""
     folder = existing(folder, "folder")
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
         raise Bad(f"{folder / 'adapter_config.json'}: expected an object, found {type(config).__name__}")
-    return config
+    return checked(config, folder / "adapter_config.json")
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
@@ -78,7 +80,7 @@ def load_peft_parts(
     """`load_peft` of a configuration and tensors that were read already."""
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     kind = method_name(config)
-    spec = SPECS[kind]
+    spec = SPECS[kind].of(config, adapted.model.arch)
     cls = method_class(kind)
     base = with_fitting_head(adapted.model, config, tensors, folder)
     naming = Naming.of(base, (body_of(key) for key in tensors))
@@ -94,6 +96,9 @@ def load_peft_parts(
     found = {site: parts.at[site] for site in every if site in parts.at}  # in the model's order, whatever the file's
     modules = {site: module_of(naming, spec, site) for site in found}
     per_site = {site: spec.at_site(config, modules[site], arrays) for site, arrays in found.items()}
+    for site, arrays in [*found.items(), ("", parts.shared)]:
+        for size in spec.sizes:
+            _refuse_huge(folder, size, per_site.get(site, {}).get(size, fields.get(size)), arrays)
     method = cls(**fields)
     if not spec.on_blocks and found:
         _same_targets(naming, config, spec, found, parts.idle, folder)
@@ -101,6 +106,7 @@ def load_peft_parts(
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class("full")
     beside = [_rows(naming, config, site) for site in every if site in parts.rows]
+    refuse_absent(folder, config, naming, found, parts)
     beside += [full(targets=" ".join(parts.whole), head="stays")] if parts.whole else []
     if not found and not parts.shared:
         raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
@@ -134,6 +140,17 @@ def _same_targets(
     if more := [s for s in found if s not in wanted]:
         first = naming.theirs(more[0].removesuffix(".weight"))
         raise Bad(f"{folder}: {len(more)} modules have tensors and are no target_modules, the first {first}")
+
+
+def _refuse_huge(folder: Path, size: str, declared: Any, arrays: Mapping[str, Any]) -> None:
+    """A size that no axis of the file's arrays has is refused before anything of that size is made."""
+    longest = max((n for a in arrays.values() for n in a.shape), default=0)
+    if (
+        arrays and declared is not None and declared > max(longest, 1024)
+    ):  # smaller ones cost nothing, and are told better below
+        raise Bad(
+            f"{folder}: {size} is {declared} by adapter_config.json, but no axis of the file's arrays is longer than {longest}"
+        )
 
 
 def _fields(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
@@ -174,10 +191,16 @@ def _load_xlora(
         for full, a in read_adapter_tensors(where).items():
             if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
                 own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
-        experts.append(load_peft_parts(adapted.model, read_config(where), own, where).adapters[0])
+        expert = read_config(where) | dict(
+            task_type=None, modules_to_save=None, bias="none"
+        )  # PEFT takes an expert's factors alone
+        experts.append(load_peft_parts(adapted.model, expert, own, where).adapters[0])
     if not experts:
         raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
-    method = cls.from_adapters(experts, **_fields(SPECS["x_lora"], config, adapted.model.arch, folder))
+    fields = _fields(SPECS["x_lora"], config, adapted.model.arch, folder)
+    if fields["depth"] > 1:
+        _refuse_huge(folder, "hidden", fields["hidden"], tensors)
+    method = cls.from_adapters(experts, **fields)
     spec = spec_of(method)
     adapted = attach(adapted, method, name=name)
     names = {k.suffix: n for n, k in spec.root_keys.items()}
@@ -233,7 +256,8 @@ def _filled(
             raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
         arrays[key] = held if key in adapter.trained else read_only(held)
-    filled = dataclasses.replace(adapter, arrays=arrays, options=options, spare=dict(spare or {}))
+    trained = frozenset(k for k in adapter.trained if k.rpartition(":")[2] not in spec.fixed)
+    filled = dataclasses.replace(adapter, arrays=arrays, trained=trained, options=options, spare=dict(spare or {}))
     kept = tuple(filled if a.name == name else a for a in adapted.adapters)
     return dataclasses.replace(adapted, adapters=kept)
 
@@ -244,7 +268,7 @@ def _filled(
 def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays "site:name" of an adapter, or their gradients, under PEFT's keys and in its layout."""
     model = adapted.model
-    spec = spec_of(adapter.method)
+    spec = spec_of(adapter.method).of(adapter.options.get("peft", {}), model.arch)
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     pairs: dict[str, dict[str, Any]] = {}
@@ -284,6 +308,12 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     return out
 
 
+def _saved_module(model: Model, site: str) -> str:
+    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+    module = their_name(model, site.rpartition(".")[0])
+    return module.split(".")[0] if site.startswith("score.") else module
+
+
 def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
     """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
     out = {}
@@ -309,6 +339,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
         )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
+    if (share := adapted.weights.get(adapter.name, 1.0)) != 1.0:
+        raise Bad(f"adapter {adapter.name!r} has the weight {share:g}, for which PEFT's files have no place; merge it")
     model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
     config = spec.config(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)
@@ -348,7 +380,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
-        config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
+        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
@@ -371,7 +403,10 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         or (classifier and classifier <= whole and not model.arch.patch)
     ):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
-    tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
+    unread = {
+        k: v for k, v in adapter.options.items() if k != "peft"
+    }  # it is written as the configuration above has it
+    tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
     if spec.is_prompt and model.arch.head in (
         "classify",
         "tokens",

@@ -44,18 +44,24 @@ class Naming:
 
     model: Model
     bare: bool  # those of the bare model
+    older: bool = False  # those that a former version of transformers had, where files keep them
 
     @classmethod
     def of(cls, model: Model, keys: Iterable[str]) -> Naming:
         """The naming in which these names of modules, and of what is in them, were written; the base's own if they do not tell."""
-        prefix = prefix_of(model.arch)
+        prefix, keys = prefix_of(model.arch), list(keys)
+
+        def former(name: str) -> bool:
+            parts = name.split(".")
+            modules = [start + ".".join(parts[:n]) for n in range(1, len(parts) + 1) for start in ("", prefix)]
+            return any((o := model.names.ours(m)) and m not in (o, model.names.theirs(o)) for m in modules)
 
         def known(name: str) -> bool:
             parts = name.split(".")
             return any(model.names.ours(".".join(parts[:n])) is not None for n in range(1, len(parts) + 1))
 
         tell = [k.startswith(prefix) for k in keys if prefix and (k.startswith(prefix) or known(prefix + k))]
-        return cls(model, not all(tell) if tell else model.arch.head == "none")
+        return cls(model, not all(tell) if tell else model.arch.head == "none", any(map(former, keys)))
 
     @property
     def _names(self) -> list[Names]:
@@ -72,7 +78,8 @@ class Naming:
 
     def theirs(self, module: str) -> str:
         """Their name of our module. Raises `Bad` if it has none."""
-        found = next((f for names in self._names if (f := names.theirs(module))), None)
+        named = Names.stored if self.older else Names.theirs
+        found = next((f for names in self._names if (f := named(names, module))), None)
         if found is None:
             raise Bad(f"{module} has no name in a {self.model.arch.family} checkpoint")
         return found.removeprefix(prefix_of(self.model.arch)) if self.bare else found

@@ -86,5 +86,6 @@ def stored(arch: Arch) -> dict[str, str]:
     return {f"layers.{{n}}.{ours}": layer + theirs for ours, theirs in parts.items()}
 
 
+BIASES = {"vit": {"qkv_bias": ("q", "k", "v")}}
 PREFIX = {"vit": "vit."}
 SPARE = ("vit.pooler", "vit.embeddings.mask_token", "classifier", "decoder")  # what other heads have

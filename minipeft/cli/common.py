@@ -87,6 +87,18 @@ Base = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--base", metavar="FOLDER", help="A checkpoint folder (default: the decoder of the package)."),
 ]
+Data = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--data", metavar="FILE", help="A CSV file with columns text, label and perhaps split (default: the package's)."
+    ),
+]
+Length = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        "--length", min=2, help="Tokens that a text may have (default: as 95 % of yours have; 24 of the package's)."
+    ),
+]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
@@ -150,6 +162,12 @@ def base_folder(base: Path | None) -> Path:
     from minipeft.data import BASE
 
     return BASE if base is None else base
+
+
+def note(lines: Iterable[str]) -> None:
+    """Lines on standard error that one should read: what was cut, left out, or looks odd."""
+    for line in lines:
+        print(plain(line), file=sys.stderr, flush=True)
 
 
 # --- where results go -------------------------------------------------------------------------------------------------
@@ -320,7 +338,50 @@ def settings(cls: Any, arch: Any, given: Sequence[str] | None, targets: str | No
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def attached(model: Any, folder: Path) -> Any:
+def folders_of(folders: Sequence[Path], base: Path | None) -> tuple[Path, list[Path], Path]:
+    """Base, adapters and where to write, from the folders of a command line; the base is an option, or stands first.
+
+    Raises `Bad` if there are too few.
+    """
+    first, *rest = folders
+    if (
+        base is None
+        and len(rest) > 1
+        and not any((first / f).exists() for f in ("adapter.json", "adapter_config.json"))
+    ):
+        base, folders = first, rest
+    if len(folders) < 2:
+        raise Bad(f"{folders[0]}: expected an adapter folder and a folder to write, found one folder")
+    return base_folder(base), list(folders[:-1]), folders[-1]
+
+
+def opened(base: Path, folders: Sequence[Path], dtype: str | None = None) -> Any:
+    """A base with adapter folders of either kind, in their order; the base is held as they were trained, unless `dtype` says how.
+
+    Several adapters are called after their folders.
+    """
+    from minipeft.checkpoints import load
+    from minipeft.checkpoints.files import existing
+    from minipeft.checkpoints.native import trained_in
+
+    existing(base, "folder")
+    ours = [f for f in folders if (existing(f, "folder") / "adapter.json").exists()]
+    model = load(base, dtype or next(filter(None, map(trained_in, ours)), None))
+    for folder, name in zip(folders, _called(folders)):
+        model = attached(model, folder, name)
+    return model
+
+
+def _called(folders: Sequence[Path]) -> list[str | None]:
+    import re
+
+    if len(folders) == 1:
+        return [None]
+    names = [re.sub(r"[^\w.-]+", "_", f.resolve().name) for f in folders]
+    return [n if names.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(names, 1)]
+
+
+def attached(model: Any, folder: Path, name: str | None = None) -> Any:
     """The model with an adapter folder of either kind."""
     from minipeft.checkpoints.files import existing
     from minipeft.checkpoints.native import load_adapter
@@ -328,9 +389,9 @@ def attached(model: Any, folder: Path) -> Any:
 
     existing(folder, "folder")
     if (folder / "adapter.json").exists():
-        return load_adapter(model, folder)
+        return load_adapter(model, folder, name=name)
     if (folder / "adapter_config.json").exists():
-        return load_peft(model, folder)
+        return load_peft(model, folder, name or "default")
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     raise Bad(
         f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {', '.join(found) or 'nothing'}"

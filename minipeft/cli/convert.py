@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Base, Dtype, attached, base_folder
+from minipeft.cli.common import Base, Dtype, folders_of, opened
 from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
 
 
 def convert(
-    adapter: Annotated[Path, typer.Argument(help="The adapter folder to read.")],
-    out: Annotated[Path, typer.Argument(help="The adapter folder to write, of the other kind.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BASE] ADAPTER OUT",
+            help="The adapter folder to read, and the one to write, of the other kind. The base may stand first.",
+        ),
+    ],
     base: Base = None,
     dtype: Dtype = None,
 ) -> None:
@@ -23,16 +29,16 @@ def convert(
         minipeft convert adapter/ for_peft/
         minipeft convert peft_adapter/ ours/ --base base/
     """
-    from minipeft.checkpoints import load
     from minipeft.checkpoints.native import save_adapter
     from minipeft.checkpoints.peft_io import save_peft
 
+    base, adapters, out = folders_of(folders, base)
+    if len(adapters) > 1:
+        raise Bad(f"expected one adapter folder and one to write, found {', '.join(map(str, [*adapters, out]))}")
     with progress("converting") as tick:
-        tick.doing("reading the base")
-        model = load(base_folder(base), dtype)
-        tick.doing("the adapter")
-        adapted = attached(model, adapter)
-        ours = (adapter / "adapter.json").exists()
+        tick.doing("reading base and adapter")
+        adapted = opened(base, adapters, dtype)
+        ours = (adapters[0] / "adapter.json").exists()
         (save_peft if ours else save_adapter)(adapted, out)
     a = adapted.adapters[0]
     print(plain(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {'PEFT' if ours else 'minipeft'}"))

@@ -6,21 +6,24 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from minipeft.cli.common import (
     Backend,
     Base,
+    Data,
     Dtype,
     LearningRate,
+    Length,
     Method,
     Seed,
     Set,
     Targets,
     chosen_settings,
     known,
+    note,
     one_of,
     settings,
 )
@@ -35,7 +38,8 @@ def train(
     method: Method,
     out: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
     base: Base = None,
-    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
+    data: Data = None,
+    length: Length = None,
     set_: Set = None,
     targets: Targets = None,
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 100,
@@ -73,14 +77,15 @@ def train(
     kept = out / "training.safetensors"
     with progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")
-        task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
+        task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
+        note(task.notes)
         begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
                    seed=seed, checkpoint=kept, graph=graph,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
         tick.doing("judging")
-        save_adapter(done.adapted, out)
+        save_adapter(done.adapted, out, classes=task.classes)
         loss, accuracy = job.judge(done.adapted, task.test)
     size = done.adapted.adapters[0].size
     print(
