@@ -179,13 +179,13 @@ class Adapted:
         more = self._penalty(run.arrays) if penalty else None
         return loss if more is None else loss + more
 
-    def penalty(self, theta: Mapping[str, Any] | None = None) -> float:
-        """What the methods in use add to the loss."""
+    def penalty(self, theta: Mapping[str, Any] | None = None) -> Any:
+        """What the methods in use add to the loss: a number of the device, or 0.0."""
         if all(type(a.method).penalty is Method.penalty for a in self.in_use):
             return 0.0
         given = self if theta is None else self.replace(theta)
         more = given._penalty({a.name: a.grouped() for a in given.in_use})
-        return 0.0 if more is None else float(to_host(more))
+        return 0.0 if more is None else more
 
     def _penalty(self, arrays: Mapping[str, Any]) -> Any:
         terms = [x for a in self.in_use if (x := a.method.penalty(arrays[a.name])) is not None]

@@ -277,7 +277,7 @@ class State:
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
     losses: list[float] = field(default_factory=list)
-    penalties: list[float] = field(default_factory=list)
+    penalties: list[Any] = field(default_factory=list)  # perhaps still on the device
 
 
 def accumulated(
@@ -390,11 +390,19 @@ def fit(
         if progress is not None:
             progress(t, steps, loss, tokens)
     seconds = time.perf_counter() - started
-    lost = [k for k, x in state.theta.items() if not math.isfinite(float(to_host(x.sum())))]
-    if lost:  # the last step has no loss after it to show that
+    # the last step has no loss after it to show what became of the arrays
+    finite = _fetched([xp.isfinite(x).all() for x in state.theta.values()])
+    if lost := [k for k, held in zip(state.theta, finite) if not held]:
         raise Bad(f"step {steps}: {lost[0]} is no longer finite; lower the learning rate or clip the gradients")
     used = sum(m.nbytes for m in state.moments.values())
-    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, state.penalties)
+    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, _fetched(state.penalties))
+
+
+def _fetched(numbers: Sequence[Any]) -> list[float]:
+    """Numbers of the device, and of the host among them, fetched at once."""
+    there = [x for x in numbers if hasattr(x, "dtype")]
+    found = iter(to_host(xp.stack([x.astype(xp.float64) for x in there])) if there else ())
+    return [float(next(found) if hasattr(x, "dtype") else x) for x in numbers]
 
 
 def _finite(value: Any, t: int) -> float:
@@ -537,7 +545,7 @@ def _save(path: Path, state: State, identity: dict[str, str], t: int) -> None:
     tensors = {f"theta:{k}": v for k, v in state.theta.items()} | {f"moments:{k}": v for k, v in state.moments.items()}
     tensors |= {f"own:{name}:{k}": v for name, own in state.own.items() for k, v in own.items()}
     tensors["losses"] = np.asarray(state.losses, np.float64)
-    tensors["penalties"] = np.asarray(state.penalties, np.float64)
+    tensors["penalties"] = np.asarray(_fetched(state.penalties), np.float64)
     host = {k: np.ascontiguousarray(to_host(v)) for k, v in tensors.items()}
     write_tensors(path, host, {"training": json.dumps(identity | {"step": t}, sort_keys=True)})
 

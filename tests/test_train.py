@@ -328,7 +328,7 @@ def test_progress_is_told_after_every_step():
         (
             lambda: start(targets="lm_head"),
             dict(optimiser=SGD(lr=1e9, weight_decay=1e9), steps=40),
-            r"step \d: the loss is (nan|inf)",
+            r"step \d+: the loss is (nan|inf)",
         ),
         (start, dict(schedule="step"), "schedule 'step'"),
         (start, dict(schedule=None), "schedule None"),
