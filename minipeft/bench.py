@@ -25,10 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,13 @@ def our_model(size: str, dtype: str = "float32") -> Any:
 
 
 def our_step(
-    size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32"
-) -> Callable[[], float]:
-    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU."""
+    size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32",
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[], float]:  # fmt: skip
+    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU.
+
+    `given` are settings of the method, instead of those here.
+    """
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
     from minipeft.engine.blocks import sharing_cores
@@ -122,7 +127,7 @@ def our_step(
         return forward
     made: dict[str, Any] = {"lora": dict(r=s["r"], targets="all-linear"), "dora": dict(r=s["r"], targets="all-linear"),
             "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}  # fmt: skip
-    adapted = attach(model, method_class(method)(**made.get(method, {})))
+    adapted = attach(model, method_class(method)(**made.get(method, {}) | dict(given)))
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
     if graph:
@@ -270,8 +275,11 @@ def _peak_of_arrays(side: str) -> Callable[[], int]:
     return watched_memory()
 
 
-def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32") -> None:
-    """Answer each line on standard input, a number of steps, with their times; the first answer is about memory."""
+def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32", given: str = "{}") -> None:
+    """Answer each line on standard input, a number of steps, with their times; the first answer is about memory.
+
+    `given`: our method's settings, as JSON.
+    """
     if side != "ours":
         import torch
 
@@ -282,7 +290,7 @@ def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "
         transformers.logging.set_verbosity_error()
     peak = _peak_of_arrays(side) if on_gpu() else _peak_of_process()
     if side == "ours":
-        step = our_step(size, method, task, dtype=dtype)
+        step = our_step(size, method, task, dtype=dtype, given=json.loads(given))
     else:
         step = peft_step(size, method, task, side == "compiled", dtype)
     step()
@@ -343,11 +351,12 @@ class _Worker:
     """One side's process."""
 
     def __init__(
-        self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32"
-    ) -> None:
+        self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32",
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         env = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype]
+        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype, json.dumps(dict(given))]
         self.what = f"{side} {size} {method}"
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
         self.process = subprocess.Popen(
@@ -401,6 +410,7 @@ class Plan:
     threads: int = 2
     compiled: bool = False
     dtype: str = "float32"
+    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings of our methods
 
     @property
     def sides(self) -> tuple[str, ...]:
@@ -430,16 +440,18 @@ class Plan:
 def plan(
     against: str | None, sizes: Sequence[str], methods: Sequence[str], rounds: int = 7, threads: int = 2,
     tasks: Sequence[str] = ("step",), compiled: bool = False, dtype: str = "float32",
+    given: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Plan:  # fmt: skip
     """Every size and method; with `against` "peft" in turns with torch, and `compiled` with torch.compile as well.
 
-    `dtype`: "float32", or "bfloat16" for the base.
-    Raises `Bad` for unknown words, and where the other side is not installed.
+    `dtype`: "float32", or "bfloat16" for the base. `given`: {method: settings} instead of those here, of our side alone.
+    Raises `Bad` for unknown words, for settings where there is another side or no method, and where the other side is not
+    installed.
     """
     if against not in (None, "peft"):
         raise Bad(f"--against {against}: expected peft{near(against, ['peft'])}")
-    for given, known in ((methods, METHODS), (tasks, TASKS)):
-        for w in given:
+    for words, known in ((methods, METHODS), (tasks, TASKS)):
+        for w in words:
             if w not in known:
                 raise Bad(f"{w!r}: expected one of {', '.join(known)}{near(w, known)}")
     for size in sizes:
@@ -449,7 +461,9 @@ def plan(
             raise Bad(f"the other side needs {package}: pip install {package}")
     rows = [(t, m, s) for t in tasks for m in (methods if t == "step" else ["base"]) for s in sizes]
     rows = [r for r in rows if not r[2].startswith("GPT2") or r[1] in ("lora", "base")]
-    return Plan(tuple(rows), against, rounds, threads, compiled, dtype)
+    if any(given.values()) and (against or compiled or set(tasks) != {"step"}):
+        raise Bad("settings are of our method in a step alone; a size says a rank for both sides: M,r=4")
+    return Plan(tuple(rows), against, rounds, threads, compiled, dtype, given)
 
 
 def bench(
@@ -471,6 +485,8 @@ def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
     row: dict[str, Any] = dict(
         task=task, method=method, size=size, threads=plan.threads, dtype=plan.dtype, against=plan.against
     )
+    if given := dict(plan.given.get(method, {})):
+        row["set"] = given
     workers: dict[str, _Worker] = {}
 
     def tried(side: str, f: Callable[[], None]) -> None:
@@ -480,7 +496,7 @@ def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
             row.setdefault("failed", {})[side] = str(why)
 
     def begin(side: str) -> None:
-        workers[side] = _Worker(side, size, method, plan.threads, task, plan.dtype)
+        workers[side] = _Worker(side, size, method, plan.threads, task, plan.dtype, given)
 
     try:
         for side in plan.sides:
@@ -605,9 +621,9 @@ def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: s
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, field, unit, label in zip(axes, ("ms", "peak"), (1, 1e6), ("ms a step", "peak MB"), strict=True):
+    for axis, kind_of, unit, label in zip(axes, ("ms", "peak"), (1, 1e6), ("ms a step", "peak MB"), strict=True):
         for side, name in [("ours", "minipeft")] + ([(against, "torch + PEFT")] if against else []):
-            axis.plot(at, [r[f"{side}_{field}"] / unit for r in rows], marker="o", label=name)
+            axis.plot(at, [r[f"{side}_{kind_of}"] / unit for r in rows], marker="o", label=name)
         axis.set(xlabel={"length": "tokens in the row", "rank": "rank"}[kind], ylabel=label, xscale="log", yscale="log")
         axis.set_xticks(at, [str(x) for x in at], minor=False)
         axis.set_xticks([], minor=True)
@@ -625,6 +641,7 @@ def profile(
     steps: int = 5,
     dtype: str = "float32",
     so_far: Callable[[list[dict]], None] = lambda rows: None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict]:
     """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first.
 
@@ -665,7 +682,7 @@ def profile(
 
         return call
 
-    step = our_step(size, method, graph=False, dtype=dtype)
+    step = our_step(size, method, graph=False, dtype=dtype, given=given)
     step()
     known = {name: f for name, f in tensor.OPS.items() if getattr(ops, name, None) is f}
     kept = tensor._accumulate, AdamW.step

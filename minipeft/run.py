@@ -20,7 +20,7 @@ from minipeft.engine.backend import library, read_only, refuse_others, to_device
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.errors import Bad, near
-from minipeft.method import Base, Here, Method, Site, frozen, method_class
+from minipeft.method import Base, Here, Method, Site, frozen, method_class, refuse_unfit
 from minipeft.model.arch import Arch, Batch, Model
 from minipeft.model.transformer import Output
 from minipeft.model.transformer import forward as model_forward
@@ -179,13 +179,13 @@ class Adapted:
         more = self._penalty(run.arrays) if penalty else None
         return loss if more is None else loss + more
 
-    def penalty(self, theta: Mapping[str, Any] | None = None) -> float:
-        """What the methods in use add to the loss."""
+    def penalty(self, theta: Mapping[str, Any] | None = None) -> Any:
+        """What the methods in use add to the loss: a number of the device, or 0.0."""
         if all(type(a.method).penalty is Method.penalty for a in self.in_use):
             return 0.0
         given = self if theta is None else self.replace(theta)
         more = given._penalty({a.name: a.grouped() for a in given.in_use})
-        return 0.0 if more is None else float(to_host(more))
+        return 0.0 if more is None else more
 
     def _penalty(self, arrays: Mapping[str, Any]) -> Any:
         terms = [x for a in self.in_use if (x := a.method.penalty(arrays[a.name])) is not None]
@@ -246,8 +246,7 @@ def attach(
             at[site.name] = dataclasses.replace(method, **fits[0]) if fits and fits[0] else method
         except TypeError as why:
             raise Bad(f"patterns for {site.name}: {why}") from None
-        if site.kind == "activation" and not hasattr(method, "apply") and not hasattr(method, "around"):
-            raise Bad(f"{method.name} changes weights, but target {site.name} is an activation")
+        refuse_unfit(at[site.name], site)
     held = {s.name: W for s in chosen if (W := at[s.name].base(s)) is not None}
     if held:
         model = dataclasses.replace(model, params={**model.params, **held})
@@ -267,7 +266,8 @@ def attach(
             full = f"{site}:{key}"
             plain = a.array if isinstance(a, frozen) else a
             plain = np.asarray(to_host(plain))
-            arrays[full] = to_device(plain.astype(model.dtype) if plain.dtype.kind == "f" else plain)
+            numbers = plain.dtype.kind == "f" or not isinstance(a, frozen)  # what is stored may be an index
+            arrays[full] = to_device(plain.astype(model.dtype) if numbers else plain)
             if isinstance(a, frozen):
                 arrays[full] = read_only(arrays[full])
             else:

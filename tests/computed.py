@@ -28,7 +28,11 @@ def compute(model: Model, given: Mapping[str, np.ndarray]) -> dict[str, Any]:
         inputs = {"pixels": given["pixel_values"]}
     else:
         table = model.params["embed.tokens.weight"]
-        inputs = {"embeds": table[given["input_ids"]]}
+        ids = given.pop("input_ids")  # their vectors take their place
+        inputs = {"embeds": table[ids]}
+        if arch.first_position:  # RoBERTa's positions leave out the padding, which vectors do not show
+            real = ids != arch.pad_id
+            given["position_ids"] = np.cumsum(real, axis=1) * real + arch.first_position - 1
         if arch.encoder_layers:
             shifted = np.roll(given["labels"], 1, axis=1)
             shifted[:, 0] = arch.start_id

@@ -209,3 +209,20 @@ def test_the_other_side_runs(method, task):
 def test_against_peft():
     (row,) = job.bench(job.plan("peft", ["S"], ["lora"], 1))
     assert row["time_ratio"] > 0 and row["memory_ratio"] > 0
+
+
+def test_settings_of_a_method(capsys):
+    """They reach the process that measures: a step at rank 16 on the queries alone starts where one made by hand does."""
+    given = {"lora": dict(r=16, targets="q_proj"), "ia3": {}}
+    asked = job.plan(None, ["S"], ["lora"], 1, given=given)
+    (row,) = job.bench(asked)
+    assert row["set"] == given["lora"] and row["ours_ms"] > 0
+    by_hand = job.our_step("S", "lora", given=given["lora"])
+    usual = job.our_step("S", "lora")
+    assert [by_hand() for _ in range(2)][1] != [usual() for _ in range(2)][1]
+    for refused in (dict(against="peft"), dict(tasks=["forward"])):
+        with pytest.raises(Bad, match=r"are of our method in a step alone|the other side needs"):
+            job.plan(**(dict(against=None, sizes=["S"], methods=["lora"], given=given) | refused))
+    with pytest.raises(SystemExit):
+        main(["bench", "lora", "--size", "S", "--set", "rr=3"])
+    assert "did you mean r" in capsys.readouterr().err

@@ -318,13 +318,15 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare, drawn=drawn)
 
 
-def save_model(model: Model, folder: str | Path, config: dict[str, Any] | None = None) -> None:
+def save_model(model: Model, folder: str | Path, config: dict[str, Any] | None = None, dtype: Any = None) -> None:
     """Write a base model as a checkpoint folder that `load` and transformers read as the same function.
 
     `config` is the config.json it came with (default: `model.config`); what a change of the model made untrue in it is put
     right. What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
-    stands for. Raises `Bad` for what no config.json of the family can say, before anything is written.
+    stands for. `dtype` is another type to write, float16 too, in which nothing is computed. Raises `Bad` for what no
+    config.json of the family can say, before anything is written.
     """
-    from minipeft.checkpoints.saving import write_model
+    from minipeft.checkpoints.saving import types_of, write_model
 
-    write_model(model if config is None else dataclasses.replace(model, config=config), Path(folder))
+    model = model if config is None else dataclasses.replace(model, config=config)
+    write_model(model, Path(folder), None if dtype is None else types_of(model, dtype))

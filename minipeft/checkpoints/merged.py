@@ -20,12 +20,12 @@ import numpy as np
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import write_bytes
-from minipeft.checkpoints.saving import TYPES, main_type, stored_types, write_model
+from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
-from minipeft.model.arch import Batch, Model, batch, float_type, kind_of
+from minipeft.model.arch import Batch, Model, batch
 from minipeft.model.sensitivity import sensitivity
 from minipeft.run import Adapted, merge
 
@@ -80,7 +80,9 @@ def save_merged(
         folder.chmod(0o755)
         try:
             folded = _padded(folded, base)
-            written = write_model(folded, folder, _types(folded, base, dtype), classes)
+            written = write_model(
+                folded, folder, types_of(folded, dtype) if dtype else stored_types(base, folded), classes
+            )
         except Bad as why:
             biased = {a.name for a in adapted.in_use if any(getattr(m, "lora_bias", False) for m in a.at.values())}
             names = ", ".join(
@@ -147,23 +149,13 @@ def _place(folder: Path, out: Path) -> None:
 def _at_least(adapted: Adapted, dtype: Any) -> Adapted:
     """The same numbers in the type that the fold is computed in: what is held in bfloat16 is widened, and in float64 for float64."""
     model = adapted.model
-    wanted = np.dtype(np.float64) if dtype is not None and str(float_type(dtype)) == "float64" else model.dtype
+    wanted = np.dtype(np.float64) if dtype is not None and file_type(dtype) == "float64" else model.dtype
 
     def cast(v: Any) -> Any:
         return v.astype(wanted) if v.dtype.kind == "f" else v
 
     adapters = tuple(dataclasses.replace(a, arrays={k: cast(v) for k, v in a.arrays.items()}) for a in adapted.adapters)
     return dataclasses.replace(adapted, model=model.astype(wanted), adapters=adapters)
-
-
-def _types(folded: Model, base: Path, dtype: Any) -> Mapping[str, str]:
-    if dtype is None:
-        return stored_types(base, folded)
-    if str(float_type(dtype)) != "bfloat16":
-        return {"": np.dtype(dtype).name}
-    matrices = {k for k, W in folded.params.items() if kind_of(k, tuple(W.shape)) in ("linear", "embedding")}
-    matrices |= {k for k, a in folded.spare.items() if np.ndim(a) == 2}
-    return {"": "float32"} | dict.fromkeys(matrices, "bfloat16")
 
 
 def _padded(folded: Model, base: Path) -> Model:
@@ -218,14 +210,14 @@ def _computed(adapted: Adapted, given: Batch) -> Any:
     return y[given.host("attention_mask") == 1]
 
 
-def _compared(wide: Adapted, folded: Model, written: Model, folder: Path, out: Path) -> Merged:
+def _compared(wide: Adapted, folded: Model, written: Mapping[str, Any], folder: Path, out: Path) -> Merged:
     """What the checkpoint in `folder` computes beside the adapted model. Raises `Bad` unless they are the same."""
     try:
         read = load(folder, wide.model.dtype)
     except Bad as why:
         said = str(why).replace(str(folder), str(out))
         raise Bad(f"{out}: not written, since it could not be read back: {said}") from None
-    for name, W in written.params.items():
+    for name, W in written.items():
         held = widened(W).astype(wide.model.dtype)
         if name not in read.params or not np.array_equal(to_host(read.params[name]), held):
             raise Bad(f"{out}: not written, since {name} would not be read back as it is")
@@ -240,7 +232,7 @@ def _compared(wide: Adapted, folded: Model, written: Model, folder: Path, out: P
     before, after = (abs(_computed(Adapted(m), given) - want) for m in (folded, read))
     cond = sensitivity(lambda m, _: _computed(Adapted(m), given), folded, {})
     own = float(np.finfo(wide.model.dtype).eps) / 2
-    kinds = ["bfloat16" if type(W) is Bfloat16 else W.dtype.name for W in written.params.values()]
+    kinds = ["bfloat16" if type(W) is Bfloat16 else W.dtype.name for W in written.values()]
     u = max(own, *(UNIT if k == "bfloat16" else float(np.finfo(k).eps) / 2 for k in kinds if k in TYPES.values()))
     for what, off, unit in (("the fold", before, own), ("the checkpoint", after, u)):
         if not off.max() <= K * unit * cond:
@@ -248,7 +240,7 @@ def _compared(wide: Adapted, folded: Model, written: Model, folder: Path, out: P
                 f"{out}: not written, since {what} would not compute what the adapted model does: logits differ by "
                 f"{off.max():.3g} on a probe batch, expected at most {K * unit * cond:.3g}"
             )
-    kind = main_type(written.params)
+    kind = main_type(written)
     return Merged(read, kind, float(after.max()), float(after.mean()), float(before.max()), float(abs(want).max()))
 
 

@@ -24,6 +24,7 @@ from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes
 
 SAVED = re.compile(r"\.modules_to_save\.(?:(?!weight$|bias$|dense\.|out_proj\.)[^.]+\.)?")  # and an adapter's name
+CLASSIFIER = re.compile(rf"({'|'.join(PEFT_CLASSIFIERS)})(\.(dense|out_proj))?\.(weight|bias)")
 TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens"}
 OF_VOCABULARY = (TABLE, HEAD, "head.bias")  # a row for every token
 
@@ -34,12 +35,7 @@ def with_fitting_head(model: Model, config: Config, tensors: Mapping[str, np.nda
     output matrix. Raises `Bad` where the file does not tell which, or something in front of the classifier is nowhere.
     """
     brought = {plain_body(SAVED.sub(".", body_of(key)))[0]: a for key, a in tensors.items()}
-    ends = tuple(f".{leaf}" for leaf in ("weight", "bias"))
-    classifier = {
-        k: a
-        for k, a in brought.items()
-        if k.split(".")[0] in PEFT_CLASSIFIERS and k.endswith(ends) and ".lora_" not in k
-    }
+    classifier = {k: a for k, a in brought.items() if CLASSIFIER.fullmatch(k)}
     if any(k.endswith(".weight") for k in classifier):
         return _classifying(model, config, brought, classifier, folder)
     root = (model.names.theirs("head") or "").split(".")[0]

@@ -30,8 +30,8 @@ from minipeft.checkpoints import (
 from minipeft.checkpoints.files import existing, read_header, read_json, write_json, write_tensors
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
-from minipeft.errors import Bad
-from minipeft.model.arch import Arch, Model
+from minipeft.errors import Bad, near
+from minipeft.model.arch import Arch, Model, kind_of
 from minipeft.model.transformer import shapes
 
 BESIDE = tuple(f".{part}" for part in four_bits.BESIDE)  # what stands beside packed codes
@@ -187,6 +187,26 @@ def in_type(W: Any, kind: str, what: str) -> Any:
     return out
 
 
+def file_type(dtype: Any) -> str:
+    """The name of a type that files may have. Raises `Bad`, with near misses, for another."""
+    try:
+        name = "bfloat16" if str(dtype) == "bfloat16" else np.dtype(dtype).name
+    except TypeError:
+        name = str(dtype)
+    if name not in TYPES.values():
+        raise Bad(f"dtype {dtype!r}: expected one of {', '.join(sorted(TYPES.values()))}{near(name, TYPES.values())}")
+    return name
+
+
+def types_of(model: Model, dtype: Any) -> dict[str, str]:
+    """The types of a file in `dtype`, as `stored_types` has them; "bfloat16" as in `Model.astype`: matrices, all else float32."""
+    if (name := file_type(dtype)) != "bfloat16":
+        return {"": name}
+    matrices = {k for k, W in model.params.items() if kind_of(k, tuple(W.shape)) in ("linear", "embedding")}
+    matrices |= {k for k, a in model.spare.items() if len(a.shape) == 2}
+    return {"": "float32"} | dict.fromkeys(matrices, "bfloat16")
+
+
 def main_type(tensors: Mapping[str, Any]) -> str:
     """The floating-point type of most numbers."""
     sizes: dict[str, int] = {}
@@ -235,8 +255,11 @@ def _superseded(model: Model, key: str) -> bool:
 
 def write_model(
     model: Model, folder: Path, types: Mapping[str, str] | None = None, classes: Sequence[str] = ()
-) -> Model:
-    """Write a model's two files into a folder, in `types` as `stored_types` has them or as it is held; returns what was written."""
+) -> dict[str, Any]:
+    """Write a model's two files into a folder, in `types` as `stored_types` has them or as it is held.
+
+    Returns the parameters that were written, by our names.
+    """
     model = expressed(model, classes)
     params, spare = dict(model.params), {k: a for k, a in model.spare.items() if not _superseded(model, k)}
     if types is not None:
@@ -251,4 +274,4 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", config)
-    return dataclasses.replace(model, params=params, config=config)
+    return params

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, Json, Outputs, known, one_of
+from minipeft.cli.common import Backend, Json, Outputs, Set, Targets, chosen_settings, known, one_of, settings_not_for
 from minipeft.cli.terminal import Kept, progress
 from minipeft.errors import Bad
 
@@ -57,6 +57,8 @@ def bench(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
     ] = None,
+    set_: Set = None,
+    targets: Targets = None,
     json_: Json = None,
     backend: Backend = None,
 ) -> None:
@@ -64,11 +66,13 @@ def bench(
 
     Examples:
         minipeft bench lora --size S
+        minipeft bench lora dora --size S --set r=16 --targets q_proj
         minipeft bench lora dora --size M --against peft
     """
     import os
 
     from minipeft import bench as job
+    from minipeft.method import method_class
 
     outputs = Outputs(json=json_)
     known("--dtype", dtype, DTYPES)
@@ -78,13 +82,17 @@ def bench(
         _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_)
         if len(size or ()) > 1 or len(methods or ()) > 1:
             raise Bad("--profile: expected one size and one method")
-        return _profile(outputs, (size or ["M"])[0], (methods or ["lora"])[0], dtype)
+        method = (methods or ["lora"])[0]
+        given = chosen_settings([method_class(method)], set_, targets)[method]
+        return _profile(outputs, (size or ["M"])[0], method, dtype, given)
     if sweep is not None:
-        _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_)
+        _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_, set=set_, targets=targets)
         asked = job.sweep(against, rounds, threads, dtype)
     else:
         sizes, methods = size or ["S", "M", "L"], methods or list(job.METHODS)
-        asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype)
+        given = chosen_settings([method_class(m) for m in methods], set_, targets)
+        settings_not_for(given, set_)
+        asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype, given)
     import rich.table  # noqa: F401  (after Ctrl-C there is no time for that)
 
     print(f"minipeft: {asked}", file=sys.stderr, flush=True)
@@ -114,7 +122,7 @@ def _refused(flag: str, **beside: object) -> None:
             raise Bad(f"{flag}: {name if name.isupper() else '--' + name} beside it has no meaning")
 
 
-def _profile(outputs: Outputs, size: str, method: str, dtype: str) -> None:
+def _profile(outputs: Outputs, size: str, method: str, dtype: str, given: dict[str, Any]) -> None:
     import rich.table  # noqa: F401
 
     from minipeft import bench as job
@@ -128,7 +136,7 @@ def _profile(outputs: Outputs, size: str, method: str, dtype: str) -> None:
             rows[:] = found
             tick(f"{method} {size}")
 
-        job.profile(size, method, steps, dtype, so_far)
+        job.profile(size, method, steps, dtype, so_far, given)
     if rows:
         outputs.show(job.profile_table(rows))
     outputs.json(list(rows))

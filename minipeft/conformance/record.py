@@ -7,9 +7,7 @@ two witnesses do not agree on, and nothing degenerate.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +28,7 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import NF4_CODEBOOK
 from minipeft.run import Adapter
+from minipeft.settings import choices
 
 OWN = Own()
 SETTINGS: dict[str, Any] = dict(
@@ -72,32 +71,23 @@ def usual(cls: type[Method]) -> Method:
 
 
 def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:
-    """What each field may be else: both values of a flag, and the words that its comment lists."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for owner in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(owner) or owner is Method:
-            continue
-        for line in inspect.getsource(owner).splitlines():
-            if told := re.match(r'    (\w+): str = "[^"]*"  # .*?((?:"[\w.-]+"(?:, | \| )?){2,})', line):
-                found[told[1]] = tuple(re.findall(r'"([^"]+)"', told[2]))
-            elif flag := re.match(r"    (\w+): bool = ", line):
-                found[flag[1]] = (False, True)
-    fields = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in found.items() if k in fields and k != "targets"}
+    """What each field may be else: both values of a flag, and the words of a choice."""
+    words = {name: c.options for name, c in choices(cls).items() if c.varied}
+    found = {f.name: (False, True) if f.type == "bool" else words.get(f.name) for f in dataclasses.fields(cls)}
+    return {k: v for k, v in found.items() if v is not None}
 
 
 def readings(cls: type[Method]) -> tuple[str, ...]:
-    """Fields whose comment calls them a reading: where paper and practice split."""
-    lines = "\n".join(inspect.getsource(c) for c in cls.__mro__ if dataclasses.is_dataclass(c) and c is not Method)
-    return tuple(re.findall(r"    (\w+): str = .*# reading", lines))
+    """Fields that are a reading: where paper and practice split."""
+    return tuple(name for name, c in choices(cls).items() if c.reading)
 
 
 def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
     """The method as usual, and with each option changed alone."""
     method = usual(cls)
     yield "usual", method
-    for field, choices in options(cls).items() if cls.name not in PLAIN else ():
-        for choice in choices:
+    for field, words in options(cls).items() if cls.name not in PLAIN else ():
+        for choice in words:
             if choice == getattr(method, field):
                 continue
             try:

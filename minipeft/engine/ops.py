@@ -660,6 +660,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
     Returns (b, h, t, d), laid out so that joining the heads copies nothing.
 
+    A bias below a quarter of the dtype's lowest number hides a key. A query from which all keys are hidden weighs them alike,
+    whatever its scores are: they are lost in rounding, and so is the gradient of q, k and bias there.
+
     Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
     adding whole rows. Sequences are computed in blocks of queries, each without the keys at the end that the bias hides from
     all of it. Of a long sequence the weights p are not kept: the largest score and the sum are, and the backward pass
@@ -723,6 +726,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         gbias = xp.zeros((b, h, t, s), dtype) if want_bias else None
         gq5, gbias5 = (None if a is None else split(a) for a in (gq, gbias))
         g5 = split(g)
+        sees = None if bias is None else ~(top <= lowest(dtype) / 4)  # what is NaN stays so
+        if sees is not None and backend.name() == "numpy" and bool(sees.all()):  # (a device is not waited for)
+            sees = None
 
         def backward(of: slice) -> None:
             for block in reversed(range(len(blocks))):  # the last has all keys
@@ -737,6 +743,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
                 gs -= _dot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
                 gs *= p
+                if sees is not None:
+                    gs *= sees[:, of, :, :, at]
                 if gbias5 is not None:
                     gbias5[:, of, :, at, :n] = xp.swapaxes(gs, -1, -2)
                 if gq5 is not None:
@@ -927,6 +935,11 @@ KEPT = 1 << 18  # queries × keys of a head up to which attention keeps its weig
 QUERIES = 64  # in a block where they are kept
 
 
+def lowest(dtype: Any) -> float:
+    """The lowest number of a dtype. Half of it, added to a score, hides a key from `attention`."""
+    return float(xp.finfo(dtype).min)
+
+
 def _split_bias(bias: Array, groups: int) -> Array:
     """bias (up to 4 axes, broadcasting to (b, h, t, s)) as (b or 1, g or 1, h/g or 1, t or 1, s or 1)."""
     shape = (1,) * (4 - bias.ndim) + bias.shape
@@ -956,7 +969,7 @@ def _query_blocks(heads: int, t: int, s: int, bias: Any, dtype: Any) -> list[tup
     for at in pieces(slice(0, t), QUERIES if kept else builtins.max(32, KEPT // (heads * s))):
         n = s
         if looks and at.stop < t:  # the last has every key: it is where their gradients begin
-            seen = bias[:, :, :, at] > float(xp.finfo(dtype).min) / 4
+            seen = bias[:, :, :, at] > lowest(dtype) / 4
             if bool(seen.any(axis=-1).all()):  # a query that sees nothing weighs all keys alike
                 n = s - int(seen.any(axis=(0, 1, 2, 3))[::-1].argmax())
         blocks.append((at, n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from minipeft.errors import Bad
 from minipeft.model.arch import Batch
 from minipeft.model.cache import Fixed, Growing
 from minipeft.model.graph import Replay, recorder
+from minipeft.settings import at_least, check, within
 
 
 def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -33,6 +35,16 @@ def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k
     total = np.cumsum(p, axis=-1)
     drawn = (total < rng.random((len(x), 1)) * total[:, -1:]).sum(axis=-1)
     return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `generate` is asked for, in numbers."""
+
+    new_tokens: int = at_least(0, 1)
+    temperature: float = at_least(0, 0.0)
+    top_k: int = at_least(0, 0)
+    top_p: float = within("(0, 1]", 1.0)
 
 
 @explained()
@@ -58,10 +70,10 @@ def generate(
     arch = adapted.model.arch
     if arch.head != "lm":
         raise Bad(f"generate needs a language-model head; this model's head is {arch.head!r}")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise Bad(
-            f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}"
-        )
+    check(_Asked(new_tokens, temperature, top_k, top_p), "generate")
+    batch.check(arch)
+    if batch.input_ids is None and not arch.encoder_layers:
+        raise Bad("generate: expected input_ids, found inputs_embeds alone")
     without = [a.method.name for a in adapted.in_use if not a.method.caches] + ["use_cache=False"] * (not use_cache)
     if graph:
         recorder()

@@ -45,6 +45,7 @@ class Tokens:
     past: int = 0  # tokens already in the cache
     at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
     offset: int = 0  # position of the first token
+    ends: Any = None  # (b,) each row's last token that is no padding by its id, not counting virtual ones
     pool: int | None = None  # the position a classifier must read, if a method insists on one
     windowed: tuple[bool, ...] = ()  # of each prefix key of the block at work: does a sliding window move past it?
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
@@ -165,7 +166,9 @@ def relative_bias(run: Any, name: str, queries: Any, keys: Any, bidirectional: b
 def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int | None, dtype: Any) -> Any:
     """What is added to the scores: 0 where a query may see a key, a huge negative number elsewhere; None if all may.
 
-    `keys` text keys follow `extra` prefix keys, which everybody sees, or a window as `tokens.windowed` says. Shape (b or 1, 1, t or 1, extra + keys).
+    `keys` text keys follow `extra` prefix keys, which everybody sees, or a window as `tokens.windowed` says. Shape
+    (b or 1, 1, t or 1, extra + keys). A query that may see none (padding on the left, a window over padding, an empty
+    memory) attends to all alike, as in transformers: see `ops.attention`.
     """
     causal = causal and (tokens.t > 1 or tokens.at is not None)
     slides = tokens.windowed if window and any(tokens.windowed) else ()
@@ -190,7 +193,7 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
                         & ((distance < window) | ~xp.asarray((False,) * (extra - len(slides)) + slides))[None, None]
                     )
                 allowed = xp.concatenate([before, allowed], axis=-1)
-            hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
+            hidden = xp.full((), ops.lowest(dtype) / 2, dtype)
             allowed = ops.keys_first(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
     return tokens.shared[at]
@@ -381,11 +384,8 @@ def pooled(run: Any, h: Any, tokens: Tokens) -> Any:
         return ops.sum(h * weight[:, :, None], axis=1)
     if tokens.pool is not None:
         return h[:, tokens.pool]
-    ids = run.batch.input_ids
-    if arch.pool == "last" and arch.pad_id is not None and ids is not None and not tokens.virtual and not tokens.past:
-        real = ids != arch.pad_id  # padding is what has its id, as in transformers, and what the mask hides
-        real = real if tokens.mask is None else real & tokens.mask
-        return ops.getitem(h, index=(xp.arange(b), (xp.arange(tokens.t) * real).argmax(axis=1)))
+    if arch.pool == "last" and tokens.ends is not None:
+        return ops.getitem(h, index=(xp.arange(b), tokens.ends + tokens.virtual))
     if arch.pool == "first" or isinstance(tokens.last, int):
         return h[:, 0 if arch.pool == "first" else tokens.last]
     return ops.getitem(h, index=(xp.arange(b), tokens.last))
@@ -437,6 +437,11 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     arch = run.arch
     per_token = arch.head in ("lm", "mlm", "tokens")
 
+    def wide(ids: Any) -> Any:  # so that −100, start tokens and moved positions fit
+        return None if ids is None else ids if ids.dtype.kind == "f" else ids.astype(xp.int64, copy=False)
+
+    labels = wide(batch.labels)
+
     def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
         t = (ids if embeds is None else embeds).shape[1]
         mask = getattr(batch, mask_name)
@@ -451,14 +456,14 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         h = stack(run, "", h, tokens)
     else:
         first = "encoder." if arch.encoder_layers else ""
-        ids, embeds, labels = batch.input_ids, batch.inputs_embeds, batch.labels
+        ids, embeds = batch.input_ids, batch.inputs_embeds
         memory = memory_tokens = None
         if arch.encoder_layers:
             if run.cache is not None and run.cache.encoder is not None:
                 memory, memory_tokens = run.cache.encoder
             else:
                 memory_tokens = run.tokens = count(
-                    first, ids, embeds, "attention_mask", positions=batch.position_ids, types=batch.token_type_ids
+                    first, ids, embeds, "attention_mask", positions=wide(batch.position_ids), types=batch.token_type_ids
                 )
                 memory = embed(run, first, ids, embeds, memory_tokens)
                 memory = stack(run, first, memory, memory_tokens)
@@ -476,14 +481,16 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 ids,
                 embeds,
                 "attention_mask",
-                positions=batch.position_ids,
+                positions=wide(batch.position_ids),
                 types=batch.token_type_ids,
                 labels=labels if per_token else None,
             )
+        if arch.pool == "last" and ids is not None and arch.pad_id is not None:  # as in transformers, whatever the mask
+            tokens.ends = (xp.arange(tokens.t) * (ids != arch.pad_id)).argmax(axis=1)
         h = embed(run, "", ids, embeds, tokens)
         h = stack(run, "", h, tokens, memory, memory_tokens)
     logits = head(run, h, tokens)
-    labels = tokens.labels if per_token else batch.labels
+    labels = tokens.labels if per_token else labels
     loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
     return Output(logits, h, tokens, loss)
 

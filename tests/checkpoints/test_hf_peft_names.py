@@ -106,7 +106,7 @@ def drawn(rng, family, head):
             keys = sorted(rng.sample([*linears, *EXPRESSIONS[family][:1], rf"{layers}\.1\..*"], 2))
             options[name] = {k: value + i for i, k in enumerate(keys)}
     if rng.random() < 0.3:
-        options["modules_to_save"] = [rng.choice([table, output, linears[0]])]
+        options["modules_to_save"] = [rng.choice([table, linears[0], *([output] if head == "lm" else [])])]
     if rng.random() < 0.15:
         options["trainable_token_indices"] = rng.choice([[3, 5], {table: [3, 5]}])
     if rng.random() < 0.2:

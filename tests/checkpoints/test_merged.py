@@ -11,6 +11,8 @@ import pytest
 from minipeft.checkpoints import load, merged, save_model, saving, with_head
 from minipeft.checkpoints.files import read_header, read_json, read_tensors, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
+from minipeft.checkpoints.native import save_adapter, trained_in
+from minipeft.cli.common import opened
 from minipeft.conformance import tiny
 from minipeft.data import BASE
 from minipeft.engine.bfloat16 import bfloat16
@@ -131,7 +133,7 @@ def typed(name, kind, folder):
     model = load(BASES / name)
     config = dict(model.config)
     config.pop("dtype", None)
-    save_model(model.astype(np.float16) if kind == "F16" else model, folder, config)
+    save_model(model, folder, config, dtype="float16" if kind == "F16" else None)
     if kind == "BF16":
         tensors = read_tensors(folder / "model.safetensors")
         write_tensors(folder / "model.safetensors", {k: bfloat16(a) for k, a in tensors.items()})
@@ -186,6 +188,19 @@ def test_four_bits_say_what_they_cost(tmp_path):
     off = abs(Adapted(dataclasses.replace(alone, params=params)).logits(given) - Adapted(alone).logits(given))
     assert abs(held - alone.params["layers.0.attn.q.weight"]).max() > 0
     assert found.quantised[0] == pytest.approx(off[given.host("attention_mask") == 1].max(), rel=1e-3)
+
+
+@pytest.mark.parametrize("held", ["nf4", "nf4-double"])
+def test_a_base_held_in_four_bits_is_opened_so_and_written_as_numbers(held, tmp_path):
+    there = moved(attach(load(BASE, held), LoRA(r=2), targets="q_proj"), by=0.02)
+    save_adapter(there, tmp_path / "a")
+    assert trained_in(tmp_path / "a") == held
+    again = opened(BASE, [tmp_path / "a"])
+    found = save_merged(again, BASE, tmp_path / "m", dtype="float32")
+    assert found.quantised
+    own = there.adapters[0].grouped()["layers.0.attn.q.weight"]
+    W = there.model.params["layers.0.attn.q.weight"].dequantize() + 4.0 * own["B"] @ own["A"]
+    np.testing.assert_allclose(load(tmp_path / "m").params["layers.0.attn.q.weight"], W, rtol=0, atol=1e-6)
 
 
 # --- the check can fail ---------------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["methods"][0].update(method="dro"), "method 'dro' is unknown"),
         (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
-        (lambda a: a["method"].update(r="many"), "cannot be read"),
+        (lambda a: a["method"].update(r="many"), "r must be an integer, found 'many'"),
         (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
         (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]]), "'layers.9.attn.q.weight' is not in this model"),
     ],

@@ -14,13 +14,14 @@ from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.checkpoints.peft_targets import Naming, by_pattern, targeted, unwrapped
 from minipeft.errors import Bad
+from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.run import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
 IDS = np.array([[5, 9, 3, 17], [8, 30, 4, 11]])
-LORA = dict(peft_type="LORA", r=3, lora_alpha=5)
+load_methods()
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,14 @@ def test_a_classifier_that_is_not_what_the_task_says(bases, tmp_path):
     other = rewritten("llama/lora-seq-cls", tmp_path / "c", lambda k: k.replace(".score.", ".classifier."))
     with pytest.raises(Bad, match=r"no classifier of a llama model consists of classifier\.weight \(3, 24\)"):
         load_peft(bases["llama"], other)
+
+
+def test_a_method_at_the_classifier_is_no_classifier(bases, tmp_path):
+    adapted = attach(bases["llama-cls"], METHODS["oft"](block=4, r=0), targets="q_proj score")
+    save_peft(adapted, tmp_path / "a")
+    same(adapted, load_peft(bases["llama-cls"], tmp_path / "a"))
+    with pytest.raises(Bad, match=r"score\.oft_R\.weight names a module this llama base has not"):
+        load_peft(bases["llama"], tmp_path / "a")
 
 
 def test_bert_s_classifier_needs_its_pooler(bases, tmp_path):

@@ -55,7 +55,7 @@ def test_equals_transformers(name, seed, recorder, tmp_path):
         model = base.reader.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
         base.wrap(tmp_path)
         model.config.use_cache = False
-        for padding in ("none",) if hasattr(config, "image_size") else ("none", "right", "left"):
+        for padding in recorder.paddings(base.cls, config):
             given = recorder.inputs(base.reader, config, padding, rng, rows=4, t=9)
             want = {k: v.numpy() for k, v in expect(model, given).items()}
             found = ratios(load(tmp_path, np.float64), {k: v.numpy() for k, v in given.items()}, want)

@@ -214,7 +214,18 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
     else:
         labels = ids.masked_fill(mask == 0, -100)
         labels[0, 3] = -100
+        if generates(cls):  # what padding on the left predicts: it sees no token, see `paddings`
+            labels[:, 1:] = labels[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
     return out | dict(labels=labels)
+
+
+def paddings(cls: Any, config: Any) -> tuple[str, ...]:
+    """Where padding may be. A token that sees none attends to all alike, whatever its scores; torch has a gradient for them
+    all the same, so that no loss may count it: on the left that would be the first token, which BERT's classifier reads."""
+    if hasattr(config, "image_size"):
+        return ("none",)
+    blind = getattr(config, "is_decoder", False) and cls.__name__.startswith("Bert") and "Sequence" in cls.__name__
+    return ("none", "right") if blind else ("none", "right", "left")
 
 
 def generates(cls: Any) -> bool:
@@ -234,7 +245,7 @@ def record(name: str, base: Base) -> None:
         model = base.reader.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
         base.wrap(folder)
         model.config.use_cache = False  # its cache has the encoder's number of layers, also for a deeper decoder
-        for padding in ("none",) if hasattr(base.config, "image_size") else ("none", "right", "left"):
+        for padding in paddings(base.cls, base.config):
             given = inputs(base.reader, base.config, padding, rng)
             found = given | expect(model, given)
             if generates(base.cls) and (padding != "right" or base.config.is_encoder_decoder):

@@ -133,6 +133,8 @@ def inputs(base: str, padding: str, task_ids: bool, task: str, vocabulary: int) 
     else:
         labels = ids.masked_fill(mask == 0, -100)
         labels[0, 3] = labels[1, 5] = -100
+        # what padding on the left predicts: it sees no token, and torch's gradient there is not that of what it computes
+        labels[:, 1:] = labels[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
     out = dict(input_ids=ids, attention_mask=mask, labels=labels)
     return out | (dict(task_ids=torch.tensor([2, 0, 1])) if task_ids else {})
 

@@ -38,22 +38,19 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
 class DoRA(LoRA):
     """LoRA with a trained magnitude for every output."""
 
-    grad: str = "detached"  # reading: "detached" | "full"
-    start: str = "zero"  # "zero", or of the residual of "svd" or "qr"
+    grad: str = choice("detached", "full", reading=True)
+    start: str = choice("zero", "svd", "qr", varied=False)  # "zero", or of the residual of "svd" or "qr"
     name: ClassVar[str] = "dora"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grad not in ("detached", "full"):
-            raise Bad(f"dora: grad must be 'detached' or 'full', found {self.grad!r}")
-        if self.start not in ("zero", "svd", "qr"):
-            raise Bad(f"dora: start must be 'zero', 'svd' or 'qr', found {self.start!r}")
         if self.start == "svd" and self.alpha <= 0:
             raise Bad(f"dora: alpha must be positive with start='svd', found {self.alpha}")
         if self.lora_bias:

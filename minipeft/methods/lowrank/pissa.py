@@ -40,21 +40,19 @@ from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import choice, positive
 
 
 @dataclass(frozen=True)
 class PiSSA(LoRA):
     """LoRA on the principal part of W."""
 
-    factors: str = "svd"  # "svd" or "qr"
+    alpha: float = positive(8.0)
+    factors: str = choice("svd", "qr", varied=False)
     name: ClassVar[str] = "pissa"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.factors not in ("svd", "qr"):
-            raise Bad(f"{self.name}: factors must be 'svd' or 'qr', found {self.factors!r}")
-        if self.alpha <= 0:
-            raise Bad(f"{self.name}: alpha must be positive, found {self.alpha}")
         if self.lora_bias:
             raise Bad(f"{self.name}: lora_bias goes with factors that start at 0; expected False")
 

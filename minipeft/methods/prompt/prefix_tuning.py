@@ -43,6 +43,7 @@ from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
+from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,16 @@ class PrefixTuning(Method):
     """Trained keys and values in every attention block."""
 
     targets: str = r"re:layers\.\d+\.attn\.kv"
-    p: int = 8
-    hidden: int = 0  # h of the projection, 0: none
-    start: str = "normal"  # "normal" | "zero"
-    positions: str = "after"  # reading: "after" | "zero"
-    layout: str = "ordered"  # reading: "ordered" | "peft"
-    window: str = "all"  # "all" or "past"
-    blocks: int = 0  # n, 0: as many as there are attention blocks
+    p: int = count(8)
+    hidden: int = count(0, least=0, most=1 << 13)  # h of the projection, 0: none
+    start: str = choice("normal", "zero")
+    positions: str = choice("after", "zero", reading=True)
+    layout: str = choice("ordered", "peft", reading=True)
+    window: str = choice("all", "past", varied=False)
+    blocks: int = count(0, least=0)  # n, 0: as many as there are attention blocks
+    takes: ClassVar[str] = "keys and values"
     identity: ClassVar[bool] = False
     usual_lr: ClassVar[float] = 3e-2
-
-    def __post_init__(self) -> None:
-        if self.p < 1 or self.hidden < 0:
-            raise Bad(
-                f"{self.name}: p must be at least 1 and hidden not negative, found p={self.p}, hidden={self.hidden}"
-            )
-        if self.blocks < 0:
-            raise Bad(f"{self.name}: blocks must not be negative, found {self.blocks}")
-        choices = {
-            "start": ("normal", "zero"),
-            "positions": ("after", "zero"),
-            "layout": ("ordered", "peft"),
-            "window": ("all", "past"),
-        }
-        for field, allowed in choices.items():
-            if (found := getattr(self, field)) not in allowed:
-                raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
 
     @property
     def offset(self) -> int:  # type: ignore[override]

@@ -31,9 +31,9 @@ import numpy as np
 
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
-from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
+from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,12 @@ class PromptTuning(Method):
     """Trained vectors in front of the embedded text."""
 
     targets: str = "encoder.embed.tokens.out | embed.tokens.out"
-    p: int = 8
-    start: str = "normal"  # "normal" | "vocab"
-    pool: str = "token"  # reading: "token" | "last_position"
-    ignores: str = "nothing"  # "nothing" or "positions" or "positions and types"
+    p: int = count(8)
+    start: str = choice("normal", "vocab")
+    pool: str = choice("token", "last_position", reading=True)
+    ignores: str = choice("nothing", "positions", "positions and types", varied=False)
+    takes: ClassVar[str] = "embedded text"
     identity: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.p < 1:
-            raise Bad(f"{self.name}: p must be at least 1, found {self.p}")
-        choices = {
-            "start": ("normal", "vocab"),
-            "pool": ("token", "last_position"),
-            "ignores": ("nothing", "positions", "positions and types"),
-        }
-        for field, allowed in choices.items():
-            if (found := getattr(self, field)) not in allowed:
-                raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if self.start == "vocab":

@@ -27,7 +27,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, globbed
 
 
@@ -37,6 +36,7 @@ class IA3(Method):
 
     targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
     inputs: str = "mlp.down.weight"  # globs over site names, like targets: those whose input is scaled
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "ia3"
     usual_lr: ClassVar[float] = 3e-2
 
@@ -48,8 +48,6 @@ class IA3(Method):
         return dict(n=site.shape[self._on_input(site)])
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         return {"l_ff" if self._on_input(site) else "l": np.ones(self.sizes(site)["n"])}
 
     def weight(self, W: Any, *, l: Any = None, l_ff: Any = None) -> Any:

@@ -100,5 +100,5 @@ def test_a_magnitude_over_a_residual(start):
     base = Base(W, None, lambda x: x @ W.T, False, plain=True)
     method = dataclasses.replace(adapted.adapters[0].method, dropout=0.5)
     np.testing.assert_allclose(method.forward(x, base, Here, **own), x @ (W - first).T, atol=1e-12)
-    with pytest.raises(Bad, match="start must be 'zero', 'svd' or 'qr', found 'pissa'"):
+    with pytest.raises(Bad, match="start must be one of zero, svd, qr, found 'pissa'"):
         DoRA(start="pissa")

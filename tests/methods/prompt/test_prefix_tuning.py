@@ -40,7 +40,7 @@ def test_zero_keys_are_no_identity():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(Bad, match="layout must be one of ordered, peft, found 'other'"):
+    with pytest.raises(Bad, match="layout must be 'ordered' or 'peft', found 'other'"):
         PrefixTuning(layout="other")
 
 
