@@ -75,8 +75,8 @@ def compare(
     with Kept[Any]() as kept, progress("comparing", seeds * (len(names) + len(job.JUDGES))) as tick:
         tick.doing("reading base and data")
         task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
-        note(task.notes)
         wanted = _made(task, names, given, seed)
+        note(task.notes)
         tick.doing("")
 
         def ended(outcome: Any) -> None:

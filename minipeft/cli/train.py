@@ -78,8 +78,8 @@ def train(
     with progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")
         task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
-        note(task.notes)
         begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
+        note(task.notes)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
                    seed=seed, checkpoint=kept, graph=graph,

@@ -69,7 +69,7 @@ def test_train_keeps_what_it_has_trained(started, tmp_path):
 @linux
 def test_the_processes_of_compare_end_with_it(started):
     process = started("compare", "lora", "ia3", "--steps", "500", "--jobs", "2")
-    assert ended(process, "base: ")[0] == 130
+    assert ended(process, "majority: ")[0] == 130
 
 
 STUCK = """
