@@ -254,9 +254,8 @@ def test_a_step_that_waits_is_seen():
     adapted, batch = attach(model, Waiting(r=2)), tiny.example(model)
     traffic.clear()
     fit(adapted, [batch], steps=3)
-    assert (
-        traffic.to_host == 3 * 3 + 1
-    )  # the loss, and the penalty in it and by itself; at the end, whether all is finite
+    # the loss, and the penalty in it and by itself; at the end, whether all is finite
+    assert traffic.to_host == 3 * 3 + 1
 
 
 def test_a_batch_remembers_what_it_was_on_the_host():
