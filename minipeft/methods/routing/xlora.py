@@ -51,7 +51,7 @@ class XLoRA(Method):
     targets: str = LoRA.targets
     experts: tuple[LoRA, ...] = (LoRA(), LoRA())
     layerwise: bool = False
-    depth: int = count(1, most=64)
+    depth: int = count(1, most=16)
     hidden: int = count(2048, most=1 << 13)
     dropout: float = within("[0, 1)", 0.0)  # within the classifier, if depth > 1
     softmax: bool = True
