@@ -75,7 +75,7 @@ def test_its_examples_work(call, prepared, tmp_path, monkeypatch, line):
         words = ["replay", "cases/one", *words[2:]]
     if words[0] == "train":
         (tmp_path / "adapter").unlink()
-    less = {"compare": ["--steps", "2"], "train": ["--steps", "2"], "bench": ["--rounds", "1"]}
+    less = {"compare": ["--steps", "2", "--seeds", "1"], "train": ["--steps", "2"], "bench": ["--rounds", "1"]}
     status, _, err = call(*words, *less.get(words[0], []))
     assert status == 0, err
 
