@@ -33,7 +33,6 @@ def mistake(call):
         assert status == 2 and not out, (status, out, err)
         told = [line for line in err.splitlines() if line.startswith("minipeft: ")]
         assert len(told) == 1 and err.endswith(told[0] + "\n"), err
-        assert all(line.endswith(" s)") for line in err.splitlines()[:-1]), err  # on a busy machine, how far it was
         return told[0]
 
     return mistaken

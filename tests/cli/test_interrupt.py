@@ -67,9 +67,10 @@ def test_train_keeps_what_it_has_trained(started, tmp_path):
 
 
 @linux
-def test_the_processes_of_compare_end_with_it(started):
-    process = started("compare", "lora", "ia3", "--steps", "500", "--jobs", "2")
-    assert ended(process, "majority: ")[0] == 130
+def test_compare_shows_the_rows_it_has_and_its_processes_end_with_it(started):
+    process = started("compare", "lora", "ia3", "--steps", "5000", "--seeds", "1", "--jobs", "2")
+    status, out, _ = ended(process, "majority: ")
+    assert status == 130 and "majority" in out and "Interrupted" in out
 
 
 STUCK = """
