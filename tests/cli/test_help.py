@@ -41,7 +41,10 @@ def examples():
         assert lines, words
         for line in lines:
             marks = [pytest.mark.hf] if " peft" in line else []
-            if line == "minipeft compare" or words == ("verify", "field"):  # minutes; environments made by pip
+            if line == "minipeft compare" or words in (
+                ("verify", "field"),
+                ("bench",),
+            ):  # minutes; environments made by pip
                 marks = [pytest.mark.slow]
             found.append(pytest.param(line, marks=marks, id=line))
     return found

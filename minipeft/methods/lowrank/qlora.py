@@ -15,6 +15,7 @@ Differs  The base model, not the adapter, holds the codes: an adapter trained he
          merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in four
          bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is.
 
+>>> import numpy as np
 >>> W = np.array([[0.5, 1.0], [-1.0, 0.1]])
 >>> QLoRA(double_quant=False).base(Site("q.weight", (2, 2), "linear", None, W)).dequantize().round(2)
 array([[ 0.44,  1.  ],
