@@ -62,7 +62,7 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         max_positions=config["max_position_embeddings"],
         first_position=pad + 1 if roberta else 0,
         tied=config["tie_word_embeddings"],
-        transform=True,
+        transform="gelu" if roberta else activation(config["hidden_act"]),  # transformers: RoBERTa's is always GELU
         pool="first",
         biased=("q", "k", "v", "o", "up", "down", "head"),
     )

@@ -52,7 +52,7 @@ class Arch:
     encoder_layers: int = 0  # > 0: an encoder-decoder; `layers` then counts the decoder's
     tied: bool = False  # the head is the token table
     head: str = "lm"  # "lm" | "mlm" | "classify" | "tokens" | "none"
-    transform: bool = False  # BERT: a dense layer, the activation and a norm in front of the head
+    transform: str = ""  # BERT: the activation of a dense layer, with a norm behind it, in front of the head
     head_scale: float = 1.0  # T5 scales the hidden state before a tied head
     pool: str = "last"  # "last" | "first" | "mean": the token a classifier reads
     labels: int = 0  # of a classifier
