@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints import _ours, _theirs, load
-from minipeft.checkpoints.files import write_bytes
+from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
@@ -111,9 +111,7 @@ def _standing(path: Path) -> Path:
 
 
 def _refuse_place(base: Path, out: Path, spared: Sequence[str | Path]) -> None:
-    for folder in (base, *map(Path, spared)):
-        if out.exists() and folder.exists() and out.samefile(folder):
-            raise Bad(f"{out}: this is a folder that is read from; give another one for the merged checkpoint")
+    refuse_read(out, base, *spared)
     if not _standing(out).is_dir():
         raise Bad(f"{out}: cannot be written: {_standing(out)} is a file")
     if out.exists():
