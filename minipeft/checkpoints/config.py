@@ -216,11 +216,18 @@ def generation(
     if strange := sorted(k for k, v in GENERATION.items() if of.get(k, v) not in (v, None, [])):
         note(f"{place}: not honoured by generation: {', '.join(f'{k}={of[k]!r}' for k in strange)}")
     pad = _token(of.get("pad_token_id"))
+    read = {
+        "decoder_start_token_id": _token(other if start is None else start),
+        "pad_token_id": _token(values["pad_token_id"]),
+    }
+    for name, token in read.items() if values.get("is_encoder_decoder") else ():  # they stand in its decoder's inputs
+        if token is not None and token >= values["vocab_size"]:
+            raise Bad(f"{name}: expected a token below vocab_size={values['vocab_size']}, found {token}")
     return dict(
         eos_ids=ends,
         fill_id=pad if pad is not None or not ends else ends[0],
-        start_id=_token(other if start is None else start),
-        pad_id=_token(values["pad_token_id"]),
+        start_id=read["decoder_start_token_id"],
+        pad_id=read["pad_token_id"],
     )
 
 

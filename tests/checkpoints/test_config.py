@@ -74,7 +74,8 @@ REFUSED = {
     "bert": [dict(position_embedding_type="relative_key"), dict(add_cross_attention=True), dict(is_encoder_decoder=True)],
     "roberta-mlm": [dict(pad_token_id=None), dict(pad_token_id=-1)],
     "t5": [dict(feed_forward_proj="gated-gelu-new"), dict(dense_act_fn="xielu"), dict(is_encoder_decoder=False),
-           dict(relative_attention_num_buckets=2), dict(scale_decoder_outputs=None), dict(architectures=["T5ForSequenceClassification"])],
+           dict(relative_attention_num_buckets=2), dict(scale_decoder_outputs=None), dict(decoder_start_token_id=99), dict(pad_token_id=99),
+           dict(architectures=["T5ForSequenceClassification"])],
     "vit": [dict(image_size=[8, 12]), dict(patch_size=0), dict(use_mean_pooling=True)],
 }  # fmt: skip
 
