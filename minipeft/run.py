@@ -433,13 +433,13 @@ class Run:
             if not self._hooks:
                 return self.base(name)
             steps = []
-            if name.endswith(".bias"):
-                over = self._param_hooks(name.removesuffix("bias") + "weight")
-                steps += [(hook, hook.method.bias) for hook in over if hasattr(hook.method, "bias")]
             for hook in self._param_hooks(name):
                 if not hasattr(hook.method, "weight"):
                     raise Bad(f"{hook.method.name} at {name} is no change of a weight")
                 steps.append((hook, hook.method.weight))
+            if name.endswith(".bias"):  # what a change of the weight does to the bias comes last, as in the fast paths
+                over = self._param_hooks(name.removesuffix("bias") + "weight")
+                steps += [(hook, hook.method.bias) for hook in over if hasattr(hook.method, "bias")]
             self._weights[name] = self._changed(self.base(name), steps)
         return self._weights[name]
 
@@ -491,12 +491,12 @@ class Run:
     ) -> Any:
         def level(k: int) -> Base:  # the linear under the first k methods
             W, b = self.held(name), self.base(f"{module}.bias")
+            for hook in biases:
+                b = hook.method.weight(b, **hook.arrays)
             for hook in hooks[:k]:
                 if hasattr(hook.method, "weight"):
                     W = hook.method.weight(widened(W), **hook.arrays)
                     b = hook.method.bias(b, **hook.arrays) if hasattr(hook.method, "bias") else b
-            for hook in biases:
-                b = hook.method.weight(b, **hook.arrays)
             if k == 0 or not any(hasattr(h.method, "forward") for h in hooks[:k]):
                 return Base(W, b, lambda x: plain(x, W, b), table, plain=not table)
             return Base(W, b, lambda x: call(k, x), table)

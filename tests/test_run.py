@@ -1,10 +1,12 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft.checkpoints import load
 from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
 from minipeft.method import METHODS, load_methods
@@ -15,6 +17,7 @@ from minipeft.methods.structured.vera import VeRA
 from minipeft.run import Adapted, attach, digest, merge, select, sites
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
+BASES = Path(__file__).parent / "data" / "bases"
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
 FAMILIES = sorted(tiny.ARCHS)
@@ -282,6 +285,34 @@ def test_merged_is_adapted(family, r, lora_bias, bias):
     assert apart(Adapted(plain).logits(batch), adapted.logits(batch)) < 1e-11
     assert apart(Adapted(plain).logits(batch), Adapted(model).logits(batch)) > 1e-3
     assert merge(adapted.using()).digest() == model.digest()
+
+
+OVER = {
+    "lora": (lambda: LoRA(r=2, alpha=6, lora_bias=True), "all-linear"),
+    "ia3": (IA3, "attn.v.weight attn.qkv.weight mlp.down.weight"),
+    "trainable_tokens": (lambda: METHODS["trainable_tokens"](tokens=(3, 7), head_bias="drop"), "embed.tokens.weight"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "other"), [("gpt2", "lora"), ("bert", "lora"), ("gpt2", "ia3"), ("bert-mlm", "trainable_tokens")]
+)
+def test_a_bias_is_trained_beneath_what_a_weight_does_to_it(family, other):
+    """As in PEFT, where the base's bias is trained and an adapter is around its linear; in either order of adapters."""
+    model = tiny.model(family) if family in FAMILIES else load(BASES / family, np.float64)
+    batch = tiny.example(model)
+    make, targets = OVER[other]
+    both = [("other", make(), dict(targets=targets)), ("biases", LoRA(r=2), dict(bias="all"))]
+    for order in (both, both[::-1]):
+        adapted = model
+        for name, method, how in order:
+            adapted = attach(adapted, method, name=name, **how)
+        adapted = moved(adapted)
+        plain = merge(adapted)
+        assert apart(Adapted(plain).logits(batch), adapted.logits(batch)) < 1e-11
+        if other == "lora":
+            b, c = (adapted.theta[k] for k in ("biases/layers.0.mlp.up.bias:W1", "other/layers.0.mlp.up.weight:c"))
+            np.testing.assert_allclose(plain.params["layers.0.mlp.up.bias"], b + 3 * c, rtol=1e-14)
 
 
 def test_merging_breaks_a_tie_only_where_it_must():

@@ -115,8 +115,12 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     if beside is not None and not isinstance(beside, dict):
         raise Bad(f"{place}: expected an object, found {type(beside).__name__}")
     arch = read_arch(config, beside)
-    tensors = read_packed(config, _plain(tensors, folder), folder)
     names = family_names(arch)
+
+    def transposed(key: str) -> bool:
+        return names.is_transposed((_ours(names, key, arch) or "").removesuffix(".weight"))
+
+    tensors = read_packed(config, _plain(tensors, folder), folder, transposed)
     tensors = _untied(tensors, names, arch, folder)
     if arch.tied and any(_ours(names, key, arch) == "head.weight" for key in tensors) and arch.head in ("lm", "mlm"):
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise

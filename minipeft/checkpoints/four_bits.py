@@ -8,7 +8,7 @@ of the codes; `weight.nested_absmax` and `weight.nested_quant_map`, if the const
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 HALVES = ("float16", "bfloat16")
 
 
-def read_packed(config: Mapping[str, Any], tensors: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+def read_packed(
+    config: Mapping[str, Any], tensors: dict[str, Any], folder: str | Path, transposed: Callable[[str], bool]
+) -> dict[str, Any]:
     """The tensors of a file with what is packed as `NF4`, or as an array where the codes mean other values (FP4).
 
-    Raises `Bad`, in one line, for another quantisation, and for arrays that are missing or do not fit each other.
+    bitsandbytes packs every linear as (out, in), and `transposed` ones, which their family stores as (in, out), are turned
+    back where they become arrays. Raises `Bad`, in one line, for another quantisation, and for arrays that are missing or do not fit each other.
     """
     about = config.get("quantization_config")
     if about:
@@ -45,7 +48,8 @@ def read_packed(config: Mapping[str, Any], tensors: dict[str, Any], folder: str 
         if found:
             parts = {b: tensors[f"{weight}.{b}"] for b in BESIDE if f"{weight}.{b}" in tensors}
             try:
-                out[weight] = _unpacked(json.loads(bytes(packed)), tensors[weight], parts)
+                W = _unpacked(json.loads(bytes(packed)), tensors[weight], parts)
+                out[weight] = W.T if type(W) is np.ndarray and transposed(weight) else W
             except KeyError as why:
                 raise Bad(f"{folder}: {weight}: its four-bit form lacks {why.args[0]!r}") from None
             except (Bad, ValueError, TypeError, AttributeError) as why:

@@ -117,6 +117,20 @@ def test_four_bits_are_those_of_bitsandbytes(name, double, four, tmp_path):
     assert held(ratios(theirs, given, {k: v for k, v in found.items() if k not in given}))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_fp4_is_read_in_any_layout(name, four, tmp_path):
+    """As an array, and GPT-2's linears, which its own files hold as (in, out), are (out, in) in bitsandbytes' files."""
+    import torch
+
+    base = four.bases.bases()[name]
+    four.quantised(base.cls, four.sized(base.config), torch.float32, dict(bnb_4bit_quant_type="fp4"), tmp_path)
+    found = {k: v.numpy() for k, v in four.computed(base.cls, tmp_path / "twin", 1).items()}
+    given = {k: v for k, v in found.items() if k not in ("logits", "loss") and not k.startswith("grad::")}
+    model = load(tmp_path / "four", np.float64)
+    assert not any(hasattr(W, "dequantize") for W in model.params.values())
+    assert held(ratios(model, given, {k: v for k, v in found.items() if k not in given}))
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert-cls"])
 def test_a_qlora_adapter_of_peft_on_a_base_in_four_bits(name, four, tmp_path):
     """Made over linears in four bits, and read onto our base in four bits, from either kind of file."""
