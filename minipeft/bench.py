@@ -90,7 +90,7 @@ def our_step(
     """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU."""
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
-    from minipeft.engine.blocks import sharing_cores
+    from minipeft.engine.fast.blocks import sharing_cores
     from minipeft.method import method_class
     from minipeft.model import graph as graphs
     from minipeft.model.arch import batch
@@ -262,7 +262,7 @@ def _peak_of_arrays(side: str) -> Callable[[], int]:
     from minipeft.engine import backend
 
     backend.name()
-    from minipeft.engine.cuda import watched_memory
+    from minipeft.engine.fast.graph import watched_memory
 
     return watched_memory()
 
@@ -302,8 +302,9 @@ def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "
 def matrix_rate(n: int = 1024, seconds: float = 1.0, dtype: str = "float32") -> float:
     """GFLOP/s of an n × n matrix product here, of factors in float32 or, on a GPU, bfloat16: the best of one second."""
     if on_gpu():
+        from minipeft.engine.backend import xp
         from minipeft.engine.bfloat16 import bfloat16
-        from minipeft.engine.cuda import product, xp
+        from minipeft.engine.fast.cuda import product
 
         n = 8192
         x, out = xp.ones((n, n), xp.float32), xp.empty((n, n), xp.float32)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine.backend import explained, keep_freed_memory, to_device, to_host, xp
-from minipeft.engine.blocks import sharing_cores
+from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Step
 from minipeft.model.arch import IGNORE, Batch

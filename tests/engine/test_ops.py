@@ -6,6 +6,7 @@ must be the registry's, so no op goes untested.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -17,10 +18,17 @@ import pytest
 from hypothesis import assume, given
 from scipy import linalg, special
 
-from minipeft.engine import OPS, Tensor, gradcheck, ops, value, value_and_grad
+from minipeft.engine import OPS, Tensor, fast, gradcheck, ops, value, value_and_grad
 from minipeft.engine.tensor import Node, Put, unbroadcast
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(params=["text", "fast"], autouse=True)
+def way(request):
+    """Everything here holds for the text, and for what replaces it."""
+    with fast.text() if request.param == "text" else contextlib.nullcontext():
+        yield request.param
 
 
 class Case(NamedTuple):
@@ -495,7 +503,7 @@ def test_cross_entropy_of_nothing_is_zero():
     assert not grads["x"].any()
 
 
-# --- fused ops equal their composition ------------------------------------------------------------------------------
+# --- ops equal their composition in simpler ones ------------------------------------------------------------------------------
 
 
 def gelu_parts(x):
@@ -709,12 +717,3 @@ def test_finite_at_extremes(name, size, dtype, data):
     y, grads = gradients(OPS[name], case, tuple(range(len(case.args))), np.ones(y.shape, dtype))
     for x in (y, *grads.values()):
         assert np.isfinite(x).all()
-
-
-def test_put_of_distinct_entries_is_put():
-    x, index = np.arange(6.0).reshape(2, 3), (slice(None), np.array([0, 2, 1]), np.array([1, 0, 1]))
-    constants = dict(index=index, shape=(2, 3, 2))
-    found = [gradients(lambda x, r=r: ops.put(x, **constants, repeats=r), Case((x,), {}), (0,), np.ones((2, 3, 2)) + x[:, :, None]) for r in (True, False)]  # fmt: skip
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    np.testing.assert_array_equal(found[0][1]["0"], found[1][1]["0"])
-    assert found[1][0].sum() == x.sum()
