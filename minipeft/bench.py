@@ -505,7 +505,7 @@ def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: s
 
 def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> list[dict]:
     """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first."""
-    from minipeft.engine import ops, tensor
+    from minipeft.engine import operators, ops, tensor
     from minipeft.train import AdamW
 
     spent: dict[tuple[str, str], list[float]] = {}
@@ -547,7 +547,7 @@ def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> l
     try:
         for name, f in known.items():
             setattr(ops, name, watched(name, f))
-        ops._operators()
+        operators.give()
         tensor._accumulate, AdamW.step = timed("sums", "backward", kept[0]), timed("AdamW", "update", kept[1])  # type: ignore[method-assign]
         start = time.perf_counter()
         for _ in range(steps):
@@ -556,7 +556,7 @@ def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> l
     finally:
         for name, f in known.items():
             setattr(ops, name, f)
-        ops._operators()
+        operators.give()
         tensor._accumulate, AdamW.step = kept  # type: ignore[method-assign]
     rows: list[dict[str, Any]] = [
         dict(op=op, way=way, calls=n / steps, ms=1000 * t / steps, bytes=b / steps, share=t / steps / whole)

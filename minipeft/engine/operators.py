@@ -14,7 +14,7 @@ def _operand(x: Any) -> Any:
     return float(x) if isinstance(x, numbers.Real) else x
 
 
-def _give() -> None:
+def give() -> None:
     T: Any = Tensor
     both = {"add": ops.add, "sub": ops.sub, "mul": ops.mul, "truediv": ops.div, "matmul": ops.matmul}
     for name, f in both.items():
@@ -32,4 +32,4 @@ def _give() -> None:
     T.transpose = lambda self, *axes: ops.transpose(self, axes=axes[0] if axes and isinstance(axes[0], tuple) else axes)
 
 
-_give()
+give()

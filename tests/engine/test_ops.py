@@ -1,4 +1,4 @@
-"""Every op against finite differences, an independent value, and the engine's promises; fused ops against their parts.
+"""Every op against finite differences, an independent value, and the engine's promises; the larger ones against their parts.
 
 `CASES` has one row for each op: a strategy that draws arguments and constants, and a witness for the value. Its keys
 must be the registry's, so no op goes untested.
@@ -664,8 +664,8 @@ def attention_condition(g, q, k, v, bias=0.0, *, scale):
 
 
 # name -> the composition, and a bound for the value and each gradient: the same expression on absolute values, with what
-# cancellation and exponentials amplify. Both are in float64 on the inputs of the fused op.
-FUSED = {
+# cancellation and exponentials amplify. Both are in float64 on the inputs of the op.
+COMPOSITIONS = {
     "softmax": (softmax_parts, softmax_condition),
     "log_softmax": (log_softmax_parts, log_softmax_condition),
     "gelu": (gelu_parts, elementwise_condition(lambda x: x, lambda x: 1 + x * np.exp(-x * x / 2) * (1 + x * x))),
@@ -683,14 +683,25 @@ FUSED = {
     "attention": (attention_parts, attention_condition),
     "cross_entropy": (cross_entropy_parts, cross_entropy_condition),
 }
+
+
+def matmul_condition(g, x, y):
+    g, x, y = abs(g), abs(x), abs(y)
+    return x @ y, [g @ y.swapaxes(-1, -2), x.swapaxes(-1, -2) @ g]
+
+
+CONDITIONS = {name: condition for name, (_, condition) in COMPOSITIONS.items()} | {
+    "matmul": matmul_condition,
+    "put": lambda g, x, *, index, shape: (ops.put(abs(x), index=index, shape=shape), [abs(g)[index]]),
+}
 K = 8  # roundings that a result may have seen, each of size u·condition
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", COMPOSITIONS)
 @given(data=st.data())
-def test_fused_equals_composition(name, dtype, data):
-    parts, condition = FUSED[name]
+def test_an_op_equals_its_composition(name, dtype, data):
+    parts, condition = COMPOSITIONS[name]
     given_ = data.draw(CASES[name][0]).astype(dtype)
     exact = given_.astype(np.float64)
     everything = tuple(range(len(given_.args)))
@@ -707,7 +718,7 @@ def test_fused_equals_composition(name, dtype, data):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0.0, 1e4])
-@pytest.mark.parametrize("name", [*FUSED, "sigmoid", "tanh", "norm"])
+@pytest.mark.parametrize("name", [*COMPOSITIONS, "sigmoid", "tanh", "norm"])
 @given(data=st.data())
 def test_finite_at_extremes(name, size, dtype, data):
     """Inputs of ±1e4 and more, or all zero, give finite values and gradients without a warning."""
