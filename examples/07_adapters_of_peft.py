@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minipeft import Adapted, attach, load, load_peft, merge, save_model, save_peft
-from minipeft.checkpoints.files import read_json
+from minipeft import Adapted, attach, load, load_peft, save_merged, save_peft
 from minipeft.conformance import tiny
 from minipeft.data import BASE
 from minipeft.methods.lowrank.lora import LoRA
@@ -25,5 +24,5 @@ with tempfile.TemporaryDirectory() as folder:
     again = load_peft(model, Path(folder) / "adapter")
     print("the same logits:", np.array_equal(again.logits(batch), adapted.logits(batch)))
     merged = Path(folder) / "merged"
-    save_model(merge(again), merged, read_json(BASE / "config.json"))  # AutoModelForCausalLM.from_pretrained reads this
+    save_merged(again, BASE, merged, dtype="float32")  # AutoModelForCausalLM.from_pretrained reads this
     print("folded in:", np.abs(Adapted(load(merged)).logits(batch) - again.logits(batch)).max() < 1e-4)

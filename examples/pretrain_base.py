@@ -14,7 +14,7 @@ import numpy as np
 import tokenizers
 
 from minipeft import Arch, Model, attach, fit
-from minipeft.checkpoints import family_names, save_model
+from minipeft.checkpoints import family_names, load, save_model
 from minipeft.checkpoints.files import write_bytes
 from minipeft.data import BASE, corpus, held_out_text
 from minipeft.model.arch import batch
@@ -99,12 +99,11 @@ def main() -> None:
             start, batches, steps=steps, optimiser=optimiser, schedule="cosine", warmup=100, clip=1.0, progress=update
         )
     model = merge(done.adapted)
-    half = model.astype(np.float16)
-    save_model(half, BASE, CONFIG)
+    save_model(model, BASE, CONFIG, dtype="float16")
     write_bytes(BASE / "tokenizer.json", json.dumps(json.loads(tokenizer.to_str()), separators=(",", ":")).encode())
     ids = stream(tokenizer, held_out_text(), 0)
     ids = ids[: len(ids) // TIME * TIME].reshape(-1, TIME)[:256]
-    loss = float(Adapted(half.astype(np.float32)).loss(None, batch(input_ids=ids, labels=ids)))
+    loss = float(Adapted(load(BASE)).loss(None, batch(input_ids=ids, labels=ids)))
     print(
         f"{model.size:,} parameters; loss {done.losses[-1]:.3f} on the last batch, {loss:.3f} nats a token on held-out text"
     )

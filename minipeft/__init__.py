@@ -31,6 +31,7 @@ _WHERE = {
     "load_peft": "checkpoints.peft_io",
     "merge": "run",
     "save_adapter": "checkpoints.native",
+    "save_merged": "checkpoints.merged",
     "save_model": "checkpoints",
     "save_peft": "checkpoints.peft_io",
     "use": "engine.backend",

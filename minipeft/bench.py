@@ -25,13 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from minipeft.errors import Bad, near
+from minipeft.processes import end_group, own_group
 
 # width, layers, heads, tokens a row, rows, vocabulary
 SIZES = {
@@ -85,9 +89,13 @@ def our_model(size: str, dtype: str = "float32") -> Any:
 
 
 def our_step(
-    size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32"
-) -> Callable[[], float]:
-    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU."""
+    size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32",
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[], float]:  # fmt: skip
+    """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU.
+
+    `given` are settings of the method, instead of those here.
+    """
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
     from minipeft.engine.fast.blocks import sharing_cores
@@ -119,7 +127,7 @@ def our_step(
         return forward
     made: dict[str, Any] = {"lora": dict(r=s["r"], targets="all-linear"), "dora": dict(r=s["r"], targets="all-linear"),
             "oft": dict(block=32, targets="all-linear"), "prefix_tuning": dict(p=16)}  # fmt: skip
-    adapted = attach(model, method_class(method)(**made.get(method, {})))
+    adapted = attach(model, method_class(method)(**made.get(method, {}) | dict(given)))
     optimiser = AdamW(lr=1e-4)
     theta = dict(adapted.theta)
     if graph:
@@ -267,8 +275,11 @@ def _peak_of_arrays(side: str) -> Callable[[], int]:
     return watched_memory()
 
 
-def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32") -> None:
-    """Answer each line on standard input, a number of steps, with their times; the first answer is about memory."""
+def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32", given: str = "{}") -> None:
+    """Answer each line on standard input, a number of steps, with their times; the first answer is about memory.
+
+    `given`: our method's settings, as JSON.
+    """
     if side != "ours":
         import torch
 
@@ -279,7 +290,7 @@ def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "
         transformers.logging.set_verbosity_error()
     peak = _peak_of_arrays(side) if on_gpu() else _peak_of_process()
     if side == "ours":
-        step = our_step(size, method, task, dtype=dtype)
+        step = our_step(size, method, task, dtype=dtype, given=json.loads(given))
     else:
         step = peft_step(size, method, task, side == "compiled", dtype)
     step()
@@ -338,150 +349,272 @@ def flops(size: str, task: str = "step") -> float:
 
 
 class _Worker:
+    """One side's process."""
+
     def __init__(
-        self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32"
-    ) -> None:
+        self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32",
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         env = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype]
+        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype, json.dumps(dict(given))]
+        self.what = f"{side} {size} {method}"
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=env,
+            **own_group(),
         )
-        self.about = self._read(f"{side} {size} {method}")
+        self.times: list[float] = []
+        try:
+            self.about = self._read()
+        except BaseException:
+            self.stop()
+            raise
 
-    def _read(self, what: str) -> Any:
+    def _read(self) -> Any:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            self.process.wait(timeout=30)
+            status = self.process.wait(timeout=30)
             self.errors.seek(0)
-            error = self.errors.read().strip().splitlines()
-            raise Bad(f"bench: {what} failed: {error[-1] if error else 'no message'}")
+            error = self.errors.read().strip().splitlines() or [f"it ended with status {status}"]
+            raise Bad(f"bench: {self.what} failed: {error[-1]}")
         return json.loads(line)
 
-    def run(self, steps: int) -> list[float]:
-        self.process.stdin.write(f"{steps}\n")  # type: ignore[union-attr]
-        self.process.stdin.flush()  # type: ignore[union-attr]
-        return self._read("a step")
+    def run(self, steps: int) -> None:
+        """Measure some more steps. Raises `Bad` if the process has ended."""
+        with contextlib.suppress(OSError):  # what it said before it ended is read below
+            self.process.stdin.write(f"{steps}\n")  # type: ignore[union-attr]
+            self.process.stdin.flush()  # type: ignore[union-attr]
+        self.times += self._read()
 
     def stop(self) -> None:
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait(timeout=30)
+        """End the process."""
+        end_group(self.process)
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()  # type: ignore[union-attr]
+        self.process.stdout.close()  # type: ignore[union-attr]
         self.errors.close()
 
 
-def bench(
-    against: str | None,
-    sizes: Sequence[str],
-    methods: Sequence[str],
-    rounds: int,
-    threads: int,
-    console: Any,
-    tasks: Sequence[str] = ("step",),
-    compiled: bool = False,
-    dtype: str = "float32",
-) -> list[dict]:
-    """Measure every size and method; with `against` "peft" in turns with torch, and `compiled` with torch.compile as well.
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: rows of (task, method, size), each in `rounds` turns of every side."""
 
-    `dtype`: "float32", or "bfloat16" for the base.
-    Raises `Bad` for unknown words.
+    rows: tuple[tuple[str, str, str], ...]
+    against: str | None = None
+    rounds: int = 7
+    threads: int = 2
+    compiled: bool = False
+    dtype: str = "float32"
+    given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings of our methods
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        return ("ours", *([self.against] if self.against else []), *(["compiled"] if self.compiled else []))
+
+    def seconds(self) -> float:
+        """Roughly how long it takes: what the steps multiply, at a third of the rate of matrix products here, and the starts."""
+        rate = 1e13 if on_gpu() else matrix_rate(seconds=0.1) * 1e9
+        sums = sum(self._steps(t, s) * flops(s, t) for t, _, s in self.rows)
+        starts = len(self.rows) * (3 + sum(60 if side == "compiled" else 12 for side in self.sides[1:]))
+        return starts + len(self.sides) * sums / (rate / 3)
+
+    def _steps(self, task: str, size: str) -> float:
+        if task != "generate":
+            return 3 + self.rounds * STEPS[size.partition(",")[0]]
+        tokens = settings(size)["b"] * settings(size)["t"]  # of a step; a generation passes one row's, one by one
+        return (3 + self.rounds) * 10 * (PROMPT + NEW) / tokens
+
+    def __str__(self) -> str:
+        seconds = self.seconds()
+        long = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} s"
+        n = len(self.rows)
+        turns = f"{self.rounds} turn{'' if self.rounds == 1 else 's'} of {' and '.join(map(_called, self.sides))}"
+        return f"{n} measurement{'' if n == 1 else 's'}, {turns} each: roughly {long}"
+
+
+def plan(
+    against: str | None, sizes: Sequence[str], methods: Sequence[str], rounds: int = 7, threads: int = 2,
+    tasks: Sequence[str] = ("step",), compiled: bool = False, dtype: str = "float32",
+    given: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Plan:  # fmt: skip
+    """Every size and method; with `against` "peft" in turns with torch, and `compiled` with torch.compile as well.
+
+    `dtype`: "float32", or "bfloat16" for the base. `given`: {method: settings} instead of those here, of our side alone.
+    Raises `Bad` for unknown words, for settings where there is another side or no method, and where the other side is not
+    installed.
     """
     if against not in (None, "peft"):
         raise Bad(f"--against {against}: expected peft{near(against, ['peft'])}")
-    for given, known in ((methods, METHODS), (tasks, TASKS)):
-        for w in given:
+    for words, known in ((methods, METHODS), (tasks, TASKS)):
+        for w in words:
             if w not in known:
                 raise Bad(f"{w!r}: expected one of {', '.join(known)}{near(w, known)}")
     for size in sizes:
         settings(size)
-    from rich.progress import Progress
+    for package in ("torch", "transformers", "peft") if against or compiled else ():
+        if find_spec(package) is None:
+            raise Bad(f"the other side needs {package}: pip install {package}")
+    rows = [(t, m, s) for t in tasks for m in (methods if t == "step" else ["base"]) for s in sizes]
+    rows = [r for r in rows if not r[2].startswith("GPT2") or r[1] in ("lora", "base")]
+    if any(given.values()) and (against or compiled or set(tasks) != {"step"}):
+        raise Bad("settings are of our method in a step alone; a size says a rank for both sides: M,r=4")
+    return Plan(tuple(rows), against, rounds, threads, compiled, dtype, given)
 
-    jobs = [(t, m, s) for t in tasks for m in (methods if t == "step" else ["base"]) for s in sizes]
-    jobs = [j for j in jobs if not j[2].startswith("GPT2") or j[1] in ("lora", "base")]
+
+def bench(
+    plan: Plan, keep: Callable[[dict], None] = lambda row: None, doing: Callable[[str], None] = lambda what: None
+) -> list[dict]:
+    """Measure. `keep` is called with each row as it is there, `doing` with what is measured next.
+
+    A side that fails costs its own numbers: `row["failed"]` says why.
+    """
     out = []
-    with Progress(console=console, transient=True) as bar:
-        line = bar.add_task("measuring", total=len(jobs) * rounds)
-        for task, method, size in jobs:
-            bar.update(line, description=f"{task} {method} {size}")
-            out.append(
-                _measure(task, method, size, against, compiled, rounds, threads, dtype, lambda: bar.advance(line))
-            )
+    for task, method, size in plan.rows:
+        doing(f"{task} {method} {size}")
+        out.append(_measure(task, method, size, plan))
+        keep(out[-1])
     return out
 
 
-def _measure(
-    task: str, method: str, size: str, against: str | None, compiled: bool, rounds: int, threads: int, dtype: str,
-    tick: Callable,
-) -> dict[str, Any]:  # fmt: skip
-    row: dict[str, Any] = {"task": task, "method": method, "size": size, "threads": threads, "dtype": dtype}
-    sides = ["ours"] + ([against] if against else [])
-    workers = {side: _Worker(side, size, method, threads, task, dtype) for side in sides}
-    if compiled:
+def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
+    row: dict[str, Any] = dict(
+        task=task, method=method, size=size, threads=plan.threads, dtype=plan.dtype, against=plan.against
+    )
+    if given := dict(plan.given.get(method, {})):
+        row["set"] = given
+    workers: dict[str, _Worker] = {}
+
+    def tried(side: str, f: Callable[[], None]) -> None:
         try:
-            workers["compiled"] = _Worker("compiled", size, method, threads, task, dtype)
+            f()
         except Bad as why:
-            row["compiled"] = str(why)
-    times: dict[str, list[float]] = {side: [] for side in workers}
-    for _ in range(rounds):
+            row.setdefault("failed", {})[side] = str(why)
+
+    def begin(side: str) -> None:
+        workers[side] = _Worker(side, size, method, plan.threads, task, plan.dtype, given)
+
+    try:
+        for side in plan.sides:
+            tried(side, lambda side=side: begin(side))  # type: ignore[misc]
+        steps = STEPS[size.partition(",")[0]] if task != "generate" else 1
+        for _ in range(plan.rounds):
+            for side, w in workers.items():
+                if side not in row.get("failed", {}):
+                    tried(side, lambda w=w: w.run(steps))  # type: ignore[misc]
         for side, w in workers.items():
-            times[side] += w.run(STEPS[size.partition(",")[0]] if task != "generate" else 1)
-        tick()
-    for side, w in workers.items():
-        row |= {f"{side}_ms": 1000 * float(np.median(times[side])), f"{side}_peak": w.about["peak"]}
-        if task == "generate":
-            row[f"{side}_tokens_s"] = NEW / float(np.median(times[side]))
-        w.stop()
-    if task != "generate":
-        rate = workers["ours"].about["gflops"]
-        row |= {"gflops": rate, "share": flops(size, task) / (row["ours_ms"] / 1000) / (rate * 1e9)}
-    for side in workers.keys() - {"ours"}:
-        to = "" if side == against else "compiled_"
-        row[f"{to}time_ratio"] = row["ours_ms"] / row[f"{side}_ms"]
-        row[f"{to}memory_ratio"] = row["ours_peak"] / max(row[f"{side}_peak"], 1)
+            if side not in row.get("failed", {}):
+                row |= _numbers(side, task, w)
+        if task != "generate" and "ours_ms" in row:
+            rate = workers["ours"].about["gflops"]
+            row |= {"gflops": rate, "share": flops(size, task) / (row["ours_ms"] / 1000) / (rate * 1e9)}
+    finally:
+        for w in workers.values():
+            w.stop()
+    for side in plan.sides[1:]:
+        to = "" if side == plan.against else "compiled_"
+        if "ours_ms" in row and f"{side}_ms" in row:
+            row[f"{to}time_ratio"] = row["ours_ms"] / row[f"{side}_ms"]
+            row[f"{to}memory_ratio"] = row["ours_peak"] / max(row[f"{side}_peak"], 1)
     return row
 
 
-def table(rows: list[dict]) -> Any:
-    """A rich table of the measurements."""
+def _numbers(side: str, task: str, w: _Worker) -> dict[str, float]:
+    seconds = float(np.median(w.times))
+    found = {f"{side}_ms": 1000 * seconds, f"{side}_peak": w.about["peak"]}
+    return found | ({f"{side}_tokens_s": NEW / seconds} if task == "generate" else {})
+
+
+def _called(side: str) -> str:
+    return {"ours": "ours", "peft": "torch + PEFT", "compiled": "torch.compile"}.get(side, side)
+
+
+def said(row: dict) -> str:
+    """A row as one line."""
+    sides = [
+        f"{_called(s)} {row[f'{s}_ms']:.1f} ms, {row[f'{s}_peak'] / 1e6:.0f} MB"
+        for s in _sides(row)
+        if f"{s}_ms" in row
+    ]
+    sides += [f"time × {row['time_ratio']:.2f}, memory × {row['memory_ratio']:.2f}"] if "time_ratio" in row else []
+    return "; ".join(sides + [f"{_called(s)} failed" for s in row.get("failed", {})])
+
+
+def _sides(row: dict) -> list[str]:
+    return [
+        s for s in ("ours", row.get("against"), "compiled") if s and (f"{s}_ms" in row or s in row.get("failed", {}))
+    ]
+
+
+def failures(rows: Sequence[dict]) -> list[str]:
+    """Why sides failed, a line each."""
+    return list(dict.fromkeys(why for r in rows for why in r.get("failed", {}).values()))
+
+
+def table(rows: Sequence[dict]) -> Any:
+    """A rich table of the measurements, a line for every side; the ratios are ours over that side's."""
+    from rich import box
     from rich.table import Table
 
-    names = ["task", "method", "size", "ms", "MB", "of matrix rate"]
-    against, compiled = (any(key in r for r in rows) for key in ("time_ratio", "compiled_time_ratio"))
-    names += ["torch ms", "torch MB", "time ratio", "memory ratio"] if against else []
-    names += ["compiled ms", "ratio"] if compiled else []
-    out = Table(*names, header_style="bold")
+    told = "time, memory: ours over that side's; rate: of matrix products here, or tokens a second"
+    out = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=told,
+        caption_justify="left",
+    )
+    for name in ("step", "size", "side"):
+        out.add_column(name, overflow="fold")
+    for name in ("ms", "MB", "time", "memory", "rate"):
+        out.add_column(name, justify="right", no_wrap=True)
     for r in rows:
-        cells = [r["task"], r["method"], r["size"], f"{r['ours_ms']:.1f}", f"{r['ours_peak'] / 1e6:.0f}"]
-        share = "share" in r
-        cells.append(f"{100 * r['share']:.0f} %" if share else f"{r['ours_tokens_s']:.0f} tokens/s")
-        if against:
-            cells += [f"{r['peft_ms']:.1f}" + ("" if share else f" ({r['peft_tokens_s']:.0f} tokens/s)")]
-            cells += [f"{r['peft_peak'] / 1e6:.0f}", f"{r['time_ratio']:.2f}", f"{r['memory_ratio']:.2f}"]
-        if compiled:
-            found = "compiled_ms" in r
-            cells += [f"{r['compiled_ms']:.1f}", f"{r['compiled_time_ratio']:.2f}"] if found else ["failed", ""]
-        out.add_row(*cells)
+        about = [r["method"] if r["task"] == "step" else r["task"], r["size"]]
+        for side in _sides(r):
+            if f"{side}_ms" in r:
+                to = "" if side == r.get("against") else "compiled_"
+                ratios = (r.get(f"{to}time_ratio"), r.get(f"{to}memory_ratio")) if side != "ours" else (None, None)
+                cells = [f"{r[f'{side}_ms']:.1f}", f"{r[f'{side}_peak'] / 1e6:.0f}"]
+                cells += ["" if x is None else f"{x:.2f}" for x in ratios]
+                share = f"{100 * r['share']:.0f} %" if side == "ours" and "share" in r else ""
+                cells += [f"{r[f'{side}_tokens_s']:.0f} /s" if f"{side}_tokens_s" in r else share]
+            else:
+                cells = ["failed"]
+            out.add_row(*about, {"peft": "PEFT"}.get(side, side), *cells)
+            about = ["", ""]
     return out
 
 
 # --- against length and rank ------------------------------------------------------------------------------------------
 
 
-def sweep(
-    against: str | None, folder: Path, rounds: int, threads: int, console: Any, dtype: str = "float32"
-) -> list[dict]:
-    """A LoRA step of size M against sequence length (one row) and rank: speed.json and speed_*.png in `folder`."""
+KINDS = {"length": [f"M,t={t},b=1" for t in LENGTHS], "rank": [f"M,r={r}" for r in RANKS]}
+
+
+def sweep(against: str | None, rounds: int, threads: int, dtype: str = "float32") -> Plan:
+    """A LoRA step of size M against sequence length (one row) and rank. Raises `Bad` without matplotlib, which draws it."""
+    if find_spec("matplotlib") is None:
+        raise Bad("the plots need matplotlib: pip install matplotlib")
+    return plan(against, [size for sizes in KINDS.values() for size in sizes], ["lora"], rounds, threads, dtype=dtype)
+
+
+def write_sweep(folder: Path, rows: list[dict], against: str | None) -> None:
+    """speed.json and speed_*.png, of the rows there are."""
     from minipeft.checkpoints.files import write_json
 
-    kinds = {"length": [f"M,t={t},b=1" for t in LENGTHS], "rank": [f"M,r={r}" for r in RANKS]}
-    every = [size for sizes in kinds.values() for size in sizes]
-    rows = bench(against, every, ["lora"], rounds, threads, console, dtype=dtype)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "speed.json", rows)
-    by_size = {r["size"]: r for r in rows}
-    for (kind, sizes), at in zip(kinds.items(), (LENGTHS, RANKS), strict=True):
-        _plot(folder / f"speed_{kind}.png", kind, at, [by_size[s] for s in sizes], against)
-    return rows
+    by_size = {r["size"]: r for r in rows if not r.get("failed")}
+    for (kind, sizes), at in zip(KINDS.items(), (LENGTHS, RANKS), strict=True):
+        there = [(x, by_size[size]) for x, size in zip(at, sizes, strict=True) if size in by_size]
+        if there:
+            _plot(folder / f"speed_{kind}.png", kind, [x for x, _ in there], [r for _, r in there], against)
 
 
 def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: str | None) -> None:
@@ -489,9 +622,9 @@ def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: s
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    for axis, field, unit, label in zip(axes, ("ms", "peak"), (1, 1e6), ("ms a step", "peak MB"), strict=True):
+    for axis, kind_of, unit, label in zip(axes, ("ms", "peak"), (1, 1e6), ("ms a step", "peak MB"), strict=True):
         for side, name in [("ours", "minipeft")] + ([(against, "torch + PEFT")] if against else []):
-            axis.plot(at, [r[f"{side}_{field}"] / unit for r in rows], marker="o", label=name)
+            axis.plot(at, [r[f"{side}_{kind_of}"] / unit for r in rows], marker="o", label=name)
         axis.set(xlabel={"length": "tokens in the row", "rank": "rank"}[kind], ylabel=label, xscale="log", yscale="log")
         axis.set_xticks(at, [str(x) for x in at], minor=False)
         axis.set_xticks([], minor=True)
@@ -503,8 +636,18 @@ def _plot(path: Path, kind: str, at: Sequence[int], rows: list[dict], against: s
 # --- where a step goes ------------------------------------------------------------------------------------------------
 
 
-def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> list[dict]:
-    """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first."""
+def profile(
+    size: str,
+    method: str,
+    steps: int = 5,
+    dtype: str = "float32",
+    so_far: Callable[[list[dict]], None] = lambda rows: None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> list[dict]:
+    """Calls, milliseconds and bytes of results of every op of a step, forward and backward apart, most time first.
+
+    `so_far` is called after each step with the same of the steps until then.
+    """
     from minipeft.engine import operators, ops, tensor
     from minipeft.train import AdamW
 
@@ -540,7 +683,7 @@ def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> l
 
         return call
 
-    step = our_step(size, method, graph=False, dtype=dtype)
+    step = our_step(size, method, graph=False, dtype=dtype, given=given)
     step()
     known = {name: f for name, f in tensor.OPS.items() if getattr(ops, name, None) is f}
     kept = tensor._accumulate, AdamW.step
@@ -549,24 +692,31 @@ def profile(size: str, method: str, steps: int = 5, dtype: str = "float32") -> l
             setattr(ops, name, watched(name, f))
         operators.give()
         tensor._accumulate, AdamW.step = timed("sums", "backward", kept[0]), timed("AdamW", "update", kept[1])  # type: ignore[method-assign]
-        start = time.perf_counter()
-        for _ in range(steps):
+        whole = 0.0
+        for done in range(1, steps + 1):
+            start = time.perf_counter()
             step()
-        whole = (time.perf_counter() - start) / steps
+            whole += time.perf_counter() - start
+            rows = _shares(spent, whole, done)
+            so_far(rows)
     finally:
         for name, f in known.items():
             setattr(ops, name, f)
         operators.give()
         tensor._accumulate, AdamW.step = kept  # type: ignore[method-assign]
+    return rows
+
+
+def _shares(spent: dict[tuple[str, str], list[float]], whole: float, steps: int) -> list[dict]:
     rows: list[dict[str, Any]] = [
-        dict(op=op, way=way, calls=n / steps, ms=1000 * t / steps, bytes=b / steps, share=t / steps / whole)
+        dict(op=op, way=way, calls=n / steps, ms=1000 * t / steps, bytes=b / steps, share=t / whole)
         for (op, way), (n, t, b) in sorted(spent.items(), key=lambda x: -x[1][1])
     ]
-    rest = whole - sum(r["ms"] for r in rows) / 1000
-    return [*rows, dict(op="the rest", way="", calls=0.0, ms=1000 * rest, bytes=0.0, share=rest / whole)]
+    rest = whole / steps - sum(r["ms"] for r in rows) / 1000
+    return [*rows, dict(op="the rest", way="", calls=0.0, ms=1000 * rest, bytes=0.0, share=rest * steps / whole)]
 
 
-def profile_table(rows: list[dict]) -> Any:
+def profile_table(rows: Sequence[dict]) -> Any:
     """A rich table of a profile."""
     from rich.table import Table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -22,3 +23,12 @@ def near(word: str, options: Iterable[str], n: int = 3) -> str:
 
 class Unfit(Bad):
     """A method asked of a model it does not fit: its targets match nothing there, or it needs another kind of model."""
+
+
+class Note(UserWarning):
+    """Something that is no mistake and should be known: a line, told once."""
+
+
+def note(line: str) -> None:
+    """Tell a line once, as a warning: what a file asks for and is not honoured."""
+    warnings.warn(line, Note, stacklevel=2)

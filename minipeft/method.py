@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
+from minipeft.settings import check
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,16 @@ class Step:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+class Unshown(Bad, AttributeError):
+    """A method asked a site for what the transformer does not show there."""
+
+
+def globbed(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
+    names = list(names)
+    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
+
+
 class Here:
     """What a method may know where it is called: the site, this pass, and what the transformer shows there.
 
@@ -88,7 +100,7 @@ class Here:
         try:
             return self.facts[name]
         except KeyError:
-            raise AttributeError(
+            raise Unshown(
                 f"site {self.site} shows no {name!r}; it shows {', '.join(self.facts) or 'nothing'}"
             ) from None
 
@@ -174,6 +186,31 @@ class Base:
         return self.call(x)
 
 
+TAKES: dict[str, Callable[[Site], bool]] = {  # what a method may attach to, by the word that it has for it
+    "matrices": lambda s: s.kind != "activation" and len(s.shape) == 2,
+    "linears": lambda s: s.kind == "linear",
+    "biases": lambda s: s.kind == "bias",
+    "parameters": lambda s: s.kind != "activation",
+    "vectors": lambda s: s.kind == "activation" and len(s.shape) == 1,
+    "vectors as wide as the model": lambda s: s.kind == "activation" and s.shape == (s.arch.d,),
+    "keys and values": lambda s: s.name.endswith(".kv"),
+    "embedded text": lambda s: s.name.endswith("embed.tokens.out"),
+}
+
+
+def refuse_unfit(method: Method, site: Site) -> None:
+    """Raise `Bad` for a site that a method cannot attach to."""
+    what = "a weight" if site.kind != "activation" else "a layer" if site.name.endswith(f"layers.{site.layer}") else ""
+    doing = {"a weight": ("weight", "forward"), "a layer": ("around",)}.get(what, ("apply",))
+    if not any(hasattr(method, f) for f in doing):
+        changes = "activations" if hasattr(method, "apply") else "layers" if hasattr(method, "around") else "weights"
+        raise Bad(f"{method.name} changes {changes}, but target {site.name} is {what or 'an activation'}")
+    if method.takes and not TAKES[method.takes](site):
+        raise Bad(
+            f"{method.name}: expected {method.takes}, found {site.name}, of kind {site.kind} and shape {site.shape}"
+        )
+
+
 METHODS: dict[str, type[Method]] = {}
 
 
@@ -185,6 +222,7 @@ class Method:
     targets: str = ""
     # Where it attaches by default: globs over sites, each matching a whole name or its end after a dot; alternatives are
     # separated by "|", and the first that matches anything counts.
+    takes: ClassVar[str] = ""  # one of TAKES; "": any parameter or activation, as it changes one or the other
     needs: ClassVar[tuple[str, ...]] = ()  # "inputs" | "grads": measured on data before init
     identity: ClassVar[bool] = True  # the adapted model equals the base before training
     ties: ClassVar[bool] = True  # a change of the token table changes a tied head too
@@ -208,6 +246,9 @@ class Method:
     def sized(cls, arch: Arch) -> Method:
         """An instance whose sizes suit a model of this architecture: what `compare` trains and the laws are tried on."""
         return cls()
+
+    def __post_init__(self) -> None:
+        check(self, self.name)
 
     # --- arrays
 

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine.backend import once, to_device, to_host, xp
+from minipeft.engine.bfloat16 import rounded
 from minipeft.errors import Bad
 
 # fmt: off
@@ -90,6 +91,7 @@ class NF4:
     absmax  (⌈n/block⌉,)       float32 constants c; uint8 codes of them where doubly quantised
     scale   (⌈blocks/256⌉,)    float32 a, only where doubly quantised
     offset  ()                 float32 μ, only where doubly quantised
+    table   (256,)             float32 d, only where a file brings its own, which is rounded otherwise than `dynamic_map`
     """
 
     codes: Any
@@ -99,6 +101,8 @@ class NF4:
     block: int = 64
     scale: Any = None
     offset: Any = None
+    table: Any = None
+    rounds: str = ""  # "float16" or "bfloat16": values are rounded to it first, as bitsandbytes does in such a base
 
     @property
     def size(self) -> int:
@@ -108,7 +112,7 @@ class NF4:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays held."""
-        return sum(a.nbytes for a in (self.codes, self.absmax, self.scale, self.offset) if a is not None)
+        return sum(a.nbytes for a in (self.codes, self.absmax, self.scale, self.offset, self.table) if a is not None)
 
     @property
     def double(self) -> bool:
@@ -124,19 +128,26 @@ class NF4:
         if not self.double:
             return self.absmax
         spread = xp.repeat(self.scale, CONSTANTS)[: self.absmax.size]
-        return _eight_bits()[self.absmax] * spread + self.offset
+        return (_eight_bits() if self.table is None else self.table)[self.absmax] * spread + self.offset
 
     def dequantize(self) -> Any:
-        """The array of `shape` in `dtype`: the product in float32, rounded once."""
+        """The array of `shape` in `dtype`: the product in float32, rounded once, or first to what `rounds` says."""
         values = _pairs()[self.codes].reshape(-1)[: self.size]
         constants = xp.repeat(self.constants(), self.block)[: self.size]
-        return (values * constants).reshape(self.shape).astype(self.dtype)
+        product = (values * constants).reshape(self.shape)
+        if self.rounds:
+            product = rounded(product) if self.rounds == "bfloat16" else product.astype(self.rounds)
+        return product.astype(self.dtype)
 
     def to_arrays(self) -> dict[str, Any]:
         """All of it as arrays by name, to be stored: the fields, the dtype as an empty array `like` of it."""
         like = xp.empty(0, self.dtype)
-        arrays = dict(codes=self.codes, absmax=self.absmax, scale=self.scale, offset=self.offset, like=like)
+        arrays = dict(
+            codes=self.codes, absmax=self.absmax, scale=self.scale, offset=self.offset, table=self.table, like=like
+        )
         numbers = dict(shape=np.array(self.shape, np.int64), block=np.array(self.block, np.int64))
+        if self.rounds:
+            numbers["rounds"] = np.frombuffer(self.rounds.encode(), np.uint8)
         return {k: a for k, a in arrays.items() if a is not None} | numbers
 
     @classmethod
@@ -144,8 +155,11 @@ class NF4:
         """Inverse of `to_arrays`. Raises `Bad` if arrays are missing or do not fit each other."""
         wanted = {"codes", "absmax", "shape", "block", "like"}
         nested = {"scale", "offset"}
-        if set(arrays) not in (wanted, wanted | nested):
+        if set(arrays) - {"rounds"} not in (wanted, wanted | nested, wanted | nested | {"table"}):
             raise Bad(f"NF4: expected arrays {sorted(wanted)}, perhaps with {sorted(nested)}; found {sorted(arrays)}")
+        rounds = to_host(arrays["rounds"]).tobytes().decode(errors="replace") if "rounds" in arrays else ""
+        if rounds not in ("", "float16", "bfloat16"):
+            raise Bad(f"NF4: rounds must be float16 or bfloat16, found {rounds!r}")
         shape, block = (to_host(arrays[k]) for k in ("shape", "block"))
         if shape.ndim != 1 or shape.dtype.kind != "i" or (shape < 0).any():
             raise Bad(f"NF4: shape must be a vector of lengths, found {shape.dtype} {shape.tolist()}")
@@ -158,6 +172,7 @@ class NF4:
             "absmax": ((blocks,), kind),
             "scale": ((-(-blocks // CONSTANTS),), "float32"),
             "offset": ((), "float32"),
+            "table": ((256,), "float32"),
         }
         for name in fits.keys() & arrays.keys():
             found, expected = (arrays[name].shape, str(arrays[name].dtype)), fits[name]
@@ -166,7 +181,7 @@ class NF4:
                     f"NF4: {name} of shape {lengths} must be {expected[1]} {expected[0]}, found {found[1]} {found[0]}"
                 )
         held = {name: arrays[name] for name in fits.keys() & arrays.keys()}
-        return cls(shape=lengths, dtype=arrays["like"].dtype, block=block, **held)
+        return cls(shape=lengths, dtype=arrays["like"].dtype, block=block, rounds=rounds, **held)
 
 
 @once

@@ -7,7 +7,6 @@ through the methods attached to a site (`at`, `around`). The transformer calls t
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,102 +19,19 @@ from minipeft.engine import ops
 from minipeft.engine.backend import library, read_only, refuse_others, to_device, to_host, xp
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.engine.tensor import value, value_and_grad
-from minipeft.errors import Bad, Unfit, near
-from minipeft.method import Base, Here, Method, Site, frozen, method_class
-from minipeft.model.arch import Arch, Batch, Model, kind_of
-from minipeft.model.transformer import Output, activation_sites
+from minipeft.errors import Bad, near
+from minipeft.method import Base, Here, Method, Site, frozen, method_class, refuse_unfit
+from minipeft.model.arch import Arch, Batch, Model
+from minipeft.model.transformer import Output
 from minipeft.model.transformer import forward as model_forward
+from minipeft.targets import inside, matches, named, select, sites
 
 SHARED = ""  # the site of arrays that all sites of an adapter share
-
-
-# --- sites and targets ----------------------------------------------------------------------------------------------
-
-
-def sites(model: Model) -> dict[str, Site]:
-    """Every site of a model: its parameters by name, and the activations."""
-    arch = model.arch
-    found = {
-        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
-        for name, W in model.params.items()
-    }
-    if arch.shares_table and "head.weight" not in found:
-        W = model.params["embed.tokens.weight"]
-        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype, params=model.params)
-    for name, shape in activation_sites(arch).items():
-        found[name] = Site(name, shape, "activation", arch, None, model.dtype, params=model.params)
-    return found
-
-
-def _matches_glob(site: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(site, pattern) or fnmatch.fnmatchcase(site, f"*.{pattern}")
-
-
-def matches(model: Model, site: Site, target: str) -> bool:
-    """Whether a target names a site.
-
-    A target is a glob over our names, matching the whole name or its end after a dot (`attn.q.weight`, `layers.0.*`); or a
-    module's name in the checkpoint, whole or its end after a dot (`q_proj`); or `all-linear`: every linear but the output
-    head; or `re:` and a regular expression that must match the whole module name, theirs or ours.
-    """
-    module, _, leaf = site.name.rpartition(".")
-    is_weight = leaf == "weight" and site.kind in ("linear", "embedding", "norm", "table")
-    if target.lower() == "all-linear":
-        return site.kind == "linear" and is_weight and not module.startswith(("head", "score", "pooler", "embed."))
-    names = [n for n in (model.names.theirs(module), module) if n] if is_weight else []
-    if target.startswith("re:"):
-        try:
-            return any(re.fullmatch(target[3:], n) for n in [*names, site.name])
-        except re.error as why:
-            raise Bad(f"target {target!r} is no regular expression: {why}") from None
-    if _matches_glob(site.name, target):
-        return True
-    return any(n == target or n.endswith("." + target) for n in names)
-
-
-def select(
-    model: Model,
-    targets: str | Sequence[str],
-    *,
-    exclude: str | Sequence[str] = (),
-    layers: Iterable[int] | None = None,
-) -> list[Site]:
-    """The sites that `targets` name (see `matches`), in model order; alternatives separated by "|".
-
-    Raises `Unfit`, with near misses, if nothing matches.
-    """
-    every = sites(model)
-    wanted = None if layers is None else set(layers)
-
-    def split(text: str | Sequence[str]) -> list[str]:
-        if not isinstance(text, str):
-            return list(text)
-        return [text] if text.startswith("re:") else text.split()
-
-    leave = split(exclude)
-
-    def chosen(patterns: list[str]) -> list[Site]:
-        return [
-            s
-            for s in every.values()
-            if any(matches(model, s, p) for p in patterns)
-            and not any(matches(model, s, p) for p in leave)
-            and (wanted is None or s.layer in wanted)
-        ]
-
-    is_regex = isinstance(targets, str) and targets.startswith("re:")
-    options = targets.split("|") if isinstance(targets, str) and not is_regex else [targets]
-    for option in options:
-        if found := chosen(split(option)):
-            return found
-    patterns = [p for option in options for p in split(option)]
-    known = {n.rpartition(".")[2] for s in every.values() if (n := model.names.theirs(s.name.rpartition(".")[0]))}
-    known |= {re.sub(r".*layers\.\d+\.", "", name) for name in every}
-    hints = "".join(near(p, known) for p in patterns[:1])
-    limit = f" in layers {sorted(wanted)}" if wanted is not None else ""
-    if patterns and all(p.endswith("bias") for p in patterns) and not any(s.kind == "bias" for s in every.values()):
-        hints = ": it has no biases"
-    raise Unfit(f"targets {' '.join(patterns)!r} match nothing in this {model.arch.family} model{limit}{hints}")
+INSERTED = (
+    "attn.kv",
+    "cross.kv",
+    "embed.tokens.out",
+)  # sites where methods put something in: nothing to take a share of
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------
@@ -125,7 +41,8 @@ def select(
 class Adapter:
     """One method attached to one model: its instance at every site (patterns may change fields) and its arrays.
 
-    `arrays` maps "site:name" to an array; those in `trained` are trained, the others stored.
+    `arrays` maps "site:name" to an array; those in `trained` are trained, the others stored. `spare` is what the
+    adapter's file holds and this model has no use for, by its keys there.
     """
 
     name: str
@@ -134,6 +51,7 @@ class Adapter:
     arrays: Mapping[str, Any]
     trained: frozenset[str]
     options: Mapping[str, Any] = field(default_factory=dict)  # how it was attached, for saving
+    spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def grouped(self, arrays: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """{site: {name: array}} of `arrays` (default: all of this adapter's)."""
@@ -164,10 +82,14 @@ class Adapted:
     model: Model
     adapters: tuple[Adapter, ...] = ()
     active: tuple[str, ...] | None = None  # None: all; (): the base alone
+    weights: Mapping[str, float] = field(default_factory=dict)  # of changes that are summed; empty: adapters stack up
     skip_layers: frozenset[int] = frozenset()  # AdapterDrop: adapters are absent in these layers
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{a.name}={a.method.name} ({a.size:,} trained)" for a in self.adapters)
+        times = {k: f"{w:g} × " for k, w in self.weights.items() if w != 1}
+        names = ", ".join(
+            f"{a.name}={times.get(a.name, '')}{a.method.name} ({a.size:,} trained)" for a in self.adapters
+        )
         return f"Adapted({self.model!r}: {names})"
 
     @property
@@ -178,13 +100,29 @@ class Adapted:
         by_name = {a.name: a for a in self.adapters}
         return tuple(by_name[n] for n in self.active)
 
-    def using(self, *names: str) -> Adapted:
-        """The same with only these adapters switched on, in this order; without names, the base alone."""
+    def using(self, *names: str, **weights: float) -> Adapted:
+        """The same with only these adapters switched on, in this order; without any, the base alone.
+
+        Adapters that are only named stack up: the base of the second is the first. With weights, `using(a=0.7, b=0.3)`,
+        every change is measured from the base and they are summed: W' = W + Σ w (W'_a − W), h' = h + Σ w (h'_a − h); so
+        their order does not matter, and a name without a weight counts once. Raises `Bad` for an adapter that is not
+        attached, a weight that is no number, and one where a share of a change means nothing: a prefix, a whole layer.
+        """
         have = [a.name for a in self.adapters]
-        for n in names:
+        for n in (*names, *weights):
             if n not in have:
                 raise Bad(f"adapter {n!r} is not attached; attached: {', '.join(have) or 'none'}{near(n, have)}")
-        return dataclasses.replace(self, active=tuple(names))
+        for n, w in weights.items():
+            if n in names:
+                raise Bad(f"adapter {n!r} is named twice, with a weight and without")
+            if isinstance(w, bool) or not isinstance(w, int | float | np.number) or not np.isfinite(w):
+                raise Bad(f"adapter {n!r}: expected a finite number as its weight, found {w!r}")
+            for site, method in next(a for a in self.adapters if a.name == n).at.items() if w != 1 else ():
+                if site.endswith(INSERTED) or hasattr(method, "around"):
+                    what = "a whole layer" if hasattr(method, "around") else "what it inserts"
+                    raise Bad(f"adapter {n!r} ({method.name}) takes no weight but 1, found {w:g}: {what} has no share")
+        summed = dict.fromkeys(names, 1.0) | {n: float(w) for n, w in weights.items()} if weights else {}
+        return dataclasses.replace(self, active=(*names, *weights), weights=summed)
 
     def adapter(self, name: str = "default") -> Adapter:
         """The attached adapter of this name. Raises `Bad` if there is none."""
@@ -238,11 +176,20 @@ class Adapted:
         loss = run.forward(batch).loss
         if loss is None:
             raise Bad("batch: a loss needs labels and a model with a head")
-        for adapter in self.in_use if penalty else ():
-            more = adapter.method.penalty(run.arrays[adapter.name])
-            if more is not None:
-                loss = loss + more
-        return loss
+        more = self._penalty(run.arrays) if penalty else None
+        return loss if more is None else loss + more
+
+    def penalty(self, theta: Mapping[str, Any] | None = None) -> Any:
+        """What the methods in use add to the loss: a number of the device, or 0.0."""
+        if all(type(a.method).penalty is Method.penalty for a in self.in_use):
+            return 0.0
+        given = self if theta is None else self.replace(theta)
+        more = given._penalty({a.name: a.grouped() for a in given.in_use})
+        return 0.0 if more is None else more
+
+    def _penalty(self, arrays: Mapping[str, Any]) -> Any:
+        terms = [x for a in self.in_use if (x := a.method.penalty(arrays[a.name])) is not None]
+        return sum(terms[1:], terms[0]) if terms else None
 
     def value_and_grad(
         self, batch: Batch, theta: Mapping[str, Any] | None = None, **options: Any
@@ -268,7 +215,7 @@ def attach(
 ) -> Adapted:
     """Attach a method to a model and draw its initial arrays. The base is never written to.
 
-    `targets`, `exclude` and `layers` say where (see `select`; default: the method's own). `patterns` maps a target to
+    `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
     parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
     methods of the same adapter, each at its own targets. `data` are batches for methods that measure inputs or gradients
@@ -284,8 +231,9 @@ def attach(
         raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
     layers = None if layers is None else tuple(layers)
     chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
-    for p in patterns or {}:
-        if not any(matches(model, site, p) for site in chosen):
+    differ = {p: named(model, sites(model), p) for p in patterns or {}}
+    for p, meant in differ.items():
+        if not any(site.name in meant for site in chosen):
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
@@ -293,13 +241,12 @@ def attach(
         chosen = [s for s in chosen if s.name != "head.weight"]  # it follows the table
     at: dict[str, Method] = {}
     for site in chosen:
-        fits = [fields for p, fields in (patterns or {}).items() if matches(model, site, p)]
+        fits = [fields for p, fields in (patterns or {}).items() if site.name in differ[p]]
         try:
             at[site.name] = dataclasses.replace(method, **fits[0]) if fits and fits[0] else method
         except TypeError as why:
             raise Bad(f"patterns for {site.name}: {why}") from None
-        if site.kind == "activation" and not hasattr(method, "apply") and not hasattr(method, "around"):
-            raise Bad(f"{method.name} changes weights, but target {site.name} is an activation")
+        refuse_unfit(at[site.name], site)
     held = {s.name: W for s in chosen if (W := at[s.name].base(s)) is not None}
     if held:
         model = dataclasses.replace(model, params={**model.params, **held})
@@ -319,7 +266,8 @@ def attach(
             full = f"{site}:{key}"
             plain = a.array if isinstance(a, frozen) else a
             plain = np.asarray(to_host(plain))
-            arrays[full] = to_device(plain.astype(model.dtype) if plain.dtype.kind == "f" else plain)
+            numbers = plain.dtype.kind == "f" or not isinstance(a, frozen)  # what is stored may be an index
+            arrays[full] = to_device(plain.astype(model.dtype) if numbers else plain)
             if isinstance(a, frozen):
                 arrays[full] = read_only(arrays[full])
             else:
@@ -354,18 +302,13 @@ def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: s
     """Modules trained whole and biases, as full fine-tuning of just those parameters."""
     full = method_class("full")()
     out = []
+    every = sites(model)
     for target in train_whole:
-        every = [s for s in sites(model).values() if s.kind != "activation"]
-
-        def inside(s: Site, target: str = target) -> bool:
-            module = s.name.rpartition(".")[0]
-            names = [n for n in (model.names.theirs(module), module) if n]
-            return any(f".{target}." in f".{n}." for n in names) or _matches_glob(s.name, target)
-
-        found = [s for s in every if inside(s)]
+        meant = inside(model, every, target)
+        found = [s for s in every.values() if s.name in meant]
         if not found:
-            known = {n for s in every for n in (model.names.theirs(s.name.rpartition(".")[0]) or "").split(".")}
-            raise Bad(f"train_whole {target!r} matches no module{near(target, known | {s.name for s in every})}")
+            known = {n for s in every for n in (model.names.theirs(s.rpartition(".")[0]) or "").split(".")}
+            raise Bad(f"train_whole {target!r} matches no module{near(target, known | every.keys())}")
         out.append((full, found))
     if bias not in ("none", "adapted", "all"):
         raise Bad(f"bias {bias!r}: expected none, adapted or all{near(bias, ('none', 'adapted', 'all'))}")
@@ -374,7 +317,7 @@ def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: s
         targeted = {s.name.removesuffix(".weight") + ".bias" for s in chosen}
         found = [
             s
-            for s in sites(model).values()
+            for s in every.values()
             if s.kind == "bias" and s.name not in whole and (bias == "all" or s.name in targeted)
         ]
         out.append((full, found))
@@ -408,6 +351,7 @@ class _Hook:
     method: Method
     arrays: dict[str, Any]
     here: Here
+    adapter: str
 
 
 class Run:
@@ -433,6 +377,8 @@ class Run:
         self._base = adapted.model.params
         self._weights: dict[str, Any] = {}
         self._hooks: dict[str, list[_Hook]] = {}
+        shares = {a.name: adapted.weights.get(a.name, 1.0) for a in adapted.in_use} if adapted.weights else {}
+        self._shares = {} if list(shares.values()) == [1.0] else shares  # one whole change is no sum
         self._befores: list[tuple[Method, Here, dict]] = []
         self._offsets: list[tuple[Method, frozenset]] = []
         held = {"the model": self._base} | {f"adapter {a.name!r}": a.arrays for a in adapted.in_use}
@@ -451,7 +397,7 @@ class Run:
                     continue
                 own = groups.get(site, {})
                 arrays = {**common, **own} if common and type(method) is type(adapter.method) else own
-                self._hooks.setdefault(site, []).append(_Hook(method, arrays, here))
+                self._hooks.setdefault(site, []).append(_Hook(method, arrays, here, adapter.name))
             if type(adapter.method).before is not Method.before:
                 self._befores.append((adapter.method, Here(self, SHARED, state), common))
             if adapter.method.offset:
@@ -486,17 +432,33 @@ class Run:
         if name not in self._weights:
             if not self._hooks:
                 return self.base(name)
-            W = self.base(name)
+            steps = []
             if name.endswith(".bias"):
-                for hook in self._param_hooks(name.removesuffix("bias") + "weight"):
-                    if hasattr(hook.method, "bias"):
-                        W = hook.method.bias(W, **hook.arrays)
+                over = self._param_hooks(name.removesuffix("bias") + "weight")
+                steps += [(hook, hook.method.bias) for hook in over if hasattr(hook.method, "bias")]
             for hook in self._param_hooks(name):
                 if not hasattr(hook.method, "weight"):
                     raise Bad(f"{hook.method.name} at {name} is no change of a weight")
-                W = hook.method.weight(W, **hook.arrays)
-            self._weights[name] = W
+                steps.append((hook, hook.method.weight))
+            self._weights[name] = self._changed(self.base(name), steps)
         return self._weights[name]
+
+    def _changed(self, W: Any, steps: list[tuple[_Hook, Callable]]) -> Any:
+        """What the steps make of W one after the other; with weights, W and the weighted sum of all adapters' changes."""
+
+        def stacked(own: list[tuple[_Hook, Callable]]) -> Any:
+            out = W
+            for hook, step in own:
+                out = step(out, **hook.arrays)
+            return out
+
+        if not self._shares:
+            return stacked(steps)
+        total = W
+        for adapter, share in self._shares.items():
+            if own := [step for step in steps if step[0].adapter == adapter]:
+                total = _plus(total, W, stacked(own), share)
+        return total
 
     def linear(self, module: str, x: Any) -> Any:
         """x Wᵀ + b of a module, through the fast paths of the methods attached to it."""
@@ -512,28 +474,38 @@ class Run:
         return self._through(module, f"{module}.weight", ids, lambda x, W, b: ops.take(W, ids=x), table=True)
 
     def _through(self, module: str, name: str, x: Any, plain: Callable, table: bool) -> Any:
-        hooks = self._param_hooks(name)
+        hooks, biases = self._param_hooks(name), self._hooks.get(f"{module}.bias", [])
         if not any(hasattr(h.method, "forward") for h in hooks):
             return plain(x, self.param(name) if hooks else self.held(name), self.param(f"{module}.bias"))
-        bias = f"{module}.bias"
+        if not self._shares:
+            return self._stacked(module, name, x, plain, table, hooks, biases)
+        y = total = plain(x, self.held(name), self.base(f"{module}.bias"))
+        for adapter, share in self._shares.items():
+            own, beside = ([h for h in some if h.adapter == adapter] for some in (hooks, biases))
+            if own or beside:
+                total = _plus(total, y, self._stacked(module, name, x, plain, table, own, beside), share)
+        return total
 
+    def _stacked(
+        self, module: str, name: str, x: Any, plain: Callable, table: bool, hooks: list[_Hook], biases: list[_Hook]
+    ) -> Any:
         def level(k: int) -> Base:  # the linear under the first k methods
-            W, b = self.held(name), self.base(bias)
+            W, b = self.held(name), self.base(f"{module}.bias")
             for hook in hooks[:k]:
                 if hasattr(hook.method, "weight"):
                     W = hook.method.weight(widened(W), **hook.arrays)
                     b = hook.method.bias(b, **hook.arrays) if hasattr(hook.method, "bias") else b
-            for hook in self._hooks.get(bias, []):
+            for hook in biases:
                 b = hook.method.weight(b, **hook.arrays)
             if k == 0 or not any(hasattr(h.method, "forward") for h in hooks[:k]):
                 return Base(W, b, lambda x: plain(x, W, b), table, plain=not table)
             return Base(W, b, lambda x: call(k, x), table)
 
         def call(k: int, x: Any) -> Any:
-            hook = hooks[k - 1]
-            if hasattr(hook.method, "forward"):
+            hook = hooks[k - 1] if k else None
+            if hook is not None and hasattr(hook.method, "forward"):
                 return hook.method.forward(x, level(k - 1), hook.here, **hook.arrays)
-            if k > 1 and not hasattr(hooks[k - 2].method, "weight"):
+            if hook is not None and k > 1 and not hasattr(hooks[k - 2].method, "weight"):
                 raise Bad(f"{hook.method.name} cannot follow {hooks[k - 2].method.name} at {name}: that is no weight")
             under = level(k)
             return plain(x, under.held, under.b)
@@ -547,9 +519,15 @@ class Run:
         hooks = self._hooks.get(site)
         if not hooks:
             return h
-        for hook in hooks:
-            h = hook.method.apply(h, Here(self, site, hook.here.state, facts, hook.here.index), **hook.arrays)
-        return h
+        if not self._shares or site.endswith(INSERTED):
+            for hook in hooks:
+                h = self._applied(hook, site, h, facts)
+            return h
+        steps = [(hook, lambda h, hook=hook, **_: self._applied(hook, site, h, facts)) for hook in hooks]
+        return self._changed(h, steps)
+
+    def _applied(self, hook: _Hook, site: str, h: Any, facts: dict[str, Any]) -> Any:
+        return hook.method.apply(h, Here(self, site, hook.here.state, facts, hook.here.index), **hook.arrays)
 
     def around(self, site: str, f: Callable[[Any], Any], h: Any) -> Any:
         """f(h), or what the methods that wrap this layer make of it."""
@@ -573,6 +551,14 @@ class Run:
         for method, here, shared in self._befores:
             method.before(here, lambda: model_forward(self, batch, past), **shared)
         return model_forward(self, batch, past)
+
+
+def _plus(total: Any, base: Any, changed: Any, share: float) -> Any:
+    """total + share (changed − base); a bias that is not there is 0."""
+    change = changed if base is None else -base if changed is None else changed - base
+    if change is None:
+        return total
+    return share * change if total is None else total + share * change
 
 
 def _wrap(hook: _Hook, f: Callable) -> Callable:
@@ -608,6 +594,8 @@ def merge(adapted: Adapted) -> Model:
             if hasattr(method, "bias") and site.endswith(".weight"):
                 names.add(site.removesuffix("weight") + "bias")
     touched = {site for a in adapted.in_use for site in a.at}
+    if adapted.model.arch.shares_table and "embed.tokens.weight" in touched:
+        touched.add("head.weight")  # a change of the table may reach the head and its bias
     touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
 
     def folded(n: str) -> Any:
@@ -616,7 +604,7 @@ def merge(adapted: Adapted) -> Model:
 
     params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
     arch = adapted.model.arch
-    if arch.shares_table and {"head.weight", "embed.tokens.weight"} & touched:
+    if arch.shares_table and "head.weight" in touched:
         head, table = run.param("head.weight"), run.param("embed.tokens.weight")
         if not bool((head == table).all()):  # the change broke the tie
             params["head.weight"] = folded("head.weight")

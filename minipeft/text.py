@@ -1,4 +1,4 @@
-"""Text to token ids and back: a checkpoint's tokenizer.json through the tokenizers library, or plain bytes without one."""
+"""Text to token ids and back: a checkpoint's tokenizer.json through the tokenizers library, or plain bytes without any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minipeft.checkpoints.files import existing
+from minipeft.checkpoints.files import existing, read_json
 from minipeft.errors import Bad
 
 
@@ -39,6 +39,34 @@ class ByteTokenizer:
         return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
 
+PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")  # tokens that checkpoints pad with
+OTHERS = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tekken.json",
+    "bpe.codes",
+    "*.tiktoken",
+)  # files of tokenizers that are not read here
+BYTES = range(259, 513)  # vocabularies that may be bytes, with a few special tokens and rows to fill up
+
+
+def _named_padding(folder: Path) -> list[str]:
+    """The padding token that tokenizer_config.json names."""
+    path = folder / "tokenizer_config.json"
+    about = read_json(path) if path.exists() else None
+    token = about.get("pad_token") if isinstance(about, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
+
+
 class FileTokenizer:
     """A tokenizer.json, with its own special tokens and without its own padding and truncation."""
 
@@ -46,7 +74,7 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError:
-            raise Bad(f'{path}: reading it needs the tokenizers library: pip install "minipeft[text]"') from None
+            raise Bad(f"{path}: reading it needs the tokenizers library: pip install tokenizers") from None
         try:
             self._inner: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as why:  # the library raises bare Exceptions
@@ -54,7 +82,7 @@ class FileTokenizer:
         padding = self._inner.padding or {}
         self._inner.no_padding()
         self._inner.no_truncation()
-        ids = [self._inner.token_to_id(t) for t in ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")]
+        ids = [self._inner.token_to_id(t) for t in (*_named_padding(path.parent), *PADDING)]
         self.pad_id = next((i for i in [padding.get("pad_id"), *ids] if i is not None), 0)
         self.vocab = self._inner.get_vocab_size()
 
@@ -67,10 +95,28 @@ class FileTokenizer:
         return self._inner.decode([int(i) for i in ids])
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: its tokenizer.json, or bytes if it has none."""
-    path = existing(folder, "folder") / "tokenizer.json"
-    return FileTokenizer(path) if path.exists() else ByteTokenizer()
+def load_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint folder: its tokenizer.json, or bytes if it has no tokenizer at all.
+
+    `vocab` is the size of the model's vocabulary. Raises `Bad` for a folder with another tokenizer's files, and without any
+    for a vocabulary that cannot be one of bytes.
+    """
+    folder = existing(folder, "folder")
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return FileTokenizer(path)
+    others = sorted(p.name for pattern in OTHERS for p in folder.glob(pattern))
+    if others:
+        raise Bad(
+            f"{folder}: expected tokenizer.json, found {', '.join(others)}; transformers makes it: "
+            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        )
+    if vocab is not None and vocab not in BYTES:
+        raise Bad(
+            f"{folder}: expected tokenizer.json, found no tokenizer; the model's {vocab:,} tokens are no bytes "
+            f"({BYTES.start} … {BYTES.stop - 1})"
+        )
+    return ByteTokenizer()
 
 
 def encode(
@@ -86,10 +132,19 @@ def encode(
         raise Bad(f"encode: side must be left or right, found {side!r}")
     if max_length < 1:
         raise Bad(f"encode: max_length must be at least 1, found {max_length}")
-    rows = [tokenizer.encode_one(t) or [tokenizer.pad_id] for t in texts]
-    rows = [r if len(r) <= max_length else [*r[: max_length - 1], r[-1]] for r in rows]
+    return padded([cut(tokenizer.encode_one(t), max_length) for t in texts], tokenizer.pad_id, side)
+
+
+def cut(ids: Sequence[int], max_length: int) -> list[int]:
+    """The first ids, and the last in the last place, which may be special."""
+    return list(ids) if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+
+
+def padded(texts: Sequence[Sequence[int]], pad_id: int, side: str = "right") -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask (b, t), int64, padded on one side to the longest text; one of no token is a padding token that counts."""
+    rows = [list(r) or [pad_id] for r in texts]
     t = max(map(len, rows))
-    ids, mask = np.full((len(rows), t), tokenizer.pad_id, np.int64), np.zeros((len(rows), t), np.int64)
+    ids, mask = np.full((len(rows), t), pad_id, np.int64), np.zeros((len(rows), t), np.int64)
     for row, r in enumerate(rows):
         place = slice(0, len(r)) if side == "right" else slice(t - len(r), t)
         ids[row, place], mask[row, place] = r, 1

@@ -23,6 +23,7 @@ from minipeft.method import Method, Step
 from minipeft.model.arch import IGNORE, Batch
 from minipeft.model.graph import Replay, recorder
 from minipeft.run import Adapted, Adapter, digest
+from minipeft.settings import at_least, check, positive, within
 
 Arrays = dict[str, Any]
 
@@ -78,9 +79,12 @@ def runs(theta: Mapping[str, Any], lr: Mapping[str, float]) -> list[list[str]]:
 class SGD:
     """θ ← θ − lr (v + λ θ), v ← μ v + g: stochastic gradient descent with momentum μ and decoupled weight decay λ."""
 
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    lr: float = at_least(0, 0.1)
+    momentum: float = within("[0, 1)", 0.0)
+    weight_decay: float = at_least(0, 0.0)
+
+    def __post_init__(self) -> None:
+        check(self, "SGD")
 
     def init(self, theta: Mapping[str, Any]) -> Arrays:
         """The state before the first step."""
@@ -106,11 +110,14 @@ class AdamW:
     m ← β₁ m + (1−β₁) g;  v ← β₂ v + (1−β₂) g²;  θ ← θ − lr (m̂ / (√v̂ + ε) + λ θ), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
     """
 
-    lr: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: float = at_least(0, 1e-3)
+    beta1: float = within("[0, 1)", 0.9)
+    beta2: float = within("[0, 1)", 0.999)
+    eps: float = within("[1e-30, 1]", 1e-8)  # 0 in float32 below that, and 0/0 where a gradient is 0
+    weight_decay: float = at_least(0, 0.0)
+
+    def __post_init__(self) -> None:
+        check(self, "AdamW")
 
     def init(self, theta: Mapping[str, Any]) -> Arrays:
         """The state before the first step: both moments, zero."""
@@ -150,13 +157,16 @@ class Adafactor:
     root mean square `clip` and scaled by the root mean square of the array where `relative` is on.
     """
 
-    lr: float = 1e-2
-    eps1: float = 1e-30
-    eps2: float = 1e-3
-    decay: float = 0.8  # β₂ at step t is 1 − t^−decay
-    clip: float = 1.0
+    lr: float = at_least(0, 1e-2)
+    eps1: float = within("[1e-30, 1]", 1e-30)
+    eps2: float = within("[1e-30, 1]", 1e-3)
+    decay: float = within("[0, 1]", 0.8)  # β₂ at step t is 1 − t^−decay
+    clip: float = positive(1.0)
     relative: bool = True
-    weight_decay: float = 0.0
+    weight_decay: float = at_least(0, 0.0)
+
+    def __post_init__(self) -> None:
+        check(self, "Adafactor")
 
     def init(self, theta: Mapping[str, Any]) -> Arrays:
         """The state before the first step: row and column means for matrices, all second moments for the rest."""
@@ -222,8 +232,8 @@ def rate(schedule: str, t: int, total: int, warmup: int = 0) -> float:
     >>> [round(rate("linear", t, 6, warmup=2), 2) for t in (1, 2, 3, 6)]
     [0.5, 1.0, 1.0, 0.25]
     """
-    if schedule not in SCHEDULES:
-        raise Bad(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}{near(schedule, SCHEDULES)}")
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
+        raise Bad(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}{near(str(schedule), SCHEDULES)}")
     if t <= warmup:
         return t / warmup
     return SCHEDULES[schedule]((t - 1 - warmup) / max(total - warmup, 1))
@@ -246,13 +256,17 @@ def clipped(grads: Arrays, limit: float) -> Arrays:
 
 @dataclass
 class Trained:
-    """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call."""
+    """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call.
+
+    `penalties` are what the methods' own terms were of each loss.
+    """
 
     adapted: Adapted
     losses: list[float]
     seconds: float = 0.0
     tokens: int = 0
     optimiser_bytes: int = 0
+    penalties: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -263,6 +277,7 @@ class State:
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
     losses: list[float] = field(default_factory=list)
+    penalties: list[Any] = field(default_factory=list)  # perhaps still on the device
 
 
 def accumulated(
@@ -306,6 +321,16 @@ def _counted(batch: Batch, adapted: Adapted) -> int:
     return int((labels != IGNORE).sum())
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `fit` is asked for, in numbers."""
+
+    steps: int = at_least(1, 1)
+    warmup: int = at_least(0, 0)
+    clip: float | None = positive(None)
+    every: int = at_least(1, 50)
+
+
 @explained()
 def fit(
     adapted: Adapted,
@@ -333,6 +358,7 @@ def fit(
     replayed as one CUDA graph, or its gradients are where more happens than AdamW (see `Recorded`); `Bad` says what cannot be.
     """
     keep_freed_memory()
+    check(_Asked(steps, warmup, clip, every), "fit")
     optimiser = optimiser or AdamW()
     give = batches if callable(batches) else lambda t: [batches[(t - 1) % len(batches)]]  # type: ignore[index]
     theta = dict(adapted.theta)
@@ -352,6 +378,7 @@ def fit(
     for t in range(done + 1, steps + 1):
         micro = give(t)
         at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
+        state.penalties.append(adapted.penalty(state.theta))
         if recorded is not None:
             loss = recorded.step(micro, at)
         else:
@@ -363,8 +390,19 @@ def fit(
         if progress is not None:
             progress(t, steps, loss, tokens)
     seconds = time.perf_counter() - started
+    # the last step has no loss after it to show what became of the arrays
+    finite = _fetched([xp.isfinite(x).all() for x in state.theta.values()])
+    if lost := [k for k, held in zip(state.theta, finite) if not held]:
+        raise Bad(f"step {steps}: {lost[0]} is no longer finite; lower the learning rate or clip the gradients")
     used = sum(m.nbytes for m in state.moments.values())
-    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used)
+    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, _fetched(state.penalties))
+
+
+def _fetched(numbers: Sequence[Any]) -> list[float]:
+    """Numbers of the device, and of the host among them, fetched at once."""
+    there = [x for x in numbers if hasattr(x, "dtype")]
+    found = iter(to_host(xp.stack([x.astype(xp.float64) for x in there])) if there else ())
+    return [float(next(found) if hasattr(x, "dtype") else x) for x in numbers]
 
 
 def _finite(value: Any, t: int) -> float:
@@ -507,6 +545,7 @@ def _save(path: Path, state: State, identity: dict[str, str], t: int) -> None:
     tensors = {f"theta:{k}": v for k, v in state.theta.items()} | {f"moments:{k}": v for k, v in state.moments.items()}
     tensors |= {f"own:{name}:{k}": v for name, own in state.own.items() for k, v in own.items()}
     tensors["losses"] = np.asarray(state.losses, np.float64)
+    tensors["penalties"] = np.asarray(_fetched(state.penalties), np.float64)
     host = {k: np.ascontiguousarray(to_host(v)) for k, v in tensors.items()}
     write_tensors(path, host, {"training": json.dumps(identity | {"step": t}, sort_keys=True)})
 
@@ -535,7 +574,7 @@ def _restore(path: Path, state: State, identity: dict[str, str]) -> int:
             adapter, _, key = rest.partition(":")
             state.own[adapter][key] = to_device(a)
         else:
-            state.losses = [float(x) for x in a]
+            setattr(state, kind, [float(x) for x in a])
     return found["step"]
 
 
@@ -548,7 +587,7 @@ def progress_bar(label: str = "training") -> tuple[Any, Callable]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:
-        raise Bad('a progress bar needs rich: pip install "minipeft[cli]"') from None
+        raise Bad("a progress bar needs rich: pip install rich") from None
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

@@ -6,7 +6,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded:
 
 from hypothesis import HealthCheck, settings
 
-collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries, not tests
+# programs that write test data with other libraries are no tests; these files hold no doctests, and all have one name
+collect_ignore_glob = ["record/*", "conftest.py", "*/conftest.py"]
 
 settings.register_profile(
     "default",

@@ -66,8 +66,22 @@ def test_what_is_no_floating_point_type_is_one_line(dtype, found):
     for make in (lambda: load(BASES / "llama", dtype), lambda: tiny.model().astype(dtype)):
         with pytest.raises(Bad) as told:
             make()
-        assert found in str(told.value) and "expected one of float16, float32, float64, bfloat16" in str(told.value)
-    assert {W.dtype for W in tiny.model().astype("float16").params.values()} == {np.dtype(np.float16)}
+        assert found in str(told.value) and "expected one of float32, float64, bfloat16" in str(told.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float16, np.dtype("float16")])
+def test_nothing_is_computed_in_float16(dtype):
+    model = tiny.model()
+    halves = {k: v.astype(np.float16) for k, v in model.params.items()}
+    for make in (
+        lambda: load(BASES / "bert-mlm", dtype),  # a file in float16
+        lambda: model.astype(dtype),
+        lambda: dataclasses.replace(model, params=halves),
+    ):
+        with pytest.raises(Bad, match=r"float16: nothing is computed in it.*load\(folder, np.float32\)"):
+            make()
+    wide = load(BASES / "bert-mlm")
+    assert {W.dtype for W in wide.params.values()} == {np.dtype(np.float32)}
 
 
 def test_one_bit_changes_the_digest():

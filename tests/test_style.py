@@ -42,8 +42,8 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
     ("part", "may_use"),
     [
         ("engine", {"engine", "errors"}),
-        ("model", {"engine", "errors", "model"}),
-        ("methods", {"engine", "errors", "model", "method", "methods", "quantize", "torch_random"}),
+        ("model", {"engine", "errors", "model", "settings"}),
+        ("methods", {"engine", "errors", "model", "method", "methods", "quantize", "settings", "torch_random"}),
     ],
 )
 def test_data_flows_one_way(part, may_use):

@@ -43,6 +43,38 @@ def test_a_folder_without_a_tokenizer_has_bytes(tmp_path):
         load_tokenizer(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model",
+             "tokenizer_config.json", "special_tokens_map.json", "cl100k.tiktoken"],
+)  # fmt: skip
+def test_another_tokenizer_is_not_taken_for_none(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        Bad, match=rf"expected tokenizer.json, found {name}; transformers makes it: AutoTokenizer"
+    ) as caught:
+        load_tokenizer(tmp_path, 259)
+    assert "\n" not in str(caught.value)
+    words(tmp_path)
+    assert isinstance(load_tokenizer(tmp_path), FileTokenizer)
+
+
+@pytest.mark.parametrize("vocab, fine", [(256, False), (258, False), (259, True), (384, True), (512, True), (1000, False), (32000, False)])  # fmt: skip
+def test_bytes_are_for_a_vocabulary_of_bytes(tmp_path, vocab, fine):
+    if fine:
+        assert isinstance(load_tokenizer(tmp_path, vocab), ByteTokenizer)
+        return
+    with pytest.raises(Bad, match=r"expected tokenizer.json, found no tokenizer"):
+        load_tokenizer(tmp_path, vocab)
+
+
+@pytest.mark.parametrize("named", ["?", {"content": "?", "lstrip": False}])
+def test_padding_that_the_configuration_names(tmp_path, named):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": named}))
+    assert load_tokenizer(words(tmp_path)).pad_id == 2
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    assert load_tokenizer(tmp_path).pad_id == 0
+
+
 def test_a_file_brings_its_special_tokens_and_not_its_padding(tmp_path):
     padding = dict(
         strategy={"Fixed": 9}, direction="Right", pad_to_multiple_of=None, pad_id=2, pad_type_id=0, pad_token="?"

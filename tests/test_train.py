@@ -22,7 +22,7 @@ from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.lora_plus import LoRAPlus
 from minipeft.run import Adapted, attach
-from minipeft.train import SGD, Adafactor, AdamW, accumulated, clipped, fit, global_norm, progress_bar, rate
+from minipeft.train import OPTIMISERS, SGD, Adafactor, AdamW, accumulated, clipped, fit, global_norm, progress_bar, rate
 
 # --- optimisers, against the papers' formulae on plain Python numbers --------------------------------------------------
 
@@ -325,14 +325,46 @@ def test_progress_is_told_after_every_step():
     [
         (lambda: Adapted(tiny.model()), {}, "nothing to train"),
         (lambda: start().using(), {}, "nothing to train"),
-        (lambda: start(targets="lm_head"), dict(optimiser=SGD(lr=1e300)), r"step \d: the loss is (nan|inf)"),
+        (
+            lambda: start(targets="lm_head"),
+            dict(optimiser=SGD(lr=1e9, weight_decay=1e9), steps=40),
+            r"step \d+: the loss is (nan|inf)",
+        ),
         (start, dict(schedule="step"), "schedule 'step'"),
+        (start, dict(schedule=None), "schedule None"),
+        (start, dict(steps=0), "fit: steps must be at least 1, found 0"),
+        (start, dict(steps=2.5), "fit: steps must be an integer, found 2.5"),
+        (start, dict(warmup=-1), "fit: warmup must be at least 0, found -1"),
+        (start, dict(clip=0.0), "fit: clip must be positive, found 0.0"),
+        (start, dict(clip=float("nan")), "fit: clip must be a number of at most .* or None, found nan"),
+        (start, dict(every=0), "fit: every must be at least 1, found 0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_what_cannot_be_trained(adapted, options, says):
     with pytest.raises(Bad, match=says):
         fit(adapted(), [tiny.example(tiny.model())], **dict(steps=4) | options)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values())
+def test_optimisers_refuse_what_makes_nan(optimiser):
+    for x in (-1.0, math.nan, math.inf, "0.1", True):
+        with pytest.raises(Bad, match=f"{optimiser.__name__}: lr must be"):
+            optimiser(lr=x)
+    for field in ("eps", "eps1"):  # 0 in float32: 0/0 where a gradient is 0
+        if field in {f.name for f in dataclasses.fields(optimiser)}:
+            with pytest.raises(Bad, match=rf"{field} must lie in \[1e-30, 1\], found 1e-50"):
+                optimiser(**{field: 1e-50})
+
+
+def test_the_last_step_has_no_loss_after_it():
+    @dataclass(frozen=True)
+    class Lost(LoRA, register=False):
+        def after_step(self, step):
+            step.theta = {s: {n: x * math.inf for n, x in own.items()} for s, own in step.theta.items()}
+
+    with pytest.raises(Bad, match=r"step 1: default/layers.0.*:A is no longer finite; lower the learning rate"):
+        fit(start(Lost(r=2)), [tiny.example(tiny.model())], steps=1)
 
 
 def test_no_labels():

@@ -1,6 +1,6 @@
 // LoRA, DoRA and (IA)³ in JavaScript, judged by recorded cases: docs/format.md, section 8.
 //
-//     minipeft verify -i exec:'node examples/conformance_in_javascript/main.mjs' --method lora --method dora --method ia3
+//     minipeft verify -i exec:'node examples/conformance_in_javascript/main.mjs' lora dora ia3
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";

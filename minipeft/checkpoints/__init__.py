@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16, widened
+from minipeft.checkpoints.config import Fields, generation
+from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch, Model, Names, converted, float_type
 
@@ -28,59 +28,66 @@ FAMILIES = {
 HEADS = {
     "ForCausalLM": "lm",
     "LMHeadModel": "lm",
+    "DoubleHeadsModel": "lm",
     "ForConditionalGeneration": "lm",
     "ForMaskedLM": "mlm",
+    "ForPreTraining": "mlm",
     "ForSequenceClassification": "classify",
     "ForImageClassification": "classify",
     "ForTokenClassification": "tokens",
     "Model": "none",
 }  # end of the class name in config.json -> our head
 CLASSIFIERS = ("classify", "tokens")
+FOUR_BITS = {"nf4": False, "nf4-double": True}  # a base held so by `load` -> whether its constants are quantised too
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile, FSDP, checkpointing
+LEGACY = {"gamma": "weight", "beta": "bias"}  # what TensorFlow called the parameters of a layer norm
 
 
 def _family(model_type: str) -> Any:
     if model_type not in FAMILIES:
         raise Bad(
-            f"model_type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}{near(model_type, FAMILIES)}"
+            f"model_type {model_type!r} is not supported; expected one of {', '.join(FAMILIES)}{near(str(model_type), FAMILIES)}"
         )
     return importlib.import_module(f"minipeft.checkpoints.{FAMILIES[model_type]}")
 
 
 def family_names(arch: Arch) -> Names:
     """The bijection between our module names and this architecture's family."""
-    return Names(*_family(arch.family).table(arch))
+    family = _family(arch.family)
+    table, transposed = family.table(arch)
+    return Names(table, transposed, family.stored(arch) if hasattr(family, "stored") else None)
 
 
-def read_arch(config: dict[str, Any]) -> Arch:
-    """The facts in a config.json. Raises `Bad` for a family, head or setting that is not supported."""
-    if "model_type" not in config:
+def read_arch(config: dict[str, Any], beside: dict[str, Any] | None = None) -> Arch:
+    """The facts in a config.json and, where there is one, `beside` it a generation_config.json.
+
+    Raises `Bad` for a family, head or setting that is not supported, and for values of another kind than expected.
+    """
+    if not isinstance(config.get("model_type"), str):
         raise Bad("config.json has no model_type: it is no transformers checkpoint")
     family = _family(config["model_type"])
-    architecture = (config.get("architectures") or ["Model"])[0]
+    fields = family.FIELDS if isinstance(family.FIELDS, Fields) else family.FIELDS[config["model_type"]]
+    values = fields.values(config)
+    architecture = (values["architectures"] or ["Model"])[0]
     head = next((h for end, h in HEADS.items() if architecture.endswith(end)), None)
     if head is None:
         raise Bad(
             f"architecture {architecture!r} is not supported; expected a name that ends in one of {', '.join(HEADS)}"
         )
-    try:
-        arch = family.arch(config, head)
-    except KeyError as why:
-        raise Bad(f"config.json of a {config['model_type']} model has no {why.args[0]!r}") from None
-    labels = len(config.get("id2label") or {}) or config.get("num_labels") or 2
-    eos = config.get("eos_token_id")
+    arch = family.arch(values, head)
+    labels = len(values["id2label"] or {}) or values["num_labels"] or 2
+    problem = (values["problem_type"] or "") if head == "classify" else ""
+    if labels == 1 and problem == "single_label_classification":
+        raise Bad("config.json: problem_type='single_label_classification' with one label: expected at least two")
     return dataclasses.replace(
-        headed(arch, head, labels),
-        family=config["model_type"],
-        pad_id=config.get("pad_token_id"),
-        eos_id=eos[0] if isinstance(eos, list) else eos,
-        start_id=config.get("decoder_start_token_id"),
+        headed(arch, head, labels), family=config["model_type"], problem=problem, **generation(values, beside)
     )
 
 
 def headed(arch: Arch, head: str, labels: int = 0) -> Arch:
-    """The facts of the same body with another head. A decoder's classifier of sequences has no bias, all others have."""
+    """The facts of the same body with another head. A classifier of the last token has no bias, all others have."""
     biased = tuple(m for m in arch.biased if m != "score")
-    if head == "tokens" or (head == "classify" and not arch.causal):
+    if head == "tokens" or (head == "classify" and arch.pool != "last"):
         biased += ("score",)
     return dataclasses.replace(arch, head=head, labels=labels if head in CLASSIFIERS else 0, biased=biased)
 
@@ -89,26 +96,31 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     """A base model from a Hugging Face checkpoint folder (config.json and safetensors, sharded or not).
 
     Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
-    `Model.astype`. Weights stored as (in, out) and patch convolutions are put right here. Tensors that belong to another head
-    than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in one line, for a type of no floating-point
-    numbers, a missing or unsupported file, missing, unexpected or misshaped tensors, and NaN.
+    `Model.astype`. "nf4" and "nf4-double" hold the linears that bitsandbytes would hold so in four bits, all else in float32;
+    what a file holds in four bits stays so in any type. Weights stored as (in, out) and patch convolutions are put right
+    here. Tensors that belong to another head than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in
+    one line, for a type of no floating-point numbers, a missing or unsupported file, missing, unexpected or misshaped
+    tensors, and NaN.
     """
-    from minipeft.checkpoints.files import read_folder
+    from minipeft.checkpoints.files import existing, read_folder, read_json
+    from minipeft.checkpoints.four_bits import in_four_bits, read_packed
     from minipeft.model.transformer import shapes
 
-    dtype = None if dtype is None else float_type(dtype)
+    four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
+    dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
     half = str(dtype) == "bfloat16"
-    config, tensors = read_folder(folder, None if half else dtype)
-    arch = read_arch(config)
+    config, tensors = read_folder(folder)
+    place = existing(folder) / "generation_config.json"
+    beside = read_json(place) if place.exists() else None
+    if beside is not None and not isinstance(beside, dict):
+        raise Bad(f"{place}: expected an object, found {type(beside).__name__}")
+    arch = read_arch(config, beside)
+    tensors = read_packed(config, _plain(tensors, folder), folder)
     names = family_names(arch)
-    head, table = (tensors.get(_theirs(names, f"{m}.weight") or "") for m in ("head", "embed.tokens"))
-    if (
-        arch.tied
-        and head is not None
-        and table is not None
-        and not (head.shape == table.shape and (head == table).all())
-    ):
+    tensors = _untied(tensors, names, arch, folder)
+    if arch.tied and any(_ours(names, key, arch) == "head.weight" for key in tensors) and arch.head in ("lm", "mlm"):
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise
+        names = family_names(arch)
     expected = shapes(arch)
     params: dict[str, Any] = {}
     spare: dict[str, Any] = {}
@@ -116,18 +128,24 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     for key, a in tensors.items():
         ours = _ours(names, key, arch)
         if ours is None or ours not in expected:
-            if ours is not None and ours.startswith("pooler."):
+            if _of_another_head(key, ours, arch):
                 spare[key] = a
-            elif not _ignorable(key, ours, arch):
+            elif not key.endswith(BUFFERS):
                 strange.append(key)
             continue
         a = our_layout(names, ours, a)
         if tuple(a.shape) != expected[ours]:
             turned = "; it looks transposed" if tuple(a.shape[::-1]) == expected[ours] else ""
             raise Bad(f"{folder}: {key}: expected shape {expected[ours]}, found {tuple(a.shape)}{turned}")
-        if dtype is None and a.dtype.itemsize < 4 and a.dtype.kind == "f":
-            a = a.astype("float32")
-        params[ours] = a
+        if a.dtype.kind != "f":
+            raise Bad(f"{folder}: {key}: expected floating-point numbers, found {a.dtype}")
+        if ours in params and ours != "head.bias" and not _equal(a, params[ours]):
+            raise Bad(f"{folder}: {key} is there twice, under two names and with two values")
+        if ours not in params or key.endswith("decoder.bias"):  # which is what transformers adds, if there are two
+            params[ours] = a
+    if "head.bias" in expected and "head.bias" not in params:  # of an untied head that has the tied one's bias
+        for key in [k for k in spare if k in ("cls.predictions.bias", "lm_head.bias")]:
+            params["head.bias"] = spare.pop(key)
     missing = [k for k in expected if k not in params]
     if missing:
         theirs = [_theirs(names, k) or k for k in missing]
@@ -137,15 +155,87 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
         raise Bad(f"{folder}: {len(strange)} tensors are not known to {arch.family}, the first {strange[0]}")
     ordered = {}
     for k in expected:  # one by one, so that a device holds one in float32 at a time
-        a = to_device(np.ascontiguousarray(params.pop(k)))
+        W = params.pop(k)
+        if hasattr(W, "dequantize"):
+            ordered[k] = W if half or dtype is None else W.astype(dtype)
+            continue
+        wanted = None if half else np.float32 if dtype is None and W.dtype.itemsize < 4 else dtype
+        with np.errstate(over="ignore"):
+            W = W if wanted is None else W.astype(wanted, copy=False)
+        if not np.isfinite(W).all():
+            raise Bad(f"{folder}: {_theirs(names, k)} has weights beyond the range of {W.dtype}")
+        a = to_device(np.ascontiguousarray(W))
         ordered[k] = converted(k, a, dtype) if half else a
+    if four is not None:
+        ordered = in_four_bits(arch, ordered, four, getattr(_family(arch.family), "WIDE", ()))
     return Model(arch, ordered, names, config, spare)
+
+
+BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attn.masked_bias")  # of old checkpoints
+
+
+def _plain(tensors: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """The tensors without what wrappers put into their names, and with today's names of a layer norm's parameters."""
+    out: dict[str, Any] = {}
+    for key, a in tensors.items():
+        words = [w for w in key.split(".") if w not in WRAPPERS]
+        while words[0] == "module" and len(words) > 1:  # of data parallelism
+            words = words[1:]
+        if words[-1] in LEGACY and len(words) > 1 and words[-2].lower().endswith("layernorm"):
+            words[-1] = LEGACY[words[-1]]
+        plain = ".".join(words)
+        if plain in out:
+            raise Bad(f"{folder}: {plain} is there twice, once as {key}")
+        out[plain] = a
+    return out
+
+
+def _untied(tensors: dict[str, Any], names: Names, arch: Arch, folder: str | Path) -> dict[str, Any]:
+    """The tensors without copies of the token table. One that is the only one stands for the table, as in transformers.
+
+    Raises `Bad` for a stack's table that is not the shared one; an output matrix that differs stays.
+    """
+    table = _theirs(names, "embed.tokens.weight")
+    stacks = [
+        k
+        for k in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+        if arch.encoder_layers and k in tensors
+    ]
+    heads = [k for k in tensors if arch.tied and _ours(names, k, arch) == "head.weight"]
+    if table is None or not (stacks or heads):
+        return tensors
+    held = next((k for k in tensors if _ours(names, k, arch) == "embed.tokens.weight"), None)
+    first = tensors[held or [*stacks, *heads][0]]
+    out = {k: a for k, a in tensors.items() if k not in stacks} | ({} if held else {table: first})
+    for key in [*stacks, *heads]:
+        same = tensors[key].shape == first.shape and _equal(tensors[key], first)
+        if key in stacks and not same:
+            raise Bad(f"{folder}: {key} is not the shared token table, which is not supported")
+        if key in heads and same:
+            out.pop(key)
+    return out
+
+
+def _equal(a: Any, b: Any) -> bool:
+    a, b = (x.dequantize() if hasattr(x, "dequantize") else x for x in (a, b))
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _of_another_head(key: str, ours: str | None, arch: Arch) -> bool:
+    """Whether a tensor that this head has not is one of another head's, a pooler's, or an older file's that nothing reads."""
+    part = (ours or "").partition(".")[0]
+    if (part == "head" and arch.head in ("lm", "mlm")) or (part == "score" and arch.head in CLASSIFIERS):
+        return False
+    family = _family(arch.family)
+    return any(
+        f"{k}.".startswith(f"{p}.") for p in family.SPARE for k in (key, family.PREFIX.get(arch.family, "") + key)
+    )
 
 
 def _ours(names: Names, key: str, arch: Arch) -> str | None:
     """Our name of a tensor, also where the file leaves the family's prefix out, as bare base models do."""
     module, _, leaf = key.rpartition(".")
-    prefix = getattr(_family(arch.family), "PREFIX", {}).get(arch.family, "")
+    prefix = _family(arch.family).PREFIX.get(arch.family, "")
     for m, k in ((module, key), (prefix + module, prefix + key)):
         if (bare := names.ours(k)) is not None:
             return bare
@@ -155,15 +245,18 @@ def _ours(names: Names, key: str, arch: Arch) -> str | None:
 
 
 def _theirs(names: Names, ours: str) -> str | None:
-    if (bare := names.theirs(ours)) is not None:
+    """The name of our parameter in a file."""
+    if (bare := names.stored(ours)) is not None:
         return bare
     module, _, leaf = ours.rpartition(".")
-    found = names.theirs(module)
+    found = names.stored(module)
     return f"{found}.{leaf}" if found else None
 
 
 def our_layout(names: Names, ours: str, a: Any) -> Any:
-    """A tensor of a file as we hold the parameter of this name."""
+    """A tensor of a file as we hold the parameter of this name; one in four bits is held so already."""
+    if hasattr(a, "dequantize"):
+        return a
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T
     if ours == "embed.patch.weight":
@@ -184,15 +277,6 @@ def their_layout(names: Names, ours: str, a: Any, arch: Arch) -> Any:
     return a
 
 
-def _ignorable(key: str, ours: str | None, arch: Arch) -> bool:
-    """Buffers of old checkpoints and tied copies."""
-    if key.endswith((".position_ids", ".inv_freq", ".attn.bias", ".attn.masked_bias")):
-        return True
-    if ours is None:
-        return key in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") or key.endswith("predictions.bias")
-    return arch.tied and ours == "head.weight"
-
-
 def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     """The same body with another head: "classify" or "tokens" with `labels` classes, "none", or one that the file held too.
 
@@ -200,6 +284,7 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     in front of it at N(0, 0.02²), as in transformers. What the new head does not use goes to `Model.spare`.
     Raises `Bad` for a head that cannot be made, and for classes that are none.
     """
+    from minipeft.checkpoints.saving import their_tensors
     from minipeft.model.transformer import shapes
 
     if head in CLASSIFIERS and labels < 1:
@@ -226,33 +311,22 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
         )
     left = {k: W for k, W in model.params.items() if k not in params}
     spare = {k: a for k, a in model.spare.items() if _ours(names, k, arch) not in params}
-    spare |= _their_tensors(dataclasses.replace(model, params=left))
-    return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare)
+    spare |= their_tensors(model, left)
+    drawn = frozenset(
+        name for name in params if name not in held or tuple(held[name].shape) != tuple(params[name].shape)
+    )
+    return dataclasses.replace(model, arch=arch, params=params, names=names, spare=spare, drawn=drawn)
 
 
-def _their_tensors(model: Model) -> dict[str, Any]:
-    """The parameters of a model under their names and in their layout, on the host."""
-    tensors = {}
-    for key, W in model.params.items():
-        half = type(W) is Bfloat16
-        a = their_layout(model.names, key, to_host(W.values if half else widened(W)), model.arch)
-        theirs = _theirs(model.names, key)
-        if theirs is None:
-            raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")
-        tensors[theirs] = Bfloat16(a) if half else a
-    return tensors
+def save_model(model: Model, folder: str | Path, config: dict[str, Any] | None = None, dtype: Any = None) -> None:
+    """Write a base model as a checkpoint folder that `load` and transformers read as the same function.
 
-
-def save_model(model: Model, folder: str | Path, config: dict[str, Any]) -> None:
-    """Write a base model as a checkpoint folder that `load` and transformers read. `config` is its config.json.
-
-    What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
-    stands for.
+    `config` is the config.json it came with (default: `model.config`); what a change of the model made untrue in it is put
+    right. What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
+    stands for. `dtype` is another type to write, float16 too, in which nothing is computed. Raises `Bad` for what no
+    config.json of the family can say, before anything is written.
     """
-    from minipeft.checkpoints.files import write_json, write_tensors
+    from minipeft.checkpoints.saving import types_of, write_model
 
-    tensors = _their_tensors(model)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "config.json", config | {"tie_word_embeddings": model.arch.tied})
+    model = model if config is None else dataclasses.replace(model, config=config)
+    write_model(model, Path(folder), None if dtype is None else types_of(model, dtype))

@@ -6,18 +6,47 @@ https://arxiv.org/abs/1907.11692.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from minipeft.checkpoints.gpt2 import activation
+from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKEN, TOKENS, WHOLE, Fields, activation, divides
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
+
+_BERT = Fields(
+    read=dict(
+        hidden_size=WHOLE,
+        num_hidden_layers=COUNT,
+        num_attention_heads=WHOLE,
+        intermediate_size=WHOLE,
+        vocab_size=WHOLE,
+        max_position_embeddings=WHOLE,
+        type_vocab_size=WHOLE.or_(2),
+        layer_norm_eps=POSITIVE.or_(1e-12),
+        hidden_act=TEXT.or_("gelu"),
+        is_decoder=FLAG.or_(False),
+        tie_word_embeddings=FLAG.or_(True),
+    ),
+    only=dict(position_embedding_type=("absolute",)),
+    idle={
+        "dropout": "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout",
+        "of a pooler that transformers never had": """
+            directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type""",
+    },
+)
+FIELDS = {
+    "bert": replace(_BERT, read=_BERT.read | dict(pad_token_id=TOKEN.or_(0, null=True))),
+    "roberta": replace(_BERT, read=_BERT.read | dict(pad_token_id=TOKEN.or_(1), eos_token_id=TOKENS.or_(2, null=True))),
+}
 
 
 def arch(config: dict[str, Any], head: str) -> Arch:
     """The facts of config.json."""
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise Bad(f"config.json: position_embedding_type={config['position_embedding_type']!r} is not supported")
+    divides(config, "num_attention_heads", "hidden_size")
     roberta = config["model_type"] == "roberta"
+    pad = config["pad_token_id"]
+    if roberta and not 0 <= pad < config["vocab_size"]:
+        raise Bad(f"config.json: pad_token_id: RoBERTa counts positions from it; expected a token, found {pad}")
     return Arch(
         family=config["model_type"],
         d=config["hidden_size"],
@@ -25,14 +54,15 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         heads=config["num_attention_heads"],
         ff=config["intermediate_size"],
         vocab=config["vocab_size"],
-        types=config.get("type_vocab_size", 2),
-        eps=config.get("layer_norm_eps", 1e-12),
+        types=config["type_vocab_size"],
+        eps=config["layer_norm_eps"],
         pre_norm=False,
-        causal=False,
-        act=activation(config.get("hidden_act", "gelu")),
+        causal=config["is_decoder"],
+        act=activation(config["hidden_act"]),
         max_positions=config["max_position_embeddings"],
-        first_position=config["pad_token_id"] + 1 if roberta else 0,
-        tied=config.get("tie_word_embeddings", True),
+        first_position=pad + 1 if roberta else 0,
+        tied=config["tie_word_embeddings"],
+        transform=True,
         pool="first",
         biased=("q", "k", "v", "o", "up", "down", "head"),
     )
@@ -60,7 +90,7 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
         "layers.{n}.mlp.norm": f"{layer}output.LayerNorm",
         "head.transform": f"{head}.dense" if roberta else f"{head}.transform.dense",
         "head.norm": f"{head}.layer_norm" if roberta else f"{head}.transform.LayerNorm",
-        "head.bias": f"{head}.bias",
+        **({"head.bias": f"{head}.bias"} if arch.tied else {}),  # untied, the decoder has one of its own
         "head": f"{head}.decoder",
     }
     if roberta and arch.head == "classify":
@@ -71,3 +101,4 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 PREFIX = {"bert": "bert.", "roberta": "roberta."}
+SPARE = ("cls", "lm_head", "classifier", "qa_outputs", "bert.pooler", "roberta.pooler")  # what other heads have

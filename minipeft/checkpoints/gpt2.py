@@ -7,43 +7,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.errors import Bad
+from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKENS, WHOLE, Fields, activation, divides
 from minipeft.model.arch import Arch
 
-ACTS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "tanh": "tanh",
-}
-
-
-def activation(name: str) -> str:
-    """Our name of an activation function. Raises `Bad` for one we do not have."""
-    if name not in ACTS:
-        raise Bad(f"activation {name!r} is not supported; expected one of {', '.join(ACTS)}")
-    return ACTS[name]
+FIELDS = Fields(
+    read=dict(
+        n_embd=WHOLE,
+        n_layer=COUNT,
+        n_head=WHOLE,
+        n_inner=COUNT.or_(None),
+        n_positions=WHOLE.or_(1024),
+        vocab_size=WHOLE,
+        layer_norm_epsilon=POSITIVE.or_(1e-5),
+        activation_function=TEXT.or_("gelu_new"),
+        scale_attn_weights=FLAG.or_(True),
+        tie_word_embeddings=FLAG.or_(True),
+        eos_token_id=TOKENS.or_(50256, null=True),
+    ),
+    only=dict(scale_attn_by_inverse_layer_idx=(False,)),
+    idle={
+        "dropout": "resid_pdrop embd_pdrop attn_pdrop summary_first_dropout classifier_dropout hidden_dropout",
+        "of the double head": "summary_type summary_use_proj summary_activation summary_proj_to_labels",
+        "another order of the same products": "reorder_and_upcast_attn",
+        "an older name of n_positions": "n_ctx",
+        "nothing looks at it": "is_decoder",
+    },
+    also=dict(
+        hidden_size="n_embd",
+        max_position_embeddings="n_positions",
+        num_attention_heads="n_head",
+        num_hidden_layers="n_layer",
+    ),
+)
 
 
 def arch(config: dict[str, Any], head: str) -> Arch:
     """The facts of config.json."""
-    for option, expected in {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True}.items():
-        if config.get(option, expected) != expected:
-            raise Bad(f"config.json: {option}={config[option]} is not supported")
+    divides(config, "n_head", "n_embd")
     return Arch(
         family="gpt2",
         d=config["n_embd"],
         layers=config["n_layer"],
         heads=config["n_head"],
-        ff=config.get("n_inner") or 4 * config["n_embd"],
+        ff=config["n_inner"] or 4 * config["n_embd"],
         vocab=config["vocab_size"],
-        eps=config.get("layer_norm_epsilon", 1e-5),
-        act=activation(config.get("activation_function", "gelu_new")),
+        eps=config["layer_norm_epsilon"],
+        act=activation(config["activation_function"]),
         fused_qkv=True,
+        scale=None if config["scale_attn_weights"] else 1.0,
         max_positions=config["n_positions"],
-        tied=config.get("tie_word_embeddings", True),
+        tied=config["tie_word_embeddings"],
         biased=("qkv", "o", "up", "down"),
     )
 
@@ -65,3 +78,4 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 PREFIX = {"gpt2": "transformer."}
+SPARE = ("lm_head", "score", "classifier", "multiple_choice_head", "qa_outputs")  # what other heads have

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import CLASSIFIERS, HEADS, with_head
+from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
+from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.engine.backend import read_only, to_device, to_host
+from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
+from minipeft.quantize import NF4
 from minipeft.run import Adapted, Adapter, sites
 
 FORMAT = 2
@@ -45,10 +48,11 @@ def decode(value: Any) -> Any:
     return value
 
 
-def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
-    """Write one adapter (default: the only one) into a folder. Raises `Bad` if there are several and none is named."""
-    from minipeft.checkpoints.files import write_json, write_tensors
+def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, *, classes: Sequence[str] = ()) -> None:
+    """Write one adapter (default: the only one) into a folder. `classes` are the names of its classifier's labels.
 
+    Raises `Bad` if there are several adapters and none is named.
+    """
     if name is None and len(adapted.adapters) != 1:
         raise Bad(
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
@@ -66,10 +70,13 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None) 
         "methods": [encode(m) for m in distinct],
         "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
         "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
-        "options": {k: encode(v) for k, v in adapter.options.items()},
+        "options": {k: encode(v) for k, v in adapter.options.items()} | ({"classes": list(classes)} if classes else {}),
         "base": adapted.model.digest(without=replaced(adapter.at)),
+        "body": adapted.model.digest(without=replaced(adapter.at) | _heads(adapted.model)),
+        "held": held_in(adapted.model, adapter.at),
         "family": adapted.model.arch.family,
         "head": [adapted.model.arch.head, adapted.model.arch.labels],
+        "weight": adapted.weights.get(adapter.name, 1.0),
     }
     arrays = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
     folder = Path(folder)
@@ -83,15 +90,37 @@ def replaced(at: Mapping[str, Method]) -> set[str]:
     return {site for site, m in at.items() if m.name == "full"}
 
 
-def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool = False) -> Adapted:
+def _heads(model: Model) -> set[str]:
+    """The parameters outside of the body."""
+    return {name for name in model.params if name.startswith(("head.", "score.", "pooler."))}
+
+
+def held_in(model: Model, at: Mapping[str, Method] | None = None) -> str:
+    """The type in which a base is held, as `load` has it, but for weights that the methods at these sites hold otherwise."""
+    own = {site for site, m in (at or {}).items() if type(m).base is not Method.base}
+    packed = [W for name, W in model.params.items() if isinstance(W, NF4) and name not in own]
+    if packed and not model.config.get("quantization_config"):  # else its files hold it so
+        return "nf4-double" if packed[0].double else "nf4"
+    return "bfloat16" if any(type(W) is Bfloat16 for W in model.params.values()) else np.dtype(model.dtype).name
+
+
+def trained_in(folder: str | Path) -> str | None:
+    """The type in which the base of a saved adapter was held, None if it does not say."""
+    about = read_json(Path(folder) / "adapter.json")
+    held = about.get("held") if isinstance(about, dict) else None
+    return held if held in ("bfloat16", "float16", "float32", "float64", *FOUR_BITS) else None
+
+
+def load_adapter(
+    model: Model | Adapted, folder: str | Path, *, any_base: bool = False, name: str | None = None
+) -> Adapted:
     """Attach an adapter saved by `save_adapter`; the base is held as the adapter's method holds it, quantised perhaps.
 
-    An adapter that was trained with a classifier brings it: a base with another head gets that one.
+    An adapter that was trained with a classifier brings it: a base with another head gets that one. Any other adapter fits
+    the same body under every head that has its sites. `name` is another name for it.
     Raises `Bad` for files that cannot be read or do not fit each other, and for an adapter trained on another base,
     unless `any_base`: then the sites must have the shapes they had.
     """
-    from minipeft.checkpoints.files import read_json, read_tensors
-
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     folder = Path(folder)
     about = read_json(folder / "adapter.json")
@@ -103,8 +132,11 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
         method, at = decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
         shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
         places = {site: tuple(shape) for site, shape, _ in about["at"]}
-        name, base, family = str(about["name"]), str(about["base"]), str(about["family"])
+        name, base, family = name or str(about["name"]), str(about["base"]), str(about["family"])
         head, labels = about["head"]
+        weight = float(about.get("weight", 1.0))
+        if not np.isfinite(weight):
+            raise TypeError(f"its weight is {weight}")
         if head not in HEADS.values() or type(labels) is not int:
             raise TypeError("its head is malformed")
         options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
@@ -116,7 +148,8 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
         raise Bad(f"{folder / 'adapter.json'}: cannot be read: {type(why).__name__}: {why}") from None
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already")
-    if (head, labels) != (adapted.model.arch.head, adapted.model.arch.labels) and head in CLASSIFIERS:
+    here = (adapted.model.arch.head, adapted.model.arch.labels)
+    if (head, labels) != here and head in CLASSIFIERS and "score.weight" in replaced(at):
         if adapted.adapters:
             raise Bad(f"{folder}: this adapter brings a {head} head; attach it before the others")
         adapted = Adapted(with_head(adapted.model, head, labels))
@@ -124,14 +157,23 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
     if held := {s: W for s, m in at.items() if s in known and (W := m.base(known[s])) is not None}:
         quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
         adapted = dataclasses.replace(adapted, model=quantised)
-    if not any_base and base != (here := adapted.model.digest(without=replaced(at))):
+    heads = (head, labels), (adapted.model.arch.head, adapted.model.arch.labels)
+    same = base == (sha := adapted.model.digest(without=replaced(at)))
+    if not same and heads[0] != heads[1]:
+        same = about.get("body") == adapted.model.digest(without=replaced(at) | _heads(adapted.model))
+    if not (any_base or same):
+        was, now = about.get("held"), held_in(adapted.model, at)
+        typed = f", held in {now}" if isinstance(was, str) and was != now else ""
         raise Bad(
-            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}); "
-            f"this base is {adapted.model.arch.family}, digest {here[:12]}"
+            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}{f', held in {was}' if typed else ''}); "
+            f"this base is {adapted.model.arch.family}, digest {sha[:12]}{typed}"
         )
     for site, shape in places.items():
         if site not in known:
-            raise Bad(f"{folder}: site {site!r} is not in this model{near(site, known)}")
+            other = (
+                f" with the head {heads[1][0]!r}; it was trained with {heads[0][0]!r}" if heads[0] != heads[1] else ""
+            )
+            raise Bad(f"{folder}: site {site!r} is not in this model{other}{near(site, known)}")
         if tuple(known[site].shape) != shape:
             raise Bad(
                 f"{folder}: site {site!r}: expected shape {shape}, found {tuple(known[site].shape)} in this model"
@@ -140,7 +182,10 @@ def load_adapter(model: Model | Adapted, folder: str | Path, *, any_base: bool =
     trained = frozenset(k for k, (_, is_trained) in shapes.items() if is_trained)
     placed = {k: to_device(a) if k in trained else read_only(to_device(a)) for k, a in arrays.items()}
     adapter = Adapter(name, method, at, placed, trained, options)
-    return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter))
+    weights = dict(adapted.weights)
+    if weights or weight != 1.0:
+        weights = (weights or {a.name: 1.0 for a in adapted.adapters}) | {name: weight}
+    return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter), weights=weights)
 
 
 def _fitting(path: Path, arrays: dict[str, np.ndarray], shapes: dict[str, Any]) -> dict[str, np.ndarray]:

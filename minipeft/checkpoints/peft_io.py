@@ -6,58 +6,49 @@ What stands where is in `minipeft.checkpoints.peft_specs`. Module names go throu
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
-from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Key, Spec, method_name, spec_of
+from minipeft.checkpoints.peft_base import with_brought_base, with_fitting_head
+from minipeft.checkpoints.peft_config import checked
+from minipeft.checkpoints.peft_declared import refuse_absent
+from minipeft.checkpoints.peft_keys import HEAD, ROOT, TABLE, body_of, keys_at, module_of, plain_key, sorted_keys
+from minipeft.checkpoints.peft_specs import PATTERNS, SPECS, Config, Spec, method_name, spec_of
+from minipeft.checkpoints.peft_targets import Naming, targeted
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
-from minipeft.method import Method, Site, method_class
+from minipeft.method import Method, method_class
 from minipeft.model.arch import Arch, Model
-from minipeft.run import Adapted, Adapter, attach, select, sites
-
-ROOT = "base_model.model."  # in front of every module's name in their files
-
+from minipeft.run import Adapted, Adapter, attach, sites
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _prefix(arch: Arch) -> str:
-    """What their module names lack in a bare base model, which has no head and no prefix."""
-    from minipeft.checkpoints import _family
-
-    return getattr(_family(arch.family), "PREFIX", {}).get(arch.family, "") if arch.head == "none" else ""
-
-
 def their_name(model: Model, module: str) -> str:
-    """Their name of our module. Raises `Bad` if it has none."""
-    found = model.names.theirs(module)
-    if found is None:
-        raise Bad(f"{module} has no name in a {model.arch.family} checkpoint")
-    return found.removeprefix(_prefix(model.arch))
+    """Their name of our module, that of the bare model for a base without a head. Raises `Bad` if it has none."""
+    return _own(model).theirs(module)
 
 
-def our_name(model: Model, module: str) -> str | None:
-    """Our name of their module, None if this family has none."""
-    return model.names.ours(_prefix(model.arch) + module) or model.names.ours(module)
+def _own(model: Model) -> Naming:
+    return Naming(model, model.arch.head == "none")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_config(folder: str | Path) -> Config:
-    """adapter_config.json of a folder."""
+    """adapter_config.json of a folder, checked field by field and complete (`peft_config.checked`)."""
     folder = existing(folder, "folder")
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
         raise Bad(f"{folder / 'adapter_config.json'}: expected an object, found {type(config).__name__}")
-    return config
+    return checked(config, folder / "adapter_config.json")
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
@@ -69,24 +60,6 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, np.ndarray]:
             f"{folder / 'adapter_model.bin'}: a pickle can run any code when it is read; save the adapter as safetensors"
         )
     return read_tensors(file)
-
-
-def _wanted(model: Model, config: Config, folder: Path) -> set[str] | None:
-    """Our sites that their target_modules name, None if it names none."""
-    targets = config.get("target_modules")
-    if not targets:
-        return None
-    exclude = config.get("exclude_modules") or ()
-    only = config.get("layers_to_transform")
-    layers = None if only is None else ([only] if isinstance(only, int) else list(only))
-    prefix = _prefix(model.arch)
-
-    def ask(t: str | Iterable[str]) -> str | list[str]:
-        if isinstance(t, str):
-            return t if t.lower() == "all-linear" else "re:" + re.escape(prefix) + f"(?:{t})"
-        return list(t)
-
-    return {s.name for s in select(model, ask(targets), exclude=ask(exclude) if exclude else (), layers=layers)}
 
 
 def load_peft(model: Model | Adapted, folder: str | Path, name: str = "default") -> Adapted:
@@ -106,48 +79,78 @@ def load_peft_parts(
 ) -> Adapted:
     """`load_peft` of a configuration and tensors that were read already."""
     adapted = model if isinstance(model, Adapted) else Adapted(model)
-    base = adapted.model
     kind = method_name(config)
-    spec = SPECS[kind]
+    spec = SPECS[kind].of(config, adapted.model.arch)
     cls = method_class(kind)
+    base = with_fitting_head(adapted.model, config, tensors, folder)
+    naming = Naming.of(base, (body_of(key) for key in tensors))
+    parts = sorted_keys(naming, spec, config, tensors, folder)
+    base, brought = with_brought_base(base, parts, folder)
+    naming = dataclasses.replace(naming, model=base)
+    if base is not adapted.model:
+        if adapted.adapters:
+            raise Bad(f"{folder}: this adapter brings parts of its base; attach it before the others")
+        adapted = Adapted(base)
     fields = _fields(spec, config, base.arch, folder)
-    found, root, whole, tokens = _sorted_keys(base, spec, tensors, folder)
-    per_site, modules = {}, {}
     every = sites(base)
-    for site, arrays in found.items():
-        modules[site] = module = _module_of(base, spec, site)
-        per_site[site] = spec.at_site(config, module, arrays)
-    if kind == "ia3":
-        fields["inputs"] = " ".join(s for s, arrays in found.items() if "l_ff" in arrays) or "none"
+    found = {site: parts.at[site] for site in every if site in parts.at}  # in the model's order, whatever the file's
+    modules = {site: module_of(naming, spec, site) for site in found}
+    per_site = {site: spec.at_site(config, modules[site], arrays) for site, arrays in found.items()}
+    for site, arrays in [*found.items(), ("", parts.shared)]:
+        for size in spec.sizes:
+            _refuse_huge(folder, size, per_site.get(site, {}).get(size, fields.get(size)), arrays)
     method = cls(**fields)
-    wanted = _wanted(base, config, folder) if not spec.on_blocks and found else None
-    if wanted is not None and (lost := sorted(wanted - set(found))):
-        keys = [k.suffix for n, k in _keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
-        raise Bad(
-            f"{folder}: {len(lost)} target modules have no tensors, the first {their_name(base, lost[0].removesuffix('.weight'))}: {', '.join(keys) or 'its keys'} missing"
-        )
-    if tokens and not isinstance(config.get("trainable_token_indices"), (list, dict)):
+    if not spec.on_blocks and found:
+        _same_targets(naming, config, spec, found, parts.idle, folder)
+    if parts.rows and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class("full")
-    beside = [_rows(base, config, site, spec) for site in tokens]
-    beside += [full(targets=" ".join(whole), head="stays")] if whole else []
-    if found or root:
-        targets = list(found) or method.targets
-        if spec.on_blocks:
-            targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
-        adapted = attach(
-            adapted, method, name=name, targets=targets, patterns=per_site, beside=beside,
-            bias="none",
-        )  # fmt: skip
-    else:
+    beside = [_rows(naming, config, site) for site in every if site in parts.rows]
+    refuse_absent(folder, config, naming, found, parts)
+    beside += [full(targets=" ".join(parts.whole), head="stays")] if parts.whole else []
+    if not found and not parts.shared:
         raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
+    targets = list(found) or method.targets
+    if spec.on_blocks:
+        targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
+    adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
     new: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
-    new |= {f"{site}:W1": v for site, v in whole.items()}
+    new |= {f"{site}:W1": v for site, v in parts.whole.items()}
     held = adapted.adapter(name).arrays
-    new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in root.items()}
-    new |= {f"{site}:T": v for site, v in tokens.items()}
-    options = dict(bias=_bias_option(config), train_whole=[], peft=dict(config))
-    return _filled(adapted, name, new, folder, spec, modules, options)
+    new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in parts.shared.items()}
+    new |= {f"{site}:T": v for site, v in parts.rows.items()}
+    options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
+    return _filled(adapted, name, new, folder, spec, modules, options, parts.spare)
+
+
+def _same_targets(
+    naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Mapping[str, str], folder: Path
+) -> None:
+    """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
+    wanted = targeted(config, naming)
+    if wanted is None:
+        return
+    every = sites(naming.model)
+    if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
+        keys = [k.suffix for n, k in keys_at(spec, every[lost[0]]).items() if n in next(iter(found.values()))]
+        first = naming.theirs(lost[0].removesuffix(".weight"))
+        raise Bad(
+            f"{folder}: {len(lost)} target modules have no tensors, the first {first}: {', '.join(keys) or 'its keys'} missing"
+        )
+    if more := [s for s in found if s not in wanted]:
+        first = naming.theirs(more[0].removesuffix(".weight"))
+        raise Bad(f"{folder}: {len(more)} modules have tensors and are no target_modules, the first {first}")
+
+
+def _refuse_huge(folder: Path, size: str, declared: Any, arrays: Mapping[str, Any]) -> None:
+    """A size that no axis of the file's arrays has is refused before anything of that size is made."""
+    longest = max((n for a in arrays.values() for n in a.shape), default=0)
+    if (
+        arrays and declared is not None and declared > max(longest, 1024)
+    ):  # smaller ones cost nothing, and are told better below
+        raise Bad(
+            f"{folder}: {size} is {declared} by adapter_config.json, but no axis of the file's arrays is longer than {longest}"
+        )
 
 
 def _fields(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
@@ -157,12 +160,12 @@ def _fields(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
         raise Bad(f"{folder / 'adapter_config.json'}: a {spec.peft_type} adapter needs {why.args[0]!r}") from None
 
 
-def _rows(model: Model, config: Config, site: str, spec: Spec) -> Method:
+def _rows(naming: Naming, config: Config, site: str) -> Method:
     """Trained tokens beside another method; their configuration gives a list, or a list for each module."""
     given = config["trainable_token_indices"]
     if isinstance(given, dict):
-        module = their_name(model, site.removesuffix(".weight"))
-        named = [v for k, v in given.items() if module == k or module.endswith("." + k)]
+        module = naming.theirs(site.removesuffix(".weight"))
+        named = [v for k, v in given.items() if module.endswith(k)]
         if not named:
             raise Bad(f"adapter_config.json: trainable_token_indices has no tokens for {module}{near(module, given)}")
         given = named[0]
@@ -188,10 +191,16 @@ def _load_xlora(
         for full, a in read_adapter_tensors(where).items():
             if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
                 own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
-        experts.append(load_peft_parts(adapted.model, read_config(where), own, where).adapters[0])
+        expert = read_config(where) | dict(
+            task_type=None, modules_to_save=None, bias="none"
+        )  # PEFT takes an expert's factors alone
+        experts.append(load_peft_parts(adapted.model, expert, own, where).adapters[0])
     if not experts:
         raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
-    method = cls.from_adapters(experts, **_fields(SPECS["x_lora"], config, adapted.model.arch, folder))
+    fields = _fields(SPECS["x_lora"], config, adapted.model.arch, folder)
+    if fields["depth"] > 1:
+        _refuse_huge(folder, "hidden", fields["hidden"], tensors)
+    method = cls.from_adapters(experts, **fields)
     spec = spec_of(method)
     adapted = attach(adapted, method, name=name)
     names = {k.suffix: n for n, k in spec.root_keys.items()}
@@ -207,103 +216,6 @@ def _bias_option(config: Config) -> str:
     return bias if bias in ("none", "all") else "adapted"
 
 
-def _keys_at(spec: Spec, site: Site) -> Mapping[str, Key]:
-    return spec.embedding_keys if site.kind == "embedding" and spec.embedding_keys else spec.keys
-
-
-def _module_of(model: Model, spec: Spec, site: str) -> str:
-    """Their module of our site."""
-    if spec.on_blocks:
-        return their_name(model, site.removesuffix("heads") + "o").rpartition(".")[0]
-    return their_name(model, site.removesuffix(".weight"))
-
-
-def _our_site(model: Model, spec: Spec, theirs: str) -> str | None:
-    """Our site of their module, None if there is none."""
-    if spec.on_blocks:
-        blocks = [s for s in sites(model) if s.endswith("attn.heads")]
-        return next((s for s in blocks if _module_of(model, spec, s) == theirs), None)
-    ours = our_name(model, theirs)
-    return None if ours is None else f"{ours}.weight"
-
-
-def plain_key(model: Model, key: str) -> str:
-    """The one key of what PEFT stores under several: without the wrapper of a module that is trained whole, and with the
-
-    token table's name for trained tokens of what shares it, a tied head or the stacks of an encoder-decoder.
-    """
-    key = key.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".")
-    module, dot, leaf = key.partition(".token_adapter.trainable_tokens_delta")
-    if not dot:
-        module, dot, leaf = key.partition(".trainable_tokens_delta")
-    shared = ("encoder.embed_tokens", "decoder.embed_tokens", *(["lm_head"] if model.arch.tied else []))
-    same = dot and module.removeprefix(ROOT) in shared
-    return ROOT + their_name(model, "embed.tokens") + dot + leaf if same else key
-
-
-def _sorted_keys(
-    model: Model, spec: Spec, tensors: Mapping[str, np.ndarray], folder: Path
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Their tensors as {site: {array: value}}, shared arrays, parameters trained whole, and trained token rows by site."""
-    every = sites(model)
-    found: dict[str, dict[str, Any]] = {}
-    root: dict[str, Any] = {}
-    whole: dict[str, Any] = {}
-    tokens: dict[str, Any] = {}
-    both = [*spec.keys.values(), *(spec.embedding_keys or {}).values()]
-    suffixes = sorted({k.suffix for k in both}, key=len, reverse=True)
-    strange = []
-    for key, a in tensors.items():
-        if shared := [n for n, k in spec.root_keys.items() if key == k.suffix]:
-            root[shared[0]] = spec.root_keys[shared[0]].ours(a, model.arch)
-            continue
-        if ".original_module." in key:
-            continue  # the base's own, stored beside what is trained whole
-        key = plain_key(model, key)
-        body = key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
-        suffix = next((s for s in suffixes if body.endswith("." + s)), None)
-        if suffix is not None:
-            theirs = body[: -len(suffix) - 1]
-            ours = _our_site(model, spec, theirs)
-            if ours is None or ours not in every:
-                known = [n for s in every if (n := model.names.theirs(s.rpartition(".")[0]))]
-                raise Bad(
-                    f"{folder}: {key} names a module this {model.arch.family} base has not: it belongs to another base{near(theirs, known, 1)}"
-                )
-            for name, k in _keys_at(spec, every[ours]).items():
-                if k.suffix == suffix and _fits(name, a):
-                    found.setdefault(ours, {})[name] = k.ours(a, model.arch)
-            continue
-        if body.endswith(".token_adapter.trainable_tokens_delta"):
-            ours = our_name(model, body.removesuffix(".token_adapter.trainable_tokens_delta"))
-            if ours is None:
-                strange.append(key)
-            else:
-                tokens[f"{ours}.weight"] = a
-            continue
-        module, _, leaf = body.replace(".base_layer.", ".").rpartition(".")
-        ours = our_name(model, module)
-        if ours is None and our_name(model, f"{module}.{leaf}") is not None:
-            param = our_name(model, f"{module}.{leaf}")
-        else:
-            param = f"{ours}.{leaf}" if ours else None
-        if ".base_layer." in body and leaf == "weight":
-            continue  # a copy of the base's embedding that PEFT stores beside the adapter
-        if param is None or param not in every:
-            strange.append(key)
-        else:
-            whole[param] = a.T if model.names.is_transposed(param.removesuffix(".weight")) else a
-    if strange:
-        known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
-        raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
-    return found, root, whole, tokens
-
-
-def _fits(name: str, a: np.ndarray) -> bool:
-    """(IA)³ keeps two of our arrays under one key, told apart by their shape."""
-    return not (name == "l" and a.shape[0] == 1) and not (name == "l_ff" and a.shape[0] != 1)
-
-
 def _filled(
     adapted: Adapted,
     name: str,
@@ -312,6 +224,7 @@ def _filled(
     spec: Spec,
     modules: Mapping[str, str],
     options: Config,
+    spare: Mapping[str, Any] | None = None,
 ) -> Adapted:
     """The adapter with its arrays replaced by those of a file, every trained one of which must be there and fit."""
     adapter = adapted.adapter(name)
@@ -320,7 +233,7 @@ def _filled(
 
     def label(key: str) -> str:
         site, _, array = key.rpartition(":")
-        if site in modules and array in (keys := _keys_at(spec, every[site])):
+        if site in modules and array in (keys := keys_at(spec, every[site])):
             return f"{ROOT}{modules[site]}.{keys[array].suffix}"
         return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
 
@@ -343,7 +256,8 @@ def _filled(
             raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
         arrays[key] = held if key in adapter.trained else read_only(held)
-    filled = dataclasses.replace(adapter, arrays=arrays, options=options)
+    trained = frozenset(k for k in adapter.trained if k.rpartition(":")[2] not in spec.fixed)
+    filled = dataclasses.replace(adapter, arrays=arrays, trained=trained, options=options, spare=dict(spare or {}))
     kept = tuple(filled if a.name == name else a for a in adapted.adapters)
     return dataclasses.replace(adapted, adapters=kept)
 
@@ -354,7 +268,7 @@ def _filled(
 def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays "site:name" of an adapter, or their gradients, under PEFT's keys and in its layout."""
     model = adapted.model
-    spec = spec_of(adapter.method)
+    spec = spec_of(adapter.method).of(adapter.options.get("peft", {}), model.arch)
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     pairs: dict[str, dict[str, Any]] = {}
@@ -376,21 +290,45 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             )
             theirs = theirs.replace(".bias", ".base_layer.bias") if inner else theirs
             start = "base_model." if spec.is_prompt else ROOT
-            out[start + theirs] = a.T if model.names.is_transposed(module) and leaf == "weight" else a
+            out[start + theirs] = their_layout(model.names, site, a, model.arch)
             continue
         if method.name == "trainable_tokens" and adapter.method.name != "trainable_tokens":
             out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.token_adapter.trainable_tokens_delta"] = a
             continue
-        keys = _keys_at(spec, every[site])
+        keys = keys_at(spec, every[site])
         if name not in keys:
             continue  # stored arrays that PEFT makes again
-        key = f"{ROOT}{_module_of(model, spec, site)}.{keys[name].suffix}"
+        key = f"{ROOT}{module_of(_own(model), spec, site)}.{keys[name].suffix}"
         if spec.peft_type == "SHIRA" and name in ("rows", "cols"):
             pairs.setdefault(key, {})[name] = a
         else:
             out[key] = np.ascontiguousarray(keys[name].theirs(a, model.arch))
     for key, two in pairs.items():
         out[key] = np.stack([two["rows"], two["cols"]]).astype(np.int32)
+    return out
+
+
+def _saved_module(model: Model, site: str) -> str:
+    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+    module = their_name(model, site.rpartition(".")[0])
+    return module.split(".")[0] if site.startswith("score.") else module
+
+
+def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
+    """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
+    out = {}
+    for name in adapter.options.get("brought", ()):
+        module, _, leaf = name.rpartition(".")
+        method = adapter.at.get(name)
+        inner = {"full": "original_module.", "trainable_tokens": "token_adapter.base_layer."}
+        wrapper = "" if method is None else inner.get(method.name, "base_layer.")
+        if method is not None and type(method) is type(adapter.method):
+            wrapper = "base_layer."
+        theirs = model.names.theirs(name) or f"{their_name(model, module)}.{wrapper}{leaf}"
+        start = "base_model." if spec.is_prompt else ROOT
+        out[start + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
+        if name == TABLE and model.arch.shares_table and HEAD not in adapter.at:
+            out[f"{start}{their_name(model, 'head')}.weight"] = out[start + theirs]
     return out
 
 
@@ -401,6 +339,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
         )
     adapter = adapted.adapter(name or adapted.adapters[0].name)
+    if (share := adapted.weights.get(adapter.name, 1.0)) != 1.0:
+        raise Bad(f"adapter {adapter.name!r} has the weight {share:g}, for which PEFT's files have no place; merge it")
     model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
     config = spec.config(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)
@@ -416,17 +356,22 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     elif spec.peft_type == "XLORA":
         config["adapters"] = {str(k): str(folder / str(k)) for k in range(len(adapter.method.experts))}  # type: ignore[attr-defined]
     elif not spec.is_prompt:
-        config["target_modules"] = sorted(_module_of(model, spec, s) for s in main)
+        config["target_modules"] = sorted(module_of(_own(model), spec, s) for s in main)
         for theirs, ours in PATTERNS.get(spec.peft_type, {}).items():
             differ = {s: getattr(m, ours) for s, m in main.items() if getattr(m, ours) != getattr(adapter.method, ours)}
             if differ:
-                config[theirs] = {_module_of(model, spec, s): v for s, v in differ.items()}
+                config[theirs] = {module_of(_own(model), spec, s): v for s, v in differ.items()}
     if spec.peft_type == "ADALORA" and any(m.kept is not None for m in main.values()):  # type: ignore[attr-defined]
-        used = {f"{_module_of(model, spec, s)}.lora_E": len(adapter.arrays[f"{s}:lam"]) for s in main}
+        used = {f"{module_of(_own(model), spec, s)}.lora_E": len(adapter.arrays[f"{s}:lam"]) for s in main}
         config["rank_pattern"] = {key: [n < k for n in range(config["init_r"])] for key, k in used.items()}
     if spec.peft_type == "IA3":
         config["feedforward_modules"] = sorted(
-            _module_of(model, spec, s) for s in main if f"{s}:l_ff" in adapter.arrays
+            module_of(_own(model), spec, s) for s in main if f"{s}:l_ff" in adapter.arrays
+        )
+    if model.arch.encoder_layers and any(s == TABLE and m.name != "trainable_tokens" for s, m in adapter.at.items()):
+        raise Bad(
+            f"{adapter.at[TABLE].name} at {TABLE}: in transformers the stacks look tokens up in tables of their own, "
+            "and PEFT would compute nothing; expected trainable_tokens"
         )
     whole = {s for s, m in adapter.at.items() if m.name == "full"}
     if model.arch.tied and getattr(adapter.at.get("embed.tokens.weight"), "head", "") == "follows":
@@ -435,7 +380,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         )
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
-        config["modules_to_save"] = sorted({their_name(model, s.rpartition(".")[0]) for s in whole - biases})
+        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
@@ -449,9 +394,19 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         "classify": "SEQ_CLS",
         "tokens": "TOKEN_CLS",
     }
-    if spec.is_prompt or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA"):
+    classifier = {
+        n for n in model.params if n.startswith("score.")
+    }  # PEFT saves it whole for these tasks, and expects it
+    if (
+        spec.is_prompt
+        or spec.peft_type in ("ADAPTION_PROMPT", "POLY", "XLORA")
+        or (classifier and classifier <= whole and not model.arch.patch)
+    ):
         config["task_type"] = task.get(model.arch.head, "FEATURE_EXTRACTION")
-    tensors = to_peft_tensors(adapted, adapter, adapter.arrays)
+    unread = {
+        k: v for k, v in adapter.options.items() if k != "peft"
+    }  # it is written as the configuration above has it
+    tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
     if spec.is_prompt and model.arch.head in (
         "classify",
         "tokens",
@@ -462,6 +417,14 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             for n in leaves
         }
         tensors = own | tensors
+    for site, kind in adapter.options.get("idle", {}).items():
+        field = "target_modules" if kind == "adapted" else "modules_to_save"
+        config[field] = sorted({*(config.get(field) or ()), their_name(model, site.rpartition(".")[0])})
+    tensors = (
+        {plain_key(model, k): to_host(a) for k, a in adapter.spare.items()}
+        | _brought(adapted.model, adapter, spec)
+        | tensors
+    )
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
     for k, expert in enumerate(getattr(adapter.method, "experts", ())):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints.peft_config import kind_of, start_of
+from minipeft.checkpoints.peft_targets import by_pattern
 from minipeft.engine.backend import to_host
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, note
 from minipeft.method import Method
+from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
 
@@ -45,15 +47,6 @@ def _column(a: Any, arch: Arch) -> Any:
     return a.reshape(-1, 1)
 
 
-def _half(a: Any, arch: Arch) -> Any:
-    """Of the prompt rows of an encoder-decoder PEFT uses the first half."""
-    return a[: len(a) // 2] if arch.encoder_layers else a
-
-
-def _doubled(a: Any, arch: Arch) -> Any:
-    return np.concatenate([a, np.zeros_like(a)]) if arch.encoder_layers else a
-
-
 @dataclass(frozen=True)
 class Spec:
     """How one method is written by PEFT."""
@@ -71,6 +64,13 @@ class Spec:
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
     )
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
+    settled: Callable[[Config, Arch], Config] = lambda config, arch: {}  # its fields that a configuration changes
+    fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
+    sizes: tuple[str, ...] = ()  # our fields that are the length of an axis of its arrays
+
+    def of(self, config: Config, arch: Arch) -> Spec:
+        """The same as this configuration has it."""
+        return dataclasses.replace(self, **self.settled(config, arch))
 
     @property
     def is_prompt(self) -> bool:
@@ -81,32 +81,33 @@ class Spec:
 # --- reading their configuration --------------------------------------------------------------------------------------
 
 
-def _pattern(config: Config, which: str, module: str, default: Any) -> Any:
-    """rank_pattern or alpha_pattern for a module: the first key that ends its name, as a regular expression."""
-    for key, v in (config.get(which) or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return v
-    return default
-
-
 def _lora_site(config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
-    r = _pattern(config, "rank_pattern", module, config["r"])
-    return dict(r=r, alpha=float(_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
-
-
-REFUSED = {
-    "LORA": ("use_qalora", "alora_invocation_tokens", "target_parameters", "layer_replication", "use_bdlora", "velora_config",
-             "monteclora_config", "kasa_config", "arrow_config", "corda_config", "loftq_config", "ensure_weight_tying"),
-}  # fmt: skip
+    r = by_pattern(config, "rank_pattern", module, config["r"])
+    return dict(r=r, alpha=float(by_pattern(config, "alpha_pattern", module, config["lora_alpha"])))
 
 
 def _lora_fields(config: Config, arch: Arch) -> Config:
-    out = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
+    out: Config = dict(dropout=float(config.get("lora_dropout") or 0), rslora=bool(config.get("use_rslora")))
     out |= dict(r=config["r"], alpha=float(config["lora_alpha"]))
+    start = config.get("init_lora_weights", True)
+    if factors := {"pissa": "svd", "olora": "qr"}.get(str(start).lower()):
+        out |= {"start" if config.get("use_dora") else "factors": factors}
+        _refuse_transposed_qr(factors, arch)
     return out | (dict(lora_bias=True) if config.get("lora_bias") else {})
 
 
+def _refuse_transposed_qr(factors: str, arch: Arch) -> None:
+    if factors == "qr" and arch.family == "gpt2":
+        raise Bad(
+            f"init_lora_weights='olora': PEFT decomposes the weights of {arch.family} transposed, so that the factors do not fit"
+        )
+
+
+START = {"zero": True, "svd": "pissa", "qr": "olora"}  # our factors -> init_lora_weights
+
+
 def _lora_config(m: Any, arch: Arch) -> Config:
+    _refuse_transposed_qr(getattr(m, "factors", getattr(m, "start", "")), arch)
     return dict(
         r=m.r, lora_alpha=m.alpha, lora_dropout=m.dropout, use_rslora=m.rslora, lora_bias=m.lora_bias,
         fan_in_fan_out=arch.family == "gpt2", init_lora_weights=True,
@@ -129,6 +130,8 @@ _LORA = Spec(
     fields=_lora_fields,
     config=_lora_config,
     at_site=_lora_site,
+    settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
+    sizes=("r",),
 )
 
 
@@ -165,6 +168,12 @@ XLORA = {
     "top_k_softmax": "enable_softmax_topk", "pass_value": "scaling_pass_value", "gamma": "global_scaling_weight",
     "train_experts": "use_trainable_adapters",
 }  # fmt: skip
+
+
+def _xlora_fields(config: Config, arch: Arch) -> Config:
+    if (width := config.get("hidden_size")) not in (None, arch.d):
+        raise Bad(f"adapter_config.json: hidden_size: expected {arch.d}, as this base has, found {width}")
+    return {ours: config[theirs] for ours, theirs in XLORA.items() if config.get(theirs) is not None}
 
 
 def _xlora_config(m: Any, arch: Arch) -> Config:
@@ -231,13 +240,83 @@ def _as_prompt(model: Model, adapter: Adapter) -> Adapter:
     from minipeft.methods.prompt.prompt_tuning import PromptTuning
 
     method: Any = adapter.method
+    if model.arch.head == "classify" and model.arch.causal and method.pool != "last_position":
+        raise Bad(
+            f"{method.name}: pool={method.pool!r} is not what PEFT computes with a classifier on {model.arch.family}, which "
+            "reads the last position, padding or not; expected 'last_position'"
+        )
     if method.name == "prompt_tuning":
         return adapter
-    plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool)
+    plain = PromptTuning(targets=method.targets, p=method.p, pool=method.pool, ignores=method.ignores)
     at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
     own = adapter.grouped()
     arrays = {f"{site}:P": method.prompt(None, **own[site]) for site in at}
     return _with(adapter, plain, at, arrays)
+
+
+def _prompt_fields(config: Config, arch: Arch) -> Config:
+    typed = config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    return dict(
+        p=config["num_virtual_tokens"],
+        pool="last_position" if arch.head == "classify" and arch.pool == "last" else "token",
+        ignores="positions" if typed else "positions and types",
+    )
+
+
+def _stacks(config: Config, arch: Arch) -> int:
+    """For how many stacks PEFT makes virtual tokens. Raises `Bad` for two where there is one."""
+    stacks = config.get("num_transformer_submodules", 2 if arch.encoder_layers else 1)
+    if stacks is None:
+        stacks = 2 if config.get("task_type") == "SEQ_2_SEQ_LM" else 1
+    if stacks == 2 and not arch.encoder_layers:
+        raise Bad(
+            f"adapter_config.json: num_transformer_submodules: expected 1, as {arch.family} has one stack, found 2"
+        )
+    return int(stacks)
+
+
+def _prompt_rows(config: Config, arch: Arch) -> Config:
+    """With two stacks PEFT makes twice as many rows as it uses."""
+    if _stacks(config, arch) == 1:
+        return {}
+    p = config.get("num_virtual_tokens")
+
+    def ours(a: Any, arch: Arch) -> Any:
+        return a[: len(a) // 2] if p is None or len(a) == 2 * p else a
+
+    def theirs(a: Any, arch: Arch) -> Any:
+        return np.concatenate([a, np.zeros_like(a)])
+
+    return dict(root_keys={"P": Key("prompt_embeddings", ours, theirs)})
+
+
+def _prefix_fields(config: Config, arch: Arch) -> Config:
+    """Raises `Bad` where the prefixes do not fit this base."""
+    stacks = 2 if arch.encoder_layers else 1
+    given = config | dict(num_transformer_submodules=_stacks(config, arch))
+    expects = dict(num_attention_heads=arch.kv, token_dim=arch.kv * arch.dh, num_transformer_submodules=stacks)
+    for name, expected in expects.items():
+        if (found := given.get(name)) not in (None, expected):
+            raise Bad(f"adapter_config.json: {name}: expected {expected}, as this base has, found {found}")
+    blocks = config.get("num_layers") or arch.encoder_layers or arch.layers
+    if blocks < arch.layers:
+        raise Bad(
+            f"adapter_config.json: num_layers: expected at least {arch.layers}, a prefix for every block, found {blocks}"
+        )
+    return dict(
+        p=config["num_virtual_tokens"],
+        window="past",
+        layout="peft" if stacks == 2 else "ordered",
+        blocks=0 if blocks == arch.layers else blocks,
+    )
+
+
+def _prefix_config(m: Any, arch: Arch) -> Config:
+    blocks = 2 * arch.layers if arch.encoder_layers and m.layout == "ordered" else m.blocks or arch.layers
+    return dict(
+        num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=blocks, num_attention_heads=arch.kv,
+        num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
+    )  # fmt: skip
 
 
 def _adds(arch: Arch) -> str:
@@ -267,11 +346,25 @@ def _as_adaption(model: Model, adapter: Adapter) -> Adapter:
 
 
 def _as_prefixes(model: Model, adapter: Adapter) -> Adapter:
-    """Prefix tuning's projection, folded in."""
-    method: Any = adapter.method
-    plain = dataclasses.replace(method, hidden=0)
-    at: dict[str, Method] = {site: plain for site, m in adapter.at.items() if m.name == method.name}
-    return _with(adapter, plain, at, {":E": method.flat(**adapter.grouped()[""])})
+    """Prefix tuning's projection, folded in, in PEFT's layout. Raises `Bad` where PEFT computes something else."""
+    method, arch = adapter.method, model.arch
+    assert isinstance(method, PrefixTuning)
+    own = [s for s, m in adapter.at.items() if m.name == method.name]
+    if own != (expected := [f"layers.{n}.attn.kv" for n in range(arch.layers)]):
+        raise Bad(f"prefix_tuning: PEFT has prefixes at {', '.join(expected)} alone, found {', '.join(own)}")
+    if any(arch.window_of(n) for n in range(arch.layers)) and method.window == "all":
+        raise Bad("prefix_tuning: window='all' is not what PEFT computes with a sliding window; expected 'past'")
+    if method.positions == "zero" and arch.positions != "relative":
+        raise Bad("prefix_tuning: positions='zero' is not what PEFT computes; expected 'after'")
+    if method.layout == "peft" and not arch.encoder_layers:
+        raise Bad("prefix_tuning: layout='peft' is not what PEFT computes without an encoder; expected 'ordered'")
+    E = to_host(method.flat(**adapter.grouped()[""]))
+    if arch.encoder_layers and method.layout == "ordered":  # there PEFT takes for layer l what stands at 2l
+        blocks = E.reshape(len(E), -1, 2 * arch.kv * arch.dh)[:, : arch.layers]
+        E = np.stack([blocks, np.zeros_like(blocks)], axis=2).reshape(len(E), -1)
+    plain = dataclasses.replace(method, hidden=0, layout="peft" if arch.encoder_layers else "ordered",
+                                blocks=E.shape[1] // (2 * arch.kv * arch.dh))  # fmt: skip
+    return _with(adapter, plain, dict.fromkeys(own, plain), {":E": E})
 
 
 PATTERNS = {  # peft_type -> their dictionaries of what differs by module, and our fields
@@ -283,8 +376,12 @@ PATTERNS = {  # peft_type -> their dictionaries of what differs by module, and o
 
 SPECS: dict[str, Spec] = {
     "lora": _LORA,
-    "dora": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True)),
-    "pissa": dataclasses.replace(_LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights="pissa")),
+    "dora": dataclasses.replace(
+        _LORA, config=lambda m, arch: _lora_config(m, arch) | dict(use_dora=True, init_lora_weights=START[m.start])
+    ),
+    "pissa": dataclasses.replace(
+        _LORA, config=lambda m, arch: _lora_config(m, arch) | dict(init_lora_weights=START[m.factors])
+    ),
     "lora_ga": dataclasses.replace(_LORA, plain=_as_lora, config=lambda m, arch: _lora_config(_doubled_rank(m), arch)),
     "adalora": Spec(
         "ADALORA",
@@ -295,7 +392,7 @@ SPECS: dict[str, Spec] = {
             gamma=float(c["orth_reg_weight"]), sensitivity="after",
         ),
         config=_adalora_config,
-        at_site=lambda c, module, arrays: dict(kept=len(arrays["lam"])) if "lam" in arrays else {},
+        at_site=lambda c, module, arrays: dict(kept=len(arrays.get("lam", ()))),
     ),
     "osf": Spec(
         "OSF",
@@ -306,6 +403,7 @@ SPECS: dict[str, Spec] = {
     ),
     "vera": Spec(
         "VERA",
+        sizes=("r",),
         keys={"lambda_d": Key("vera_lambda_d"), "lambda_b": Key("vera_lambda_b")},
         root_keys={"A": Key("base_model.vera_A"), "B": Key("base_model.vera_B")},
         fields=lambda c, arch: dict(
@@ -318,12 +416,13 @@ SPECS: dict[str, Spec] = {
     ),
     "fourierft": Spec(
         "FOURIERFT",
+        sizes=("n_frequency",),
         keys={"c": Key("fourierft_spectrum")},
         fields=lambda c, arch: dict(n_frequency=c["n_frequency"], scaling=float(c["scaling"]), seed=c["random_loc_seed"]),
         config=lambda m, arch: dict(
             n_frequency=m.n_frequency, scaling=m.scaling, random_loc_seed=m.seed, fan_in_fan_out=arch.family == "gpt2"
         ),
-        at_site=lambda c, module, arrays: dict(n_frequency=_pattern(c, "n_frequency_pattern", module, c["n_frequency"])),
+        at_site=lambda c, module, arrays: dict(n_frequency=by_pattern(c, "n_frequency_pattern", module, c["n_frequency"])),
     ),
     "oft": Spec(
         "OFT",
@@ -346,6 +445,7 @@ SPECS: dict[str, Spec] = {
     ),
     "loha": Spec(
         "LOHA",
+        sizes=("r",),
         keys={"X1": Key("hada_w1_a"), "Y1": Key("hada_w1_b"), "X2": Key("hada_w2_a"), "Y2": Key("hada_w2_b")},
         fields=lambda c, arch: dict(
             r=c["r"], alpha=float(c["alpha"]), rank_dropout=float(c.get("rank_dropout") or 0),
@@ -353,7 +453,7 @@ SPECS: dict[str, Spec] = {
         ),
         config=lambda m, arch: dict(r=m.r, alpha=m.alpha, rank_dropout=m.rank_dropout, module_dropout=m.module_dropout),
         at_site=lambda c, module, arrays: dict(
-            r=_pattern(c, "rank_pattern", module, c["r"]), alpha=float(_pattern(c, "alpha_pattern", module, c["alpha"]))
+            r=by_pattern(c, "rank_pattern", module, c["r"]), alpha=float(by_pattern(c, "alpha_pattern", module, c["alpha"]))
         ),
     ),
     "ia3": Spec(
@@ -362,9 +462,11 @@ SPECS: dict[str, Spec] = {
               "l_ff": Key("ia3_l", _vector, lambda a, arch: a.reshape(1, -1))},
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(fan_in_fan_out=arch.family == "gpt2"),
+        at_site=lambda c, module, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),
     ),
     "shira": Spec(
         "SHIRA",
+        sizes=("r",),
         keys={"v": Key("shira_weight"),
               "rows": Key("shira_indices", lambda a, arch: a[0]), "cols": Key("shira_indices", lambda a, arch: a[1])},
         fields=lambda c, arch: dict(r=c["r"], seed=c.get("random_seed")),
@@ -379,12 +481,11 @@ SPECS: dict[str, Spec] = {
     ),
     "prompt_tuning": Spec(
         "PROMPT_TUNING",
+        sizes=("p",),
         keys={},
-        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
-        fields=lambda c, arch: dict(
-            p=c["num_virtual_tokens"],
-            pool="last_position" if arch.head == "classify" and arch.causal else "token",
-        ),
+        root_keys={"P": Key("prompt_embeddings")},
+        settled=_prompt_rows,
+        fields=_prompt_fields,
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
             num_transformer_submodules=2 if arch.encoder_layers else 1, prompt_tuning_init="RANDOM",
@@ -394,7 +495,8 @@ SPECS: dict[str, Spec] = {
     "p_tuning": Spec(  # their file holds the evaluated prompt, which is read as prompt tuning
         "P_TUNING",
         keys={},
-        root_keys={"P": Key("prompt_embeddings", _half, _doubled)},
+        root_keys={"P": Key("prompt_embeddings")},
+        settled=_prompt_rows,
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
@@ -405,17 +507,16 @@ SPECS: dict[str, Spec] = {
     ),
     "prefix_tuning": Spec(
         "PREFIX_TUNING",
+        sizes=("p", "blocks"),
         keys={},
         root_keys={"E": Key("prompt_embeddings")},
-        fields=lambda c, arch: dict(p=c["num_virtual_tokens"]) | (dict(layout="peft") if arch.encoder_layers else {}),
-        config=lambda m, arch: dict(
-            num_virtual_tokens=m.p, token_dim=arch.kv * arch.dh, num_layers=arch.layers, num_attention_heads=arch.kv,
-            num_transformer_submodules=2 if arch.encoder_layers else 1, prefix_projection=False, encoder_hidden_size=arch.d,
-        ),
+        fields=_prefix_fields,
+        config=_prefix_config,
         plain=_as_prefixes,
     ),
     "llama_adapter": Spec(
         "ADAPTION_PROMPT",
+        sizes=("K",),
         keys={"A": Key("adaption_prompt", lambda a, arch: a[0], lambda a, arch: a[None]), "g": Key("adaption_gate")},
         fields=lambda c, arch: dict(K=c["adapter_len"], adds=_adds(arch)),
         config=_adaption_config,
@@ -425,11 +526,12 @@ SPECS: dict[str, Spec] = {
     "x_lora": Spec(
         "XLORA",
         keys={},
-        fields=lambda c, arch: {ours: c[theirs] for ours, theirs in XLORA.items() if c.get(theirs) is not None},
+        fields=_xlora_fields,
         config=_xlora_config,
     ),
     "poly": Spec(
         "POLY",
+        sizes=("r", "n_tasks", "n_skills", "n_splits"),
         keys={"A": Key("poly_lora_A"), "B": Key("poly_lora_B"), "Z": Key("poly_router.module_logits")},
         fields=lambda c, arch: dict(r=c["r"], n_tasks=c["n_tasks"], n_skills=c["n_skills"], n_splits=c["n_splits"]),
         config=lambda m, arch: dict(r=m.r, n_tasks=m.n_tasks, n_skills=m.n_skills, n_splits=m.n_splits, poly_type="poly"),
@@ -446,26 +548,30 @@ def spec_of(method: Method) -> Spec:
     raise Bad(f"{method.name} cannot be written for PEFT: it has no such method; PEFT has {', '.join(sorted(SPECS))}")
 
 
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
+    "pissa_niter_": "from a decomposition that begins at random",
+    "corda": "from a decomposition that needs the data",
+    "loftq": "by quantising it",
+}
+
+
 def method_name(config: Config) -> str:
     """Our method for their configuration. Raises `Bad`, with near misses, for what we do not compute."""
-    kind = config.get("peft_type")
-    known = {s.peft_type for s in SPECS.values()}
-    if kind not in known:
-        raise Bad(
-            f"peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}{near(str(kind), known)}"
-        )
-    for option in REFUSED.get(kind, ()):
-        if config.get(option):
-            raise Bad(f"adapter_config.json: {option} is not supported for {kind}")
+    kind = kind_of(config)
     if kind == "LORA":
         start = config.get("init_lora_weights", True)
-        if isinstance(start, str) and start.startswith("pissa"):
-            return "pissa"
-        if isinstance(start, str) and start.lower() in ("olora", "corda", "loftq", "mica"):
+        began = start_of(start) if isinstance(start, str) else None
+        if began in BASE_CHANGED:
             raise Bad(
-                f"adapter_config.json: init_lora_weights={start!r} changes the base in a way that is not supported"
+                f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[began]}: it cannot be made "
+                "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
             )
-        return "dora" if config.get("use_dora") else "lora"
+        if began == "lora_ga":
+            note(
+                "adapter_config.json: init_lora_weights='lora_ga': PEFT loads this on the base as it is, and so do we; it was "
+                "trained on a base without its first factors, unless it was saved with path_initial_model_for_weight_conversion"
+            )
+        return "dora" if config.get("use_dora") else "pissa" if began in ("pissa", "olora") else "lora"
     if kind == "P_TUNING":
         return "prompt_tuning"
     return next(n for n, s in SPECS.items() if s.peft_type == kind)

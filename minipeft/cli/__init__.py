@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
 except ImportError:
-    sys.exit('minipeft: the command line needs typer and rich: pip install "minipeft[cli]"')
+    sys.exit("minipeft: the command line needs typer and rich: pip install typer rich")
+except KeyboardInterrupt:
+    sys.exit(130)
 
 from minipeft import __version__
 from minipeft.cli.bench import bench
@@ -17,19 +22,23 @@ from minipeft.cli.check import check
 from minipeft.cli.common import Backend
 from minipeft.cli.compare import compare
 from minipeft.cli.convert import convert
+from minipeft.cli.interrupt import interruptible
 from minipeft.cli.list import list_
 from minipeft.cli.merge import merge
 from minipeft.cli.replay import replay
 from minipeft.cli.show import show
+from minipeft.cli.terminal import plain
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
-from minipeft.errors import Bad
+from minipeft.errors import Bad, Note
+
+# libraries that a command may need and that are not installed with the package; pip knows them by these names
+OPTIONAL = ("rich", "tokenizers", "matplotlib", "torch", "transformers", "peft", "bitsandbytes")
 
 app = typer.Typer(
     name="minipeft",
     help="Every parameter-efficient fine-tuning method: readable, checked, runnable.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -58,24 +67,79 @@ app.add_typer(judging)
 app.command()(bench)
 
 
+def _noted(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+    """A note is one line, without the place in the code that a warning has."""
+    place = "note" if issubclass(category, Note) else f"{filename}:{lineno}: {category.__name__}"
+    print(f"minipeft: {place}: {plain(message)}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
-    """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback."""
+    """Entry point: a user's mistake is one line on standard error and exit status 2, never a traceback.
+
+    130 and 143 are the statuses of a command that was ended; what it had by then it has shown.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a character that this terminal has not is spelt out
+    with interruptible() as asked:
+        status = _status(argv, run)
+        if status == 0:
+            status = _flushed()
+        if asked.status or status == 130:
+            asked.tell()
+    sys.exit(asked.status or status)
+
+
+def _status(argv: Sequence[str] | None, run: Callable) -> int:
     from minipeft.engine.backend import explained
 
+    usage, shown = typer.BadParameter.__mro__[1:3]
     try:
-        with explained():
-            run(argv)
+        with explained(), warnings.catch_warnings():
+            warnings.showwarning = _noted
+            return run(argv, prog_name="minipeft", standalone_mode=False) or 0
+    except shown as why:  # type: ignore[misc]
+        context = getattr(why, "ctx", None)
+        if type(why).__name__ == "NoArgsIsHelpError":  # it has been printed
+            return 2
+        where = f" (see {context.command_path} --help)" if context and isinstance(why, usage) else ""
+        return _told(why.format_message().rstrip(".") + where)
     except Bad as why:
-        print(f"minipeft: {why}", file=sys.stderr)
-        sys.exit(2)
+        return _told(why)
+    except ModuleNotFoundError as why:
+        if (package := (why.name or "").partition(".")[0]) not in OPTIONAL:
+            raise
+        return _told(f"this needs {package}: pip install {package}")
     except BrokenPipeError:
-        sys.exit(0)
+        return _broken_pipe()
+    except SystemExit:  # how rich and typer end when nobody reads standard output any more
+        return _broken_pipe()
     except (OSError, MemoryError) as why:
-        print(f"minipeft: {why or type(why).__name__}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("minipeft: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return _told(why if str(why) else type(why).__name__)
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+
+
+def _told(why: object) -> int:
+    print(f"minipeft: {plain(why)}", file=sys.stderr)
+    return 2
+
+
+def _flushed() -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _broken_pipe()
+    except OSError as why:
+        return _told(why)
+    return 0
+
+
+def _broken_pipe() -> int:
+    """Whoever read standard output has had enough: not a failure, and not a word."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,69 +2,142 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, terminal
+from minipeft.cli.common import Backend, Json, Outputs, Set, Targets, chosen_settings, known, one_of, settings_not_for
+from minipeft.cli.terminal import Kept, progress
+from minipeft.errors import Bad
+
+METHODS = ("lora", "prefix_tuning", "oft", "dora", "ia3", "houlsby")
+SIZES = ("S", "M", "L", "XL", "GPT2")
+TASKS = ("step", "forward", "generate")
+DTYPES = ("float32", "bfloat16")
 
 
 def bench(
-    against: Annotated[
-        str | None, typer.Option(help="peft: run torch and PEFT in turns with us, and print ratios.")
-    ] = None,
-    size: Annotated[Optional[list[str]], typer.Option(help="S, M, L, XL or GPT2 (default: S, M and L).")] = None,  # noqa: UP045
-    method: Annotated[
+    methods: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="lora, prefix_tuning, oft, dora, ia3, houlsby (default: all; of GPT2 lora alone)."),
+        typer.Argument(
+            help="lora, prefix_tuning, oft, dora, ia3, houlsby (default: all; of GPT2 lora alone).",
+            autocompletion=one_of(*METHODS),
+        ),
     ] = None,
-    task: Annotated[Optional[list[str]], typer.Option(help="step, forward or generate (default: step).")] = None,  # noqa: UP045
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="peft: run torch and PEFT in turns with us, and print ratios.", autocompletion=one_of("peft")
+        ),
+    ] = None,
+    size: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="S, M, L, XL or GPT2 (default: S, M and L).", autocompletion=one_of(*SIZES)),
+    ] = None,
+    task: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="step, forward or generate (default: step).", autocompletion=one_of(*TASKS)),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,
-    bf16: Annotated[
-        bool,
+    dtype: Annotated[
+        str,
         typer.Option(
-            "--bf16",
-            help="Our base held in bfloat16; theirs as model.to(torch.bfloat16), activations too. What stays float32 "
-            "here may be rounded by --tf32 beside it.",
+            help="float32, or bfloat16: our base held so; theirs as model.to(torch.bfloat16), activations too. What "
+            "stays float32 here may be rounded by --tf32 beside it.",
+            autocompletion=one_of(*DTYPES),
         ),
-    ] = False,
+    ] = "float32",
     sweep: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
     ] = None,
-    json_: Annotated[Optional[Path], typer.Option("--json", help="Write all numbers.")] = None,  # noqa: UP045
+    set_: Set = None,
+    targets: Targets = None,
+    json_: Json = None,
     backend: Backend = None,
 ) -> None:
     """Time and peak memory of a training step, beside torch + PEFT on the same threads. On a GPU ours runs as CUDA graphs.
 
-    Example: [bold]minipeft bench --against peft --size M --method lora[/bold]
+    Examples:
+        minipeft bench lora --size S
+        minipeft bench lora dora --size S --set r=16 --targets q_proj
+        minipeft bench lora dora --size M --against peft
     """
     import os
 
     from minipeft import bench as job
+    from minipeft.method import method_class
 
+    outputs = Outputs(json=json_)
+    known("--dtype", dtype, DTYPES)
     if tf32:
         os.environ["MINIPEFT_TF32"] = "1"
-    console = terminal(stderr=True)
-    dtype = "bfloat16" if bf16 else "float32"
     if profile:
-        found = job.profile((size or ["M"])[0], (method or ["lora"])[0], dtype=dtype)
-        terminal().print(job.profile_table(found))
-    elif sweep is not None:
-        found = job.sweep(against, sweep, rounds, threads, console, dtype)
-        terminal().print(job.table(found))
+        _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_)
+        if len(size or ()) > 1 or len(methods or ()) > 1:
+            raise Bad("--profile: expected one size and one method")
+        method = (methods or ["lora"])[0]
+        given = chosen_settings([method_class(method)], set_, targets)[method]
+        return _profile(outputs, (size or ["M"])[0], method, dtype, given)
+    if sweep is not None:
+        _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_, set=set_, targets=targets)
+        asked = job.sweep(against, rounds, threads, dtype)
     else:
-        sizes, methods = size or ["S", "M", "L"], method or list(job.METHODS)
-        found = job.bench(against, sizes, methods, rounds, threads, console, task or ["step"], compile_, dtype)
-        terminal().print(job.table(found))
-        for why in [r["compiled"] for r in found if "compiled" in r]:
-            console.print(f"torch.compile does not work here: {why}", soft_wrap=True)
-    if json_ is not None:
-        from minipeft.checkpoints.files import write_json
+        sizes, methods = size or ["S", "M", "L"], methods or list(job.METHODS)
+        given = chosen_settings([method_class(m) for m in methods], set_, targets)
+        settings_not_for(given, set_)
+        asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype, given)
+    import rich.table  # noqa: F401  (after Ctrl-C there is no time for that)
 
-        write_json(json_, found)
+    print(f"minipeft: {asked}", file=sys.stderr, flush=True)
+    rows: Kept[dict] = Kept()
+    with rows, progress("measuring", len(asked.rows)) as tick:
+
+        def keep(row: dict) -> None:
+            rows.append(row)
+            tick(f"{row['task']} {row['method']} {row['size']}", job.said(row))
+
+        job.bench(asked, keep, tick.doing)
+    if rows:
+        outputs.show(job.table(rows))
+    outputs.show(*job.failures(rows))
+    outputs.json(list(rows))
+    if sweep is not None and rows:
+        job.write_sweep(sweep, list(rows), against)
+    rows.finish()
+    if any(side != "compiled" for row in rows for side in row.get("failed", ())):
+        raise typer.Exit(1)
+
+
+def _refused(flag: str, **beside: object) -> None:
+    """Raises `Bad` for what was given and would not be honoured."""
+    for name, value in beside.items():
+        if value:
+            raise Bad(f"{flag}: {name if name.isupper() else '--' + name} beside it has no meaning")
+
+
+def _profile(outputs: Outputs, size: str, method: str, dtype: str, given: dict[str, Any]) -> None:
+    import rich.table  # noqa: F401
+
+    from minipeft import bench as job
+
+    steps = 5
+    rows: Kept[dict] = Kept()
+    with rows, progress("profiling", steps) as tick:
+        tick.doing(f"{method} {size}")
+
+        def so_far(found: list[dict]) -> None:
+            rows[:] = found
+            tick(f"{method} {size}")
+
+        job.profile(size, method, steps, dtype, so_far, given)
+    if rows:
+        outputs.show(job.profile_table(rows))
+    outputs.json(list(rows))
+    rows.finish()

@@ -2,63 +2,94 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, terminal
-from minipeft.errors import Bad
+from minipeft.cli.common import (
+    Backend,
+    Json,
+    Methods,
+    Outputs,
+    Set,
+    Targets,
+    chosen_settings,
+    known,
+    one_of,
+    settings_not_for,
+)
+from minipeft.cli.terminal import Kept, cell, progress, table
+
+FAMILIES = ("llama", "gpt2", "bert", "t5", "vit")
+DTYPES = ("float64", "float32")
 
 
 def check(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Methods (default: all).")] = None,  # noqa: UP045
-    family: Annotated[Optional[list[str]], typer.Option(help="llama, gpt2, bert, t5, vit (default: all).")] = None,  # noqa: UP045
-    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    methods: Methods = None,
+    family: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="llama, gpt2, bert, t5, vit (default: all).", autocompletion=one_of(*FAMILIES)),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float64 or float32.", autocompletion=one_of(*DTYPES))] = "float64",
+    set_: Set = None,
+    targets: Targets = None,
+    json_: Json = None,
     backend: Backend = None,
 ) -> None:
-    """Every law on a method, on tiny models of all families; exits with 1 if one is broken.
+    """Every law on methods (default: all), on tiny models of all families; exits with 1 if one is broken.
 
-    Example: [bold]minipeft check dora[/bold]
+    Examples:
+        minipeft check dora
+        minipeft check lora --family llama --set rslora=True
     """
     import dataclasses
 
     import numpy as np
-    from rich.progress import Progress
 
-    from minipeft.conformance import laws
+    from minipeft.conformance import laws, tiny
     from minipeft.method import METHODS, load_methods, method_class
 
+    outputs = Outputs(json=json_)
     load_methods()
-    if dtype not in ("float64", "float32"):
-        raise Bad(f"--dtype {dtype}: expected float64 or float32")
-    chosen = [method_class(n) for n in names] if names else [METHODS[n] for n in sorted(METHODS)]
-    verdicts = {}
-    with Progress(console=terminal(stderr=True), transient=True) as bar:
-        line = bar.add_task("checking", total=len(chosen))
+    known("--dtype", dtype, DTYPES)
+    families = list(dict.fromkeys(known("--family", f, FAMILIES) for f in family or FAMILIES))
+    chosen = [method_class(n) for n in dict.fromkeys(methods or sorted(METHODS))]
+    setting = chosen_settings(chosen, set_, targets)
+    settings_not_for(setting, set_)
+    verdicts: Kept[tuple[str, Any]] = Kept()
+    with verdicts, progress("checking", len(chosen)) as tick:
         for cls in chosen:
-            bar.update(line, description=cls.name)
-            verdicts[cls.name] = list(laws.check(cls, family or None, np.dtype(dtype).type))
-            bar.advance(line)
-    if json_:
-        print(json.dumps({n: [dataclasses.asdict(v) for v in vs] for n, vs in verdicts.items()}, indent=2))
-    else:
-        from rich.table import Table
-
-        table = Table("method", *laws.LAWS, header_style="bold", pad_edge=False)
-        for n, vs in verdicts.items():
-            row = []
-            for law in laws.LAWS:
-                some = [v for v in vs if v.law == law]
-                bad = [v.family for v in some if v.outcome == "fail"]
-                fits = sum(v.outcome == "pass" for v in some)
-                row.append(f"[red]{', '.join(bad)}[/red]" if bad else f"[green]{fits} pass[/green]" if fits else "–")
-            table.add_row(n, *row)
-        terminal().print(table)
-        for n, vs in verdicts.items():
-            for v in vs:
-                if v.outcome == "fail":
-                    print(f"{n}, {v.family}, {v.law}: {v.reason}")
-    if any(v.outcome == "fail" for vs in verdicts.values() for v in vs):
+            tick.doing(cls.name)
+            found: list[Any] = []
+            for f in families:
+                made = dataclasses.replace(cls.sized(tiny.arch(f)), **setting[cls.name])
+                found += laws.check(made, [f], np.dtype(dtype).type)
+            verdicts.append((cls.name, found))
+            tick(cls.name, _counted(found))
+    outputs.show(_table(verdicts, families), *_broken(verdicts))
+    outputs.json({n: [dataclasses.asdict(v) for v in vs] for n, vs in verdicts})
+    verdicts.finish()
+    if any(v.outcome == "fail" for _, vs in verdicts for v in vs):
         raise typer.Exit(1)
+
+
+def _counted(verdicts: list[Any]) -> str:
+    failed = sum(v.outcome == "fail" for v in verdicts)
+    holding = f"{sum(v.outcome == 'pass' for v in verdicts)} hold"
+    return f"{failed} broken, {holding}" if failed else holding
+
+
+def _table(verdicts: list[tuple[str, Any]], families: list[str]) -> Any:
+    shown = table("method", *families, caption="laws that hold, family by family; –: the method does not fit there")
+    for name, every in verdicts:
+        row = []
+        for f in families:
+            some = [v for v in every if v.family == f and v.outcome != "n/a"]
+            style = "red" if any(v.outcome == "fail" for v in some) else "green"
+            row.append(f"[{style}]{_counted(some)}[/{style}]" if some else "–")
+        shown.add_row(cell(name), *row)
+    return shown
+
+
+def _broken(verdicts: list[tuple[str, Any]]) -> list[str]:
+    return [f"{n}, {v.family}, {v.law}: {v.reason}" for n, vs in verdicts for v in vs if v.outcome == "fail"]

@@ -2,94 +2,172 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
 
-from minipeft.cli.common import Backend, Dtype, terminal
+from minipeft.cli.common import (
+    Backend,
+    Base,
+    Data,
+    Dtype,
+    Html,
+    Jobs,
+    Json,
+    LearningRate,
+    Length,
+    Methods,
+    Outputs,
+    Png,
+    Seed,
+    Set,
+    Targets,
+    chosen_settings,
+    note,
+    settings_not_for,
+)
+from minipeft.cli.terminal import WIDTH, Kept, progress
 from minipeft.errors import Bad
 
 
 def compare(
-    methods: Annotated[Optional[list[str]], typer.Argument(help="Methods to compare (default: all).")] = None,  # noqa: UP045
-    base: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder (default: the decoder of the package).")
-    ] = None,
-    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
-    steps: Annotated[int, typer.Option(min=1, help="Training steps for each method.")] = 40,
-    lr: Annotated[
-        float | None, typer.Option(help="One learning rate for all (default: each method's usual one).")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same numbers.")] = 0,
-    jobs: Annotated[Optional[int], typer.Option(min=1, help="Processes (default: one for each core).")] = None,  # noqa: UP045
-    html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page.")] = None,  # noqa: UP045
-    png: Annotated[Optional[Path], typer.Option(help="Write the plots.")] = None,  # noqa: UP045
-    json_: Annotated[Path | None, typer.Option("--json", help="Write all numbers ('-': to standard output).")] = None,
+    methods: Methods = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every method (default: one of each family).")] = False,
+    base: Base = None,
+    data: Data = None,
+    length: Length = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps for each method and seed.")] = 150,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each method is trained: with --seed and the next.")] = 4,
+    lr: LearningRate = None,
+    set_: Set = None,
+    targets: Targets = None,
+    seed: Seed = 0,
+    jobs: Jobs = None,
+    html: Html = None,
+    png: Png = None,
+    json_: Json = None,
     dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
-    """Adapt one base to one task with every method, and measure what each costs and gives.
+    """Adapt one base to one task with several methods and seeds, and say what follows.
 
-    Examples: [bold]minipeft compare[/bold]   [dim]minipeft compare lora dora --steps 100 --html out.html[/dim]
-    [dim]minipeft compare lora --base path/to/checkpoint --data reviews.csv[/dim]
+    Examples:
+        minipeft compare
+        minipeft compare lora ia3 --steps 300 --html compare.html
+        minipeft compare lora --base base/ --data reviews.csv
     """
     import dataclasses
+    import textwrap
     import time
 
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
+    from minipeft import compare as job
+    from minipeft.compare.page import html_page, plotting, png_plots
+    from minipeft.compare.table import line_of, table
+
+    begun = time.perf_counter()
+    # what cannot end well is found before anything is trained
+    outputs = Outputs(html=html, png=png, json=json_)
+    if html is not None or png is not None:
+        plotting()
+    names = _named(methods or [], all_)
+    given = _settings(names, set_, targets)
+    runs: dict[str, list[Any]] = {}
+    with Kept[Any]() as kept, progress("comparing", seeds * (len(names) + len(job.JUDGES))) as tick:
+        tick.doing("reading base and data")
+        task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
+        wanted = _made(task, names, given, seed)
+        note(task.notes)
+        tick.doing("")
+
+        def ended(outcome: Any) -> None:
+            kept.append(outcome)
+            mine = runs.setdefault(outcome.method, [])
+            mine.append(outcome)
+            last = len(mine) == seeds
+            tick(outcome.method, line_of(job.row_of(outcome.method, mine)) if last else "")
+
+        job.compare(
+            wanted, seeds=range(seed, seed + seeds), lr=lr, jobs=jobs, progress=ended, base=base, csv=data, steps=steps,
+            length=task.length, dtype=dtype,
+        )  # fmt: skip
+    if not kept:
+        kept.finish()
+    found = job.summarise(
+        {name: sorted(some, key=lambda o: o.seed) for name, some in runs.items() if some or name in names}
     )
+    seconds = time.perf_counter() - begun
+    about = (
+        f"{base or 'The decoder of the package'} on {data or 'the snippets of the package'}, {_some(task.classes)}: "
+        f"{steps} steps of {task.train[0].rows} texts of at most {task.length} tokens, seeds {seed} … {seed + seeds - 1}, "
+        f"judged on {len(task.labels):,} held-out texts. {seconds:.0f} seconds."
+    )
+    if kept.interrupted:
+        about += " Interrupted: what had not ended is not here."
+    sentences = "\n".join(textwrap.fill(s, WIDTH, initial_indent="- ", subsequent_indent="  ") for s in found.sentences)
+    outputs.show(sentences + "\n", table(found.rows) + "\n", textwrap.fill(about, WIDTH))
+    rows = [dataclasses.asdict(r) for r in found.rows]
+    outputs.json(dict(about=about, findings=found.sentences, alike=found.groups, rows=rows))
+    outputs.write("html", lambda: html_page(found, about))
+    outputs.write("png", lambda: png_plots(found))
+    kept.finish()
+    if any(not r.base_unchanged for r in found.rows):
+        raise Bad("a base array was changed")
+    if all(r.note for r in found.rows if r.method in names):
+        raise Bad(f"no method could be trained: {found.sentences[-1]}")
+
+
+def _some(words: Any) -> str:
+    return f"{len(words)} classes ({', '.join(words[:4])}{', …' if len(words) > 4 else ''})"
+
+
+def _named(methods: list[str], all_: bool) -> list[str]:
+    """The methods that are asked for."""
+    from minipeft import compare as job
+    from minipeft.method import method_class
+
+    if methods and all_:
+        raise Bad(f"expected methods or --all, found both: {', '.join(methods)}")
+    names = [method_class(name).name for name in methods] or (job.everything() if all_ else list(job.FAMILIES.values()))
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise Bad(f"method {twice[0]!r} is named twice")
+    return names
+
+
+def _settings(names: list[str], set_: list[str] | None, targets: str | None) -> dict[str, dict[str, Any]]:
+    """What --set and --targets say of each method."""
+    from minipeft.method import method_class
+
+    classes = [method_class(name) for name in names]
+    if not set_ and targets is None:
+        return {}
+    own = [cls for cls in classes if not cls.parts]  # what is built over others takes its settings from them
+    given = chosen_settings(own, set_, targets)
+    settings_not_for(given | {cls.name: {} for cls in classes if cls.parts}, set_)
+    if targets is not None and len(own) < len(classes):
+        note([f"minipeft: --targets is not for {', '.join(c.name for c in classes if c.parts)}"])
+    return given
+
+
+def _made(task: Any, names: list[str], given: dict[str, dict[str, Any]], seed: int) -> list[Any]:
+    """The methods with their settings. Raises `Bad` if not one of them fits the base."""
+    import dataclasses
 
     from minipeft import compare as job
     from minipeft.method import method_class
 
-    begun = time.perf_counter()
-    for name in methods or ():
-        method_class(name)
-    console = terminal(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # here first: a mistake is found before any process starts
-    task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
-    with Progress(*columns, console=console, transient=True) as bar:
-        line = bar.add_task("comparing", total=None)
-
-        def progress(done: int, total: int, name: str) -> None:
-            bar.update(line, total=total, completed=done, description=f"comparing, {name} done")
-
-        rows = job.compare(
-            methods or (), seed=seed, lr=lr, jobs=jobs, progress=progress, base=base, csv=data, steps=steps, dtype=dtype
-        )
-    seconds = time.perf_counter() - begun
-    about = (
-        f"{len(rows)} rows on {base or 'the decoder of the package'}, {data or 'the snippets of the package'}: "
-        f"{len(task.train)} steps of {task.train[0].rows} examples, {sum(b.rows for b in task.test)} held-out ones, seed {seed}."
-    )
-    numbers = [dataclasses.asdict(r) for r in rows]
-    if json_ is not None and str(json_) == "-":
-        print(json.dumps(numbers, indent=2))
-    else:
-        terminal().print(job.table(rows))
-        print(f"{about} {seconds:.0f} seconds.")
-    if json_ is not None and str(json_) != "-":
-        from minipeft.checkpoints.files import write_json
-
-        write_json(json_, numbers)
-    if html is not None:
-        job.write_html(rows, html, about)
-    if png is not None:
-        job.write_png(rows, png)
-    if any(not r.base_unchanged for r in rows):
-        raise Bad("a base array was changed")
+    made = [
+        name if cls.parts else dataclasses.replace(cls.sized(task.model.arch), **given.get(name, {}))
+        for name in names
+        for cls in [method_class(name)]
+    ]
+    why = None
+    for method in made:
+        try:
+            if not isinstance(method, str):
+                job.start(task, method, seed)
+            return made
+        except Bad as one:
+            why = why or one
+    assert why is not None
+    raise why

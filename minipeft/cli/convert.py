@@ -7,25 +7,38 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Dtype, attached
+from minipeft.cli.common import Base, Dtype, folders_of, opened
+from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
 
 
 def convert(
-    base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
-    adapter: Annotated[Path, typer.Argument(help="The adapter folder to read.")],
-    out: Annotated[Path, typer.Argument(help="The adapter folder to write, of the other kind.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BASE] ADAPTER OUT",
+            help="The adapter folder to read, and the one to write, of the other kind. The base may stand first.",
+        ),
+    ],
+    base: Base = None,
     dtype: Dtype = None,
 ) -> None:
     """Turn an adapter of PEFT into one of minipeft, or the other way round.
 
-    Example: [bold]minipeft convert base/ peft_adapter/ ours/[/bold]
+    Example:
+        minipeft convert adapter/ for_peft/
+        minipeft convert peft_adapter/ ours/ --base base/
     """
-    from minipeft.checkpoints import load
     from minipeft.checkpoints.native import save_adapter
     from minipeft.checkpoints.peft_io import save_peft
 
-    adapted = attached(load(base, dtype), adapter)
-    ours = (adapter / "adapter.json").exists()
-    (save_peft if ours else save_adapter)(adapted, out)
+    base, adapters, out = folders_of(folders, base)
+    if len(adapters) > 1:
+        raise Bad(f"expected one adapter folder and one to write, found {', '.join(map(str, [*adapters, out]))}")
+    with progress("converting") as tick:
+        tick.doing("reading base and adapter")
+        adapted = opened(base, adapters, dtype)
+        ours = (adapters[0] / "adapter.json").exists()
+        (save_peft if ours else save_adapter)(adapted, out)
     a = adapted.adapters[0]
-    print(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {'PEFT' if ours else 'minipeft'}")
+    print(plain(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {'PEFT' if ours else 'minipeft'}"))

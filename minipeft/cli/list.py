@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
-import typer
-
-from minipeft.cli.common import terminal
+from minipeft.cli.common import Json, Markdown, Outputs
+from minipeft.cli.terminal import cell, table
 
 
-def list_(
-    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-    markdown: Annotated[bool, typer.Option(help="The table of README.md.")] = False,
-) -> None:
-    """All methods, family by family.
+def list_(json_: Json = None, markdown: Markdown = None) -> None:
+    """All methods, family by family. `minipeft show METHOD` says more of one.
 
-    Example: [bold]minipeft list[/bold]
+    Example:
+        minipeft list
     """
     from minipeft.conformance import docstrings
     from minipeft.method import METHODS, load_methods
 
+    outputs = Outputs(json=json_, markdown=markdown)
     load_methods()
     found = [docstrings.facts(cls) for cls in METHODS.values()]
     found.sort(key=lambda m: (m["family"], m["name"]))
-    if json_:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    if markdown:
-        print(docstrings.markdown(found))
-        return
-    from rich.table import Table
-
-    table = Table("method", "family", "what it is", "merges", "paper", header_style="bold", pad_edge=False)
+    shown = table("method", "family", "merges", "what it is", expand=True)
+    shown.columns[-1].ratio = 1  # the last takes what is left, and is cut there: a line a method
     for m in found:
-        table.add_row(m["name"], m["family"], m["title"], m["merges"], m["url"])
-    terminal().print(table)
+        shown.add_row(*(cell(m[k]) for k in ("name", "family", "merges", "title")))
+    outputs.show(shown)
+    outputs.json(found)
+    outputs.write("markdown", lambda: docstrings.markdown(found) + "\n")

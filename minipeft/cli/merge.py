@@ -3,33 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, Dtype, attached
+from minipeft.cli.common import DTYPES, Backend, Base, folders_of, known, one_of, opened
+from minipeft.cli.terminal import plain, progress
+from minipeft.errors import Bad
+
+WRITTEN = (*DTYPES, "float16")
 
 
 def merge(
-    base: Annotated[Path, typer.Argument(help="The base checkpoint folder.")],
-    adapter: Annotated[Path, typer.Argument(help="An adapter folder, ours or PEFT's.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the merged checkpoint.")],
-    dtype: Dtype = None,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[BASE] ADAPTER... OUT",
+            help="Adapter folders, ours or PEFT's, and the folder for the merged checkpoint. The base may stand first.",
+        ),
+    ],
+    base: Base = None,
+    weight: Annotated[
+        Optional[list[float]],  # noqa: UP045
+        typer.Option(
+            "--weight",
+            help="For each adapter in turn: what is computed is W + Σ weight · its change of W. Without weights, adapters "
+            "stack up in order.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--dtype",
+            autocompletion=one_of(*WRITTEN),
+            help=f"What is written: {', '.join(WRITTEN)}; bfloat16: the matrices, all else float32. Default: the type of the "
+            "base's files.",
+        ),
+    ] = None,
     backend: Backend = None,
 ) -> None:
-    """Fold an adapter into its base: an ordinary checkpoint that transformers loads.
+    """Fold adapters into their base: an ordinary checkpoint that transformers loads.
 
-    Example: [bold]minipeft merge base/ adapter/ merged/[/bold]
+    It is read back before it gets its place, and must compute what the adapted model computes. The last line says how far
+    apart the two are, and what rounding to the type of the base's files costs.
+
+    Example:
+        minipeft merge adapter/ merged/
+        minipeft merge peft_adapter/ merged/ --base base/
+        minipeft merge adapter/ peft_adapter/ merged/ --weight 0.7 --weight 0.3
     """
-    from minipeft.checkpoints import load, save_model
-    from minipeft.checkpoints.files import read_json
-    from minipeft.run import merge as fold
+    from minipeft.checkpoints.merged import save_merged
 
-    merged = fold(attached(load(base, dtype), adapter))
-    save_model(merged, out, read_json(base / "config.json"))
-    for extra in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (base / extra).exists():
-            from minipeft.checkpoints.files import write_bytes
-
-            write_bytes(out / extra, (base / extra).read_bytes())
-    print(f"{out}: {merged.size:,} parameters, {merged.dtype}")
+    if dtype is not None:
+        known("--dtype", dtype, WRITTEN)
+    base, adapters, out = folders_of(folders, base)
+    if weight and len(weight) != len(adapters):
+        raise Bad(f"--weight: expected one for each of {len(adapters)} adapters, found {len(weight)}")
+    with progress("merging") as tick:
+        tick.doing("reading base and adapters")
+        adapted = opened(base, adapters)
+        if weight:
+            adapted = adapted.using(**{a.name: w for a, w in zip(adapted.adapters, weight)})
+        tick.doing("folding, writing, and reading back")
+        found = save_merged(adapted, base, out, dtype=dtype, spared=adapters)
+    print(plain(f"{out}: {found}"))

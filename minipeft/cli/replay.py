@@ -2,66 +2,83 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from minipeft.cli.common import Backend, terminal
+from minipeft.cli.common import Backend, Base, Json, Outputs, Strict, base_folder
+from minipeft.cli.terminal import Kept, cell, progress, table
 
 
 def replay(
     cases: Annotated[list[Path], typer.Argument(help="Case folders.")],
-    base: Annotated[Path, typer.Option(help="The base checkpoint folder.")],
-    json_: Annotated[bool, typer.Option("--json", help="For machines, on standard output.")] = False,
-    strict: Annotated[bool, typer.Option(help="Agreement to float32's rounding is not enough.")] = False,
+    base: Base = None,
+    strict: Strict = False,
+    json_: Json = None,
     backend: Backend = None,
 ) -> None:
-    """Compute recorded cases again, and exit with 0 only if all agree.
+    """Compute recorded cases again, and exit with 0 only if all agree. A case is a folder with adapter/ and
+    expected.safetensors.
 
-    A case is a folder with adapter/ and expected.safetensors. Example: [bold]minipeft replay --base base/ cases/*[/bold]
+    Example:
+        minipeft replay cases/* --base base/
     """
-    from rich.progress import Progress
+    import numpy as np
 
-    from minipeft.conformance.replay import replay_all
+    from minipeft.checkpoints import load
+    from minipeft.conformance.replay import replay as one
 
-    with Progress(console=terminal(stderr=True), transient=True) as bar:
-        line = bar.add_task("replaying", total=len(cases))
-        reports = replay_all(base, cases, lambda i, n, name: bar.update(line, completed=i, description=name))
-    if json_:
-        print(json.dumps([r.to_json() for r in reports], indent=2))
-    else:
-        terminal().print(_replayed(reports, strict))
-        agree = sum(r.agrees(strict) for r in reports)
-        print(f"{agree} of {len(reports)} cases agree")
-    if not all(r.agrees(strict) for r in reports):
+    outputs = Outputs(json=json_)
+    reports: Kept[Any] = Kept()
+    with reports, progress("replaying", len(cases)) as tick:
+        tick.doing("the base")
+        model = load(base_folder(base), np.float64)
+        for case in cases:
+            tick.doing(case.name)
+            reports.append(report := one(model, case))
+            tick(case.name, _verdict(report, strict)[0] + (f", {report.problem}" if report.problem else ""))
+    agree = sum(r.agrees(strict) for r in reports)
+    outputs.show(_table(reports, strict), *_told(reports, strict), f"{agree} of {len(reports)} cases agree")
+    outputs.json([r.to_json(strict) for r in reports])
+    reports.finish()
+    if agree < len(reports):
         raise typer.Exit(1)
 
 
-def _replayed(reports: Sequence[Any], strict: bool) -> Any:
-    from rich.table import Table
+def _verdict(report: Any, strict: bool) -> tuple[str, str]:
+    """In words, and how they are coloured."""
+    if report.problem:
+        return "ERROR", "red"
+    if not report.agrees(strict):
+        return "DIFFERS", "red"
+    rounded = any(t.outcome == "float32" for t in report.tensors)
+    return ("agrees (float32)" if rounded else "agrees"), "green"
 
-    table = Table("case", "method", "", "logits", "loss", "gradients", "worst tensor", header_style="bold", pad_edge=False,
-                  caption="err/(u·cond) in float64; rel: relative error, where no cond can be had")  # fmt: skip
 
-    def shown(tensors: list[Any]) -> str:
+def _table(reports: Sequence[Any], strict: bool) -> Any:
+    numbers = ("logits", "loss", "gradients")
+    caption = "err/(u·cond) in float64; rel: relative error, where no cond can be had"
+    shown = table("case", "method", "verdict", *numbers, right=numbers, caption=caption)
+
+    def largest(tensors: list[Any]) -> str:
         if not tensors:
             return "–"
-        known = [t.ratio for t in tensors if t.ratio is not None]
-        return f"{max(known):.2g}" if known else f"{max(t.relative for t in tensors):.1e} rel"
+        ratios = [t.ratio for t in tensors if t.ratio is not None]
+        return f"{max(ratios):.2g}" if ratios else f"{max(t.relative for t in tensors):.1e} rel"
 
     for r in reports:
-        verdict = (
-            "[green]agrees[/green]"
-            if r.agrees(strict)
-            else "[red]DIFFERS[/red]"
-            if not r.problem
-            else "[red]ERROR[/red]"
-        )
-        if r.agrees(strict) and any(t.outcome == "float32" for t in r.tensors):
-            verdict = "[green]agrees[/green] (float32)"
-        worst = r.problem or (r.worst.name if r.worst else "–")
-        table.add_row(r.case, r.method, verdict, shown(r.of("logits")), shown(r.of("loss")), shown(r.of("grad")), worst)
-    return table
+        word, style = _verdict(r, strict)
+        found = (largest(r.of(kind)) for kind in ("logits", "loss", "grad"))
+        shown.add_row(cell(r.case), cell(r.method), f"[{style}]{word}[/{style}]", *found)
+    return shown
+
+
+def _told(reports: Sequence[Any], strict: bool) -> list[str]:
+    """A line for each that does not agree: what is wrong, or the tensor that is furthest off."""
+    return [
+        f"{r.case}: {r.problem or f'furthest off: {r.worst.name}'}"
+        for r in reports
+        if not r.agrees(strict) and (r.problem or r.worst)
+    ]

@@ -2,56 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Backend, Dtype, settings
+from minipeft.cli.common import (
+    Backend,
+    Base,
+    Data,
+    Dtype,
+    LearningRate,
+    Length,
+    Method,
+    Seed,
+    Set,
+    Targets,
+    chosen_settings,
+    known,
+    note,
+    one_of,
+    settings,
+)
+from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
+
+OPTIMISERS = ("adamw", "sgd", "adafactor")
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.")],
+    method: Method,
     out: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
-    base: Annotated[
-        Path | None, typer.Option(help="A checkpoint folder (default: the decoder of the package).")
-    ] = None,
-    data: Annotated[Optional[Path], typer.Option(help="A CSV file with columns text, label and perhaps split.")] = None,  # noqa: UP045
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="A setting of the method, r=4.")] = None,  # noqa: UP045
-    steps: Annotated[int, typer.Option(min=1)] = 100,
-    lr: Annotated[Optional[float], typer.Option()] = None,  # noqa: UP045
-    optimiser: Annotated[str, typer.Option(help="adamw, sgd or adafactor.")] = "adamw",
-    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "linear",
-    warmup: Annotated[int, typer.Option(min=0)] = 10,
-    seed: Annotated[int, typer.Option()] = 0,
+    base: Base = None,
+    data: Data = None,
+    length: Length = None,
+    set_: Set = None,
+    targets: Targets = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 100,
+    lr: LearningRate = None,
+    optimiser: Annotated[
+        str, typer.Option(help="adamw, sgd or adafactor.", autocompletion=one_of(*OPTIMISERS))
+    ] = "adamw",
+    schedule: Annotated[
+        str, typer.Option(help="constant, linear or cosine.", autocompletion=one_of(*SCHEDULES))
+    ] = "linear",
+    warmup: Annotated[int, typer.Option(min=0, help="Steps until the full rate.")] = 10,
+    seed: Seed = 0,
     graph: Annotated[bool, typer.Option("--graph", help="On a GPU: replay steps as CUDA graphs.")] = False,
     dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
-    Example: [bold]minipeft train lora out/ --set r=4 --steps 200[/bold]
+    Example:
+        minipeft train lora adapter/ --set r=4 --steps 200
     """
     from minipeft import compare as job
     from minipeft.checkpoints.native import save_adapter
-    from minipeft.errors import near
     from minipeft.method import method_class
-    from minipeft.train import OPTIMISERS, fit, progress_bar
+    from minipeft.train import OPTIMISERS as RULES
+    from minipeft.train import fit
 
     cls = method_class(method)
-    if optimiser not in OPTIMISERS:
-        raise Bad(f"optimiser {optimiser!r}: expected one of {', '.join(OPTIMISERS)}{near(optimiser, OPTIMISERS)}")
-    task = job.prepare(base, data, steps=steps, seed=seed, dtype=dtype)
-    begun = job.start(task, settings(cls, task.model.arch, set_ or []), seed)
-    rule = OPTIMISERS[optimiser](lr=lr or cls.usual_lr)
-    bar, update = progress_bar(f"training {method}")
-    out.mkdir(parents=True, exist_ok=True)
-    with bar:
+    chosen_settings([cls], set_, targets)  # a mistake is found before anything is read
+    known("--optimiser", optimiser, OPTIMISERS)
+    known("--schedule", schedule, SCHEDULES)
+    if out.exists() and not out.is_dir():
+        raise Bad(f"{out}: expected a folder, found a file")
+    rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
+    kept = out / "training.safetensors"
+    with progress(f"training {method}", steps) as tick, _told(kept):
+        tick.doing("reading base and data")
+        task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
+        begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
+        note(task.notes)
+        out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=out / "training.safetensors", graph=graph, progress=update)  # fmt: skip
-    save_adapter(done.adapted, out)
-    loss, accuracy = job.judge(done.adapted, task.test)
+                   seed=seed, checkpoint=kept, graph=graph,
+                   progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
+        tick.doing("judging")
+        save_adapter(done.adapted, out, classes=task.classes)
+        loss, accuracy = job.judge(done.adapted, task.test)
+    size = done.adapted.adapters[0].size
     print(
-        f"{out}: {method}, {done.adapted.adapters[0].size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
+        plain(f"{out}: {method}, {size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
     )
+
+
+@contextlib.contextmanager
+def _told(kept: Path) -> Iterator[None]:
+    """When the training is interrupted, says what there is of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            print(plain(f"{kept} keeps what was trained: the same command goes on from there"), file=sys.stderr)
+        raise

@@ -3,175 +3,314 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from minipeft import __version__
-from minipeft.cli.common import Backend, terminal
+from minipeft.cli.common import (
+    Backend,
+    Html,
+    Jobs,
+    Json,
+    Junit,
+    Limit,
+    Markdown,
+    Outputs,
+    Strict,
+    cores,
+    known,
+    method_names,
+    one_of,
+)  # fmt: skip
+from minipeft.cli.terminal import Kept, plain, progress, terminal
+from minipeft.errors import Bad
+
+DTYPES = ("float64", "float32")
+CHECKS = ("forward", "grad", "delta", "merge")
+
+
+class _Judging(TyperGroup):
+    """Methods are positions, as in every command; a first word that names a subcommand is one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["subcommand"] = bool(args) and args[0] in self.commands
+        ctx.allow_interspersed_args = not ctx.meta["subcommand"]
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        every = super().get_params(ctx)
+        return [p for p in every if p.param_type_name == "option"] if ctx.meta.get("subcommand") else every
+
 
 judging = typer.Typer(
     name="verify",
-    help="Judge implementations, anyone's, on the recorded cases.",
+    cls=_Judging,
     no_args_is_help=False,
     invoke_without_command=True,
+    subcommand_metavar="| COMMAND [ARGS]...",
 )
+
+
+def _methods_and_commands(incomplete: str) -> list[str]:
+    commands = [c.name or c.callback.__name__.rstrip("_") for c in judging.registered_commands if c.callback]
+    return [*method_names(incomplete), *(c for c in commands if c.startswith(incomplete))]
+
+
+def _implementations(incomplete: str) -> list[str]:
+    from minipeft.conformance.program import PEERS
+
+    return one_of("minipeft", *PEERS, "python:", "exec:")(incomplete)
+
+
+def _cases(incomplete: str) -> list[str]:
+    from minipeft.conformance import cases as files
+
+    return [c.id for c in files.load(files.SHIPPED) if c.id.startswith(incomplete)]
+
+
+Case = Annotated[str, typer.Option("--case", help="The id of a case.", autocompletion=_cases)]
 
 
 @judging.callback()
 def verify(
     ctx: typer.Context,
+    methods: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Only these methods (default: all).", autocompletion=_methods_and_commands),
+    ] = None,
     implementation: Annotated[
         list[str] | None,
         typer.Option(
             "-i",
             "--implementation",
             help="python:module:object, exec:'command', or a harness: peft, …; may be repeated. Default: minipeft.",
+            autocompletion=_implementations,
         ),
     ] = None,
-    method: Annotated[Optional[list[str]], typer.Option(help="Only this method.")] = None,  # noqa: UP045
-    check: Annotated[Optional[list[str]], typer.Option(help="Only this check.")] = None,  # noqa: UP045
-    case: Annotated[Optional[list[str]], typer.Option(help="Only this case, or a glob over ids.")] = None,  # noqa: UP045
+    check: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this check.", autocompletion=one_of(*CHECKS)),
+    ] = None,
+    case: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Only this case, or a glob over ids.", autocompletion=_cases),
+    ] = None,
     level: Annotated[
         int, typer.Option(min=1, max=3, help="1: outputs; 2: and gradients and merging; 3: everything.")
     ] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
-    limit: Annotated[float, typer.Option(min=0.1, help="Seconds a case may take.")] = 20.0,
+    jobs: Jobs = None,
+    limit: Limit = 20.0,
     python: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: the interpreter that a harness runs under.")
     ] = None,
-    strict: Annotated[bool, typer.Option(help="By the usual readings alone, whichever are declared.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float64 or float32 (default: the best it has).")] = None,
+    strict: Strict = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float64 or float32 (default: the best it has).", autocompletion=one_of(*DTYPES))
+    ] = None,
     cases: Annotated[Path | None, typer.Option(help="A folder of cases (default: those of the package).")] = None,
-    expect: Annotated[Path | None, typer.Option(help="A file of known failures.")] = None,
+    expect: Annotated[
+        Path | None,
+        typer.Option(help="A file of known failures (default, of a harness: what is known of its library)."),
+    ] = None,
     update: Annotated[bool, typer.Option("--expect-update", help="Write the failures into that file.")] = False,
-    json_: Annotated[Optional[Path], typer.Option("--json", help="All results, a JSON line each.")] = None,  # noqa: UP045
-    junit: Annotated[Path | None, typer.Option(help="JUnit XML.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Markdown.")] = None,
-    html: Annotated[Path | None, typer.Option(help="One self-contained page.")] = None,
+    json_: Json = None,
+    junit: Junit = None,
+    markdown: Markdown = None,
+    html: Html = None,
     backend: Backend = None,
 ) -> None:
-    """Judge implementations on the recorded cases. Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
+    """Judge implementations, anyone's, on the recorded cases.
 
-    Example: [bold]minipeft verify -i peft --method dora --html dora.html[/bold]
+    Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
+
+    Examples:
+        minipeft verify dora
+        minipeft verify -i peft dora --html dora.html
+        minipeft verify --case 'lora.forward.*' --json -
     """
     if ctx.invoked_subcommand is not None:
         return
-    from rich.progress import Progress
-
-    from minipeft.checkpoints.files import write_bytes
     from minipeft.conformance import cases as files
+    from minipeft.conformance import expect as known_failures
     from minipeft.conformance import report
     from minipeft.conformance import verify as job
-    from minipeft.conformance.results import to_lines
+    from minipeft.conformance.results import Result, to_lines
 
+    outputs = Outputs(json=json_, junit=junit, markdown=markdown, html=html)
+    if dtype is not None:
+        known("--dtype", dtype, DTYPES)
+    if update and expect is None:
+        raise Bad("--expect-update: expected --expect FILE beside it")
+    pythons = {}
+    for word in python or ():
+        name, eq, path = word.partition("=")
+        if not eq or not name or not path:
+            raise Bad(f"--python {word}: expected NAME=PATH")
+        pythons[name] = path
     names = implementation or ["minipeft"]
     try:
-        chosen = job.choose(cases or files.SHIPPED, method, check, case, level)
+        chosen = job.choose(cases or files.SHIPPED, methods, check, case, level)
     except files.Damaged as why:
-        print(f"minipeft: {why}", file=sys.stderr)
+        print(f"minipeft: {plain(why)}", file=sys.stderr)
         raise typer.Exit(3) from None
-    expected = job.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
-    pythons = dict(word.partition("=")[::2] for word in python or ())
-    results = []
-    with Progress(console=terminal(stderr=True), transient=True) as bar:
+    given = known_failures.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
+    expected = {
+        n: given if expect is not None else known_failures.concerning(known_failures.of_harness(n), chosen.cases)
+        for n in names
+    }
+    console, results = ready(), Kept[Result]()
+    with results, progress("judging", len(names) * len(chosen.cases)) as tick:
         for name in names:
-            task = bar.add_task(name, total=len(chosen.cases))
-            results += job.run(
-                name, chosen, jobs=jobs, limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
-                progress=lambda r, task=task: bar.advance(task),  # type: ignore[misc]
+            tick.doing(f"{name} starts")
+            job.run(
+                name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
+                progress=_by_method(name, chosen.cases, results, tick),
             )  # fmt: skip
+    order = {c.id: i for i, c in enumerate(chosen.cases)}
+    results.sort(key=lambda r: (names.index(r.implementation), order[r.id]))
     by_id = {c.id: c for c in chosen.cases}
-    console = terminal()
-    console.print(report.matrix(results))
-    unexpected = job.unexpected(results, expected)
-    shown = [r for r in results if r.outcome in ("FAIL", "ERROR") and any(r.id in u for u in unexpected)]
-    for r in shown[:20]:
-        console.print(report.failure(r, by_id.get(r.id)))
+    if expect is not None:
+        unexpected = known_failures.unexpected(results, given)
+    else:
+        of_each = ([r for r in results if r.implementation == n] for n in names)
+        unexpected = [u for n, mine in zip(names, of_each) for u in known_failures.unexpected(mine, expected[n])]
+    told = [e for r in results for e in known_failures.explained([r], expected[r.implementation])]
+    outputs.show(report.matrix(told, console.width))
+    wrong = [r for r in told if r.outcome in ("FAIL", "ERROR")]
+    known_ones = [r for r in wrong if r.expected_outcome]
+    shown = [r for r in wrong if not r.expected_outcome] + (known_ones if expect is None else [])
+    outputs.show(*(report.failure(r, by_id.get(r.id)) for r in shown[:20]))
     if len(shown) > 20:
-        print(f"… and {len(shown) - 20} more")
-    for path, text in (
-        (json_, lambda: to_lines(results)), (junit, lambda: report.junit(results)), (markdown, lambda: report.markdown(results)),
-    ):  # fmt: skip
-        if path is not None:
-            write_bytes(path, text().encode())
-    if html is not None:
+        outputs.show(f"… and {len(shown) - 20} more")
+
+    def page() -> str:
         from minipeft.conformance import page
 
-        write_bytes(html, page.html(results, by_id, dict(version=__version__, cases=len(chosen.cases))).encode())
+        return page.html(told, by_id, dict(version=__version__, cases=len(chosen.cases)))
+
+    outputs.write("json", lambda: to_lines(told))
+    outputs.write("junit", lambda: report.junit(told))
+    outputs.write("markdown", lambda: report.markdown(told))
+    outputs.write("html", page)
+    if results.interrupted:
+        outputs.show(f"interrupted: {len(results)} of {len(names) * len(chosen.cases)} cases were judged")
+    results.finish()
     if update and expect is not None:
-        print(f"{expect}: {job.write_expectations(expect, results, expected)} known failures")
+        outputs.show(f"{expect}: {known_failures.write_expectations(expect, results, given)} known failures")
         return
+    if known_ones:
+        outputs.show(f"{len(known_ones)} of {len(wrong)} failures are known: {expect or 'docs/deviations.md'}")
     if unexpected:
-        for line in unexpected[:40]:
-            print(line)
+        outputs.show(*unexpected[:40])
         raise typer.Exit(1)
+
+
+def ready() -> Any:
+    """The terminal, and what shows results there imported: after Ctrl-C there is no time for that."""
+    import rich.panel
+    import rich.table
+    import rich.text  # noqa: F401
+
+    return terminal()
+
+
+def _by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -> Callable[[Any], None]:
+    """Keeps results, and says each method's as its last one comes."""
+    from minipeft.conformance.report import verdict
+
+    left = Counter(c.method for c in cases)
+    got: dict[str, list[Any]] = {method: [] for method in left}
+
+    def judged(r: Any) -> None:
+        results.append(r)
+        got[r.method].append(r)
+        word, count = verdict(got[r.method]) if len(got[r.method]) == left[r.method] else ("SKIP", "")
+        tick(f"{name} {r.method}", "" if word == "SKIP" else f"{word} {count}")
+
+    return judged
+
+
+LANGUAGES = ("rust", "python", "jax", "mlx", "c")
 
 
 @judging.command("new")
 def new_(
-    language: Annotated[str, typer.Argument(help="rust, python, jax, mlx or c.")],
+    language: Annotated[str, typer.Argument(help="rust, python, jax, mlx or c.", autocompletion=one_of(*LANGUAGES))],
     folder: Annotated[Path, typer.Argument(help="Where to write it; must not exist or be empty.")],
 ) -> None:
     """Write the skeleton of a harness in another language.
 
-    Example: [bold]minipeft verify new rust harness/[/bold]
+    Example:
+        minipeft verify new rust harness/
     """
     from minipeft.conformance.new import skeleton
 
     for path in skeleton(language, folder):
-        print(path)
+        print(plain(path))
 
 
 @judging.command()
 def field(
     folder: Annotated[Path, typer.Argument(help="Where the harnesses' environments are, or are made with pip.")],
     into: Annotated[Path, typer.Option(help="The folder that field.html and field.md are written to.")] = Path("docs"),
-    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
-    limit: Annotated[float, typer.Option(min=0.1, help="Seconds a case may take.")] = 20.0,
+    jobs: Jobs = None,
+    limit: Limit = 20.0,
 ) -> None:
     """Judge every library there is a harness for, and write the matrix of the field. Status 1 if one is not as it is known to be.
 
-    Example: [bold]minipeft verify field environments/[/bold]
+    Example:
+        minipeft verify field environments/
     """
-    from rich.progress import Progress
-
     from minipeft.checkpoints.files import write_bytes
     from minipeft.conformance import field as job
     from minipeft.conformance import page, report
+    from minipeft.conformance.results import Result
     from minipeft.conformance.verify import choose
 
     chosen = choose()
-    with Progress(console=terminal(stderr=True), transient=True) as bar:
-        making = bar.add_task("environments", total=None)
-        pythons = job.prepare(folder, lambda line: bar.update(making, description=line))
-        tasks = {p: bar.add_task(p, total=len(chosen.cases)) for p in ("minipeft", *pythons)}
-        results, unexpected = job.judge_all(pythons, chosen, jobs, limit, lambda p, r: bar.advance(tasks[p]))
-    terminal().print(report.matrix(results))
+    console, found = ready(), Kept[Result]()
+    with found, progress("judging") as tick:
+        pythons = job.prepare(folder, tick.doing)
+        tick.total = len(chosen.cases) * (1 + len(pythons))
+        keep = {p: _by_method(p, chosen.cases, found, tick) for p in ("minipeft", *pythons)}
+        results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: keep[p](r))
+    if found.interrupted:
+        console.print(report.matrix(found, console.width))
+        print(f"interrupted: {into / 'field.html'} and {into / 'field.md'}, of the whole field, are as they were")
+        found.finish()
+    console.print(report.matrix(results, console.width))
     by_id = {c.id: c for c in chosen.cases}
     write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
     write_bytes(into / "field.md", report.field(results).encode())
     for line in unexpected[:40]:
-        print(line)
+        print(plain(line))
     if unexpected:
         raise typer.Exit(1)
 
 
 @judging.command()
 def diff(
-    first: Annotated[str, typer.Argument(help="An implementation.")],
-    second: Annotated[str, typer.Argument(help="Another one.")],
-    case: Annotated[str, typer.Option(help="The id of a case.")],
-    limit: Annotated[float, typer.Option(help="Seconds.")] = 20.0,
+    first: Annotated[str, typer.Argument(help="An implementation.", autocompletion=_implementations)],
+    second: Annotated[str, typer.Argument(help="Another one.", autocompletion=_implementations)],
+    case: Case,
+    limit: Limit = 20.0,
 ) -> None:
     """Where two implementations first differ on a case: intermediate by intermediate where they can trace, then the results.
 
-    Example: [bold]minipeft verify diff minipeft peft --case dora.grad.usual[/bold]
+    Example:
+        minipeft verify diff minipeft peft --case dora.grad.usual
     """
-    from minipeft.conformance import verify as job
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
 
-    rows = job.diff(first, second, job.choose(ids=[case]).cases[0], limit)
+    with progress("computing") as tick:
+        tick.doing(case)
+        rows = job.diff(first, second, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, first, second))
     if any(not row.same for row in rows):
         raise typer.Exit(1)
@@ -179,19 +318,25 @@ def diff(
 
 @judging.command()
 def bisect(
-    implementation: Annotated[str, typer.Argument(help="An implementation that traces.")],
-    case: Annotated[str, typer.Option(help="The id of a case.")],
-    limit: Annotated[float, typer.Option(help="Seconds.")] = 20.0,
+    implementation: Annotated[
+        str, typer.Argument(help="An implementation that traces.", autocompletion=_implementations)
+    ],
+    case: Case,
+    limit: Limit = 20.0,
 ) -> None:
     """The first intermediate at which an implementation departs from minipeft. Status 1 if there is one.
 
-    Example: [bold]minipeft verify bisect peft --case dora.forward.usual[/bold]
+    Example:
+        minipeft verify bisect peft --case dora.forward.usual
     """
-    from minipeft.conformance import verify as job
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
 
-    rows, departed = job.bisect(implementation, job.choose(ids=[case]).cases[0], limit)
+    with progress("computing") as tick:
+        tick.doing(case)
+        rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, "minipeft", implementation))
     if departed is not None:
-        print(f"departs at {departed.name}")
+        print(plain(f"departs at {departed.name}"))
         raise typer.Exit(1)
     print(f"the same in all {len(rows)} intermediates")

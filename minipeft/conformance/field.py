@@ -7,8 +7,6 @@ docs/deviations.md.
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
 import subprocess
 import sys
 import venv
@@ -16,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minipeft.conformance import expect
 from minipeft.conformance.results import Result
-from minipeft.conformance.verify import Chosen, Expectation, read_expectations, run
+from minipeft.conformance.verify import Chosen, run
 from minipeft.errors import Bad
+from minipeft.processes import end_group, own_group
 
 HERE = Path(__file__).parent
 CORE = ("numpy", "scipy", "safetensors")
@@ -77,45 +77,35 @@ def prepare(folder: Path, tell: Callable[[str], None] = lambda line: None) -> di
             venv.create(where, with_pip=True)
             for packages in (CORE, *environment.installs, ("--no-deps", "-e", str(root))):
                 command = [str(python), "-m", "pip", "install", "--quiet", *packages]
-                made = subprocess.run(command, capture_output=True, text=True)
-                if made.returncode:
-                    last = (made.stderr.strip().splitlines() or ["no message"])[-1]
+                status, said = _run(command)
+                if status:
+                    last = (said.strip().splitlines() or ["no message"])[-1]
                     raise Bad(f"environment {name}: pip install {' '.join(packages)} failed: {last}")
             done.write_text(wanted)
         out |= dict.fromkeys(environment.peers, str(python))
     return out
 
 
-def expectations(peer: str) -> list[Expectation]:
-    """What a harness's library is known to fail."""
-    path = HERE / "peers" / f"{peer.replace('-', '_')}.toml"
-    return read_expectations(path) if path.exists() else []
-
-
-def explained(results: Sequence[Result], known: Sequence[Expectation]) -> list[Result]:
-    """The results, those that are known with the address and the reason."""
-    out = []
-    for r in results:
-        e = next((e for e in known if fnmatch.fnmatchcase(r.id, e.id) and r.outcome == e.outcome), None)
-        if e is not None:
-            reason = f"{r.reason}. {e.reason}" if e.reason and e.reason not in r.reason else r.reason
-            r = dataclasses.replace(r, expected_outcome=e.outcome, url=e.url or r.url, reason=reason)
-        out.append(r)
-    return out
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """Its status and what it says on standard error. It ends, with all that it started, if this is interrupted."""
+    made = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **own_group())
+    try:
+        said = made.communicate()[1]
+    finally:
+        end_group(made)
+    return made.returncode, said
 
 
 def judge_all(
     pythons: dict[str, str], chosen: Chosen, jobs: int, limit: float, progress: Callable[[str, Result], None]
 ) -> tuple[list[Result], list[str]]:
     """All results, minipeft's own first; and what is not as expected, a line each."""
-    from minipeft.conformance.verify import unexpected
-
     results, said = [], []
     for peer in ("minipeft", *pythons):
-        known = expectations(peer)
+        known = expect.of_harness(peer)
         found = run(
             peer, chosen, jobs=jobs, limit=limit, python=pythons.get(peer), progress=lambda r, p=peer: progress(p, r)  # type: ignore[misc]
         )  # fmt: skip
-        said += unexpected(found, known)
-        results += explained(found, known)
+        said += expect.unexpected(found, known)
+        results += expect.explained(found, known)
     return results, said

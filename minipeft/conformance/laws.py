@@ -23,6 +23,7 @@ from minipeft.engine.tensor import value
 from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method
 from minipeft.model.arch import Batch, Model
+from minipeft.model.sensitivity import sensitivity
 from minipeft.run import Adapted, Adapter, attach, digest, merge, sites
 from minipeft.train import SGD, AdamW, fit
 
@@ -72,29 +73,6 @@ def moved(adapted: Adapted, seed: int = 0, by: float = 0.1) -> Adapted:
     return adapted.replace(
         {k: x + to_device((by * rng.standard_normal(x.shape)).astype(x.dtype)) for k, x in theta.items()}
     )
-
-
-def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[str, Any]) -> float:
-    """How much max|f| moves for a relative change of 1 in every number: measured at small random relative changes.
-
-    A base held in bfloat16 is widened for that.
-    """
-    model = model.astype(model.dtype)
-    rng = np.random.default_rng(11)
-    half = float(np.finfo(next(iter(theta.values())).dtype if theta else model.dtype).eps) ** 0.5
-
-    def nudge(x: Any) -> Any:
-        if hasattr(x, "dequantize"):
-            return x
-        return x * to_device((1 + half * rng.choice([-1.0, 1.0], x.shape)).astype(x.dtype))
-
-    at = to_host(value(f(model, dict(theta))))
-    worst = float(abs(at).max())
-    for _ in range(3):
-        other = dataclasses.replace(model, params={k: nudge(v) for k, v in model.params.items()})
-        there = to_host(value(f(other, {k: nudge(v) for k, v in theta.items()})))
-        worst = max(worst, float(abs(there - at).max()) / half)
-    return worst
 
 
 def close(got: Any, want: Any, cond: float, what: str, k: float = K, u: float = 0.0) -> float:

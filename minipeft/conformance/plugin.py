@@ -38,12 +38,12 @@ class Cases(pytest.Collector):
         self.expected: list[Any] = []
 
     def collect(self) -> Any:
-        from minipeft.conformance import verify
+        from minipeft.conformance import expect, verify
 
         option = self.config.getoption
         self.chosen = verify.choose(methods=option("--conformance-method"), checks=option("--conformance-check"))
         if path := option("--conformance-expect"):
-            self.expected = verify.read_expectations(Path(path))
+            self.expected = expect.read_expectations(Path(path))
         return [One.from_parent(self, name=case.id) for case in self.chosen.cases]
 
     def result(self, name: str) -> Any:
@@ -59,14 +59,13 @@ class One(pytest.Item):
     """One case."""
 
     def runtest(self) -> None:
-        from minipeft.conformance import verify
+        from minipeft.conformance.expect import unexpected
 
         parent: Any = self.parent
         result = parent.result(self.name)
         if result.outcome in ("SKIP", "N/A"):
             pytest.skip(f"{result.reason} {result.url}".strip())
-        expected = [e for e in parent.expected if verify.fnmatch.fnmatchcase(self.name, e.id)]
-        said = list(verify.unexpected([result], expected))
+        said = unexpected([result], [e for e in parent.expected if e.matches(result)])
         if said:
             raise Wrong(said[0] + (f"; it equals {', '.join(result.diagnosis)}" if result.diagnosis else ""))
 

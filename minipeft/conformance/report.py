@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.results import Result
+from minipeft.plain import cell, plain
 
 STYLES = {"PASS": "green", "READING": "cyan", "FAIL": "bold red", "ERROR": "bold magenta", "SKIP": "dim", "N/A": "dim"}
 
@@ -34,20 +35,38 @@ def verdict(results: Sequence[Result]) -> tuple[str, str]:
     return word, f"{right}/{len(judged)}" if judged else "–"
 
 
-def matrix(results: Sequence[Result]) -> Any:
-    """Methods × implementations as a table of rich."""
+def matrix(results: Sequence[Result], width: int = 80) -> Any:
+    """Methods × implementations for a terminal: as many implementations beside each other as its width allows."""
+    from rich.console import Group
     from rich.table import Table
 
     names, cells = implementations(results), grouped(results)
-    table = Table("method", *names, header_style="bold", pad_edge=False)
-    for method in dict.fromkeys(m for m, _ in cells):
-        row = []
-        for name in names:
-            word, count = verdict(cells.get((method, name), []))
-            shown = "–" if word == "SKIP" else "PASS (reading)" if word == "READING" else word
-            row.append(f"[{STYLES[word]}]{shown}{'' if count == '–' else ' ' + count}[/]")
-        table.add_row(method, *row)
-    return table
+    methods = list(dict.fromkeys(m for m, _ in cells))
+    columns = {}
+    for name in names:
+        judged = [verdict(cells.get((method, name), [])) for method in methods]
+        said = ["–" if word == "SKIP" else "PASS (reading)" if word == "READING" else word for word, _ in judged]
+        columns[name] = [
+            (f"{s}{'' if count == '–' else ' ' + count}", STYLES[word]) for s, (word, count) in zip(said, judged)
+        ]
+    first = max(map(len, ["method", *methods]), default=0) + 3
+    blocks: list[list[str]] = [[]]
+    left = width - first
+    for name, column in columns.items():
+        needs = max(len(name), *(len(text) for text, _ in column)) + 3
+        if blocks[-1] and needs > left:
+            blocks.append([])
+            left = width - first
+        blocks[-1].append(name)
+        left -= needs
+    tables = []
+    for block in blocks:
+        table = Table("method", *map(cell, block), header_style="bold", pad_edge=False)
+        for i, method in enumerate(methods):
+            row = (columns[name][i] for name in block)
+            table.add_row(cell(method), *(f"[{style}]{cell(text)}[/]" for text, style in row))
+        tables.append(table)
+    return Group(*tables)
 
 
 def reproduction(r: Result) -> str:
@@ -77,10 +96,10 @@ def failure(r: Result, case: Case | None) -> Any:
     from rich.text import Text
 
     equation = case.equation.splitlines() if case is not None else []
-    body = Text("\n".join([*equation, "", *told(r)] if equation else told(r)))
-    return Panel(
-        body, title=f"{r.implementation} {r.version}  {r.id}  {r.outcome}", title_align="left", border_style="red"
-    )
+    said = [plain(line) for line in told(r)]
+    title = Text(plain(f"{r.implementation} {r.version}  {r.id}  {r.outcome}"))
+    body = Text("\n".join([*equation, "", *said] if equation else said))
+    return Panel(body, title=title, title_align="left", border_style="red")
 
 
 def markdown(results: Sequence[Result]) -> str:

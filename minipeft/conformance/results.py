@@ -51,23 +51,28 @@ def _plain(value: Any) -> Any:
 
 
 def to_lines(results: Iterable[Result]) -> str:
-    """One result a line."""
-    rows = [{k: _plain(v) for k, v in dataclasses.asdict(r).items()} for r in results]
-    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    """A JSON array, one result a line."""
+    rows = [json.dumps({k: _plain(v) for k, v in dataclasses.asdict(r).items()}, ensure_ascii=False) for r in results]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
 def from_lines(text: str) -> list[Result]:
     """The results of `to_lines`. Raises `Bad` for other text."""
+    try:
+        rows = json.loads(text)
+    except ValueError as why:
+        raise Bad(f"expected results of minipeft verify as JSON: {why}") from None
+    if not isinstance(rows, list):
+        raise Bad(f"expected results of minipeft verify, a JSON array, found {type(rows).__name__}")
     out = []
-    for n, line in enumerate(text.splitlines(), 1):
+    for n, row in enumerate(rows, 1):
         try:
-            row = json.loads(line)
             for k in ("expected", "found", "ratio", "relative"):
                 row[k] = None if row[k] is None else float(row[k])
             worst = None if row["worst"] is None else tuple(row["worst"])
             out.append(Result(**row | dict(worst=worst, diagnosis=tuple(row["diagnosis"]))))
-        except (ValueError, TypeError, KeyError) as why:
-            raise Bad(f"line {n}: expected a result of minipeft verify: {why}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as why:
+            raise Bad(f"result {n}: expected one of minipeft verify: {why}") from None
         if out[-1].outcome not in OUTCOMES:
-            raise Bad(f"line {n}: outcome {out[-1].outcome!r}: expected one of {', '.join(OUTCOMES)}")
+            raise Bad(f"result {n}: outcome {out[-1].outcome!r}: expected one of {', '.join(OUTCOMES)}")
     return out

@@ -13,6 +13,7 @@ A case has other numbers every time, in float64 or float32, and other settings w
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,13 @@ from minipeft.conformance.places import arrays_at, place_of
 from minipeft.conformance.record import answer, conditions, inputs_of, moved, single, variants
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad, near
-from minipeft.method import method_class
+from minipeft.method import Method, method_class
+
+
+@cache
+def _variants(method: str) -> tuple[tuple[str, Method], ...]:
+    """Read from the source once, not for every case that is drawn."""
+    return tuple(variants(method_class(method)))
 
 
 @st.composite
@@ -34,7 +41,7 @@ def case(draw: Any, method: str = "lora", ask: str = "forward", dtype: Any = np.
     if ask not in ("forward", "vjp", "merge", "delta"):
         raise Bad(f"ask {ask!r}: expected forward, vjp, merge or delta{near(ask, ASKS)}")
     cls = method_class(method)
-    _, chosen = draw(st.sampled_from(list(variants(cls))), label="variant")
+    _, chosen = draw(st.sampled_from(_variants(method)), label="variant")
     known = {f.name for f in dataclasses.fields(cls)}
     ranks = dict(r=draw(st.integers(1, 5), label="r")) if "alpha" in known and method != "adalora" else {}
     alpha = dict(alpha=draw(st.floats(0.5, 9.0), label="alpha")) if "alpha" in known else {}

@@ -18,10 +18,10 @@ from minipeft.model.transformer import shapes
 ARCHS = {
     "llama": Arch(
         "llama", d=24, layers=2, heads=6, kv_heads=3, ff=40, vocab=50, norm="rms", act="silu", gated=True,
-        positions="rope", eos_id=1, pad_id=0,
+        positions="rope", eos_ids=(1,), pad_id=0,
     ),
     "gpt2": Arch(
-        "gpt2", d=24, layers=2, heads=3, ff=96, vocab=50, fused_qkv=True, max_positions=40, tied=True, eos_id=1, pad_id=0,
+        "gpt2", d=24, layers=2, heads=3, ff=96, vocab=50, fused_qkv=True, max_positions=40, tied=True, eos_ids=(1,), pad_id=0,
         biased=("qkv", "o", "up", "down"),
     ),
     "bert": Arch(
@@ -30,7 +30,7 @@ ARCHS = {
     ),
     "t5": Arch(
         "t5", d=24, layers=2, encoder_layers=2, heads=3, ff=40, vocab=50, norm="rms", act="gelu_tanh", gated=True, positions="relative",
-        buckets=8, max_distance=16, scale=1.0, tied=True, head_scale=24**-0.5, eos_id=1, pad_id=0, start_id=0, eps=1e-6,
+        buckets=8, max_distance=16, scale=1.0, tied=True, head_scale=24**-0.5, eos_ids=(1,), pad_id=0, start_id=0, eps=1e-6,
     ),
     "vit": Arch(
         "vit", d=24, layers=2, heads=3, ff=40, causal=False, act="gelu", patch=4, image=12, channels=3, head="classify",

@@ -40,7 +40,7 @@ class _Backend:
         except Exception as why:  # whatever the library or its driver raises, at whatever length
             raise Bad(
                 f"backend {name!r} cannot be used here: {_line(why)}; it needs an NVIDIA GPU, its driver and "
-                f'`pip install "minipeft[cuda13]"` (or cuda12, as `nvidia-smi` says); the default backend is numpy'
+                f'`pip install "cupy-cuda13x[ctk]"` (or cupy-cuda12x, as `nvidia-smi` says); the default backend is numpy'
             ) from None
         self.__dict__.clear()
         self._name, self._module = name, module
@@ -106,6 +106,17 @@ def solve(M: Any, y: Any) -> Any:
     shape = xp.broadcast_shapes(M.shape[:-2], y.shape[:-2])
     M, y = (xp.broadcast_to(a, (*shape, *a.shape[-2:])) for a in (M, y))
     return xp.linalg.solve(M, y) if y.size else xp.zeros(y.shape, y.dtype)
+
+
+def lowest(dtype: Any) -> float:
+    """The lowest number of a dtype. Half of it, added to a score, hides a key from `attention`."""
+    return float(xp.finfo(dtype).min)
+
+
+def refuse(wrong: Any, message: Callable[[], str]) -> None:
+    """Raise ValueError if any number of `wrong` is true. On the host alone: a device would have to be waited for."""
+    if name() == "numpy" and wrong.any():
+        raise ValueError(message())
 
 
 # --- host and device ------------------------------------------------------------------------------------------------

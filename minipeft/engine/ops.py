@@ -19,7 +19,7 @@ import numpy as np
 from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
-from minipeft.engine.tensor import Array, Put, composed, op, replaceable
+from minipeft.engine.tensor import Array, Put, composed, op
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -233,7 +233,11 @@ def ifft2(S: Array) -> Any:
 
     Its kernel cos 2π(jp/m + kq/n)/(mn) is symmetric, so it is its own adjoint.
     """
-    return _real_ifft2(S), (_real_ifft2,)
+
+    def back(S: Array) -> Array:
+        return xp.ascontiguousarray(xp.fft.ifft2(S).real).astype(S.dtype, copy=False)
+
+    return back(S), (back,)
 
 
 # --- normalisation, activations, attention, loss ---------------------------------------------------------------------
@@ -308,11 +312,11 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
     and summed up in their own type. The gradient is that of the product without roundings.
     """
-    xV, V = factors(x, W)
+    xV, V = operands(x, W)
     y = xV @ V.T
 
     def vjp_x(g: Array) -> Array:
-        gV, V = factors(g, W)
+        gV, V = operands(g, W)
         return gV @ V
 
     return y if b is None else y + b, (vjp_x, lambda g: rows(g).T @ rows(x), lambda g: g)
@@ -364,14 +368,17 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 
     q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
     Returns (b, h, t, d).
+
+    A bias below a quarter of the dtype's lowest number hides a key. A query from which all keys are hidden weighs them alike,
+    whatever its scores are: they are lost in rounding, and so is the gradient of q, k and bias there.
     """
     shared = q.shape[1] // builtins.max(k.shape[1], 1)
     k, v = (xp.repeat(x, shared, axis=1) for x in (k, v))
-    scores = scale * (q @ xp.swapaxes(k, -1, -2))
-    p = _softmax(scores if bias is None else scores + bias)
+    scores = scale * (q @ xp.swapaxes(k, -1, -2)) + (0 if bias is None else bias)
+    p, sees = _softmax(scores), ~(scores <= backend.lowest(q.dtype) / 4).all(axis=-1, keepdims=True)
 
     def back(g: Array) -> Array:  # to the scores
-        return _softmax_back(p, g @ xp.swapaxes(v, -1, -2))
+        return sees * _softmax_back(p, g @ xp.swapaxes(v, -1, -2))
 
     def grouped(g: Array) -> Array:  # (b, h, s, d) -> (b, g, s, d)
         return g.reshape(g.shape[0], g.shape[1] // builtins.max(shared, 1), shared, *g.shape[2:]).sum(axis=2)
@@ -388,11 +395,12 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
     """The mean of −log softmax(logits)[label] over the labels that are not `ignore`; logits (..., V), labels (...).
 
-    0 where every label is ignored. Raises ValueError if a label lies outside 0 … V−1.
+    0 where every label is ignored. Raises ValueError if a label lies outside 0 … V−1, unless a device would have to say so.
     """
     x, y = rows(logits), labels.reshape(-1)
     kept = y != ignore
-    check_labels(y, x.shape[-1], ignore)
+    V, outside = x.shape[-1], kept & ((y < 0) | (y >= x.shape[-1]))
+    backend.refuse(outside, lambda: f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y[outside][0])}")
     n = xp.maximum(kept.sum(), 1).astype(x.dtype)
     at = xp.arange(len(y)), xp.where(kept, y, 0)
     logp = _log_softmax(x)
@@ -413,16 +421,9 @@ def rows(x: Array) -> Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1] if x.ndim else 1)
 
 
-def factors(x: Array, W: Any) -> tuple[Array, Array]:
+def operands(x: Array, W: Any) -> tuple[Array, Array]:
     """x and W as they meet in a product: beside a W held in bfloat16 x is rounded to that as well."""
     return (rounded(x), W.dequantize()) if type(W) is Bfloat16 else (x, W)
-
-
-@replaceable
-def check_labels(y: Array, V: int, ignore: int) -> None:
-    """Raise ValueError for labels outside 0 … V−1 that are not `ignore`."""
-    if not bool(((y >= 0) & (y < V) | (y == ignore)).all()):
-        raise ValueError(f"labels must lie in 0 … {V - 1} or be {ignore}, found {int(y.min())} … {int(y.max())}")
 
 
 def _mean(x: Array) -> Array:
@@ -446,7 +447,3 @@ def _log_softmax(x: Array) -> Array:
 def _restore(g: Array, ndim: int, axis: Any, keepdims: bool) -> Array:
     """Give g back the axes that a sum over `axis` removed, with length 1."""
     return g if keepdims else xp.expand_dims(g, tuple(range(ndim)) if axis is None else axis)
-
-
-def _real_ifft2(S: Array) -> Array:
-    return xp.ascontiguousarray(xp.fft.ifft2(S).real).astype(S.dtype, copy=False)

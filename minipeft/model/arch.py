@@ -35,12 +35,13 @@ class Arch:
     eps: float = 1e-5
     pre_norm: bool = True  # normalise the input of a sub-layer, or (False) the sum after it
     causal: bool = True
-    act: str = "gelu_tanh"  # "gelu" | "gelu_tanh" | "relu" | "silu" | "tanh"
+    act: str = "gelu_tanh"  # a name of `minipeft.model.activations`
     gated: bool = False
     fused_qkv: bool = False
     biased: tuple[str, ...] = ()  # which linears have a bias, by the end of their name: "q", "up", "score", …
     scale: float | None = None  # of the attention scores; None: head_dim**-0.5
     window: int | None = None  # each query sees this many latest keys
+    full_layers: tuple[int, ...] = ()  # the layers whose queries see all keys all the same
     positions: str = "learned"  # "learned" | "rope" | "relative" | "none"
     max_positions: int = 0  # rows of the learned table; 0: no limit
     first_position: int = 0  # RoBERTa counts from padding id + 1
@@ -51,20 +52,34 @@ class Arch:
     encoder_layers: int = 0  # > 0: an encoder-decoder; `layers` then counts the decoder's
     tied: bool = False  # the head is the token table
     head: str = "lm"  # "lm" | "mlm" | "classify" | "tokens" | "none"
+    transform: bool = False  # BERT: a dense layer, the activation and a norm in front of the head
     head_scale: float = 1.0  # T5 scales the hidden state before a tied head
     pool: str = "last"  # "last" | "first" | "mean": the token a classifier reads
     labels: int = 0  # of a classifier
+    problem: str = ""  # a classifier's loss, as transformers names it; "": by the number and type of the labels
     patch: int = 0  # ViT: patch and image size in pixels
     image: int = 0
     channels: int = 3
     pad_id: int | None = None
-    eos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()  # each ends a text
+    fill_id: int | None = None  # generation goes on with it in a row that has ended
     start_id: int | None = None  # first token of a decoder
 
     @property
     def shares_table(self) -> bool:
         """Whether the output matrix is the token table: tied, and there is a head that has one."""
         return self.tied and self.head in ("lm", "mlm")
+
+    def window_of(self, layer: int) -> int | None:
+        """How many latest keys a query of this layer sees; None: all."""
+        return None if layer in self.full_layers else self.window
+
+    def problem_of(self, kind: str) -> str:
+        """A classifier's loss for labels of this NumPy kind, by transformers' rule; "" without a classifier of rows."""
+        if self.head != "classify":
+            return ""
+        several = "single_label_classification" if kind in "iu" else "multi_label_classification"
+        return self.problem or ("regression" if self.labels == 1 else several)
 
     @property
     def kv(self) -> int:
@@ -83,11 +98,19 @@ class Arch:
 
 
 class Names:
-    """A bijection between our module names and a checkpoint family's, from a table of patterns with {n} for a layer."""
+    """A bijection between our module names and a checkpoint family's, from a table of patterns with {n} for a layer.
 
-    def __init__(self, table: Mapping[str, str], transposed: tuple[str, ...] = ()) -> None:
+    `stored` has the names of those that are called otherwise in files. They are also what the modules were called when such
+    a file was new, so that older adapters name them too: `ours` knows both.
+    """
+
+    def __init__(
+        self, table: Mapping[str, str], transposed: tuple[str, ...] = (), stored: Mapping[str, str] | None = None
+    ) -> None:
         self.table = dict(table)
-        self._to_ours = [(self._regex(theirs), ours) for ours, theirs in self.table.items()]
+        in_files = dict(stored or {})
+        self._to_ours = [(self._regex(theirs), ours) for t in (self.table, in_files) for ours, theirs in t.items()]
+        self._to_stored = [(self._regex(ours), theirs) for ours, theirs in (self.table | in_files).items()]
         self._to_theirs = [(self._regex(ours), theirs) for ours, theirs in self.table.items()]
         self.transposed = tuple(self._regex(t) for t in transposed)  # ours, stored (in, out) in their files
 
@@ -110,6 +133,14 @@ class Names:
         """Their name of our module, None if it is not in the table."""
         return self._swap(self._to_theirs, module)
 
+    def stored(self, module: str) -> str | None:
+        """The name of our module in files, None if it is not in the table."""
+        return self._swap(self._to_stored, module)
+
+    def all(self, module: str) -> list[str]:
+        """Their names of our module, today's first."""
+        return list(dict.fromkeys(n for n in (self.theirs(module), self.stored(module)) if n))
+
     def is_transposed(self, module: str) -> bool:
         """Whether their file stores this module's (our name) weight as (in, out)."""
         return any(p.fullmatch(module) for p in self.transposed)
@@ -127,14 +158,20 @@ def kind_of(name: str, shape: tuple[int, ...]) -> str:
 
 
 def float_type(dtype: Any) -> Any:
-    """A dtype, or "bfloat16" as it is. Raises `Bad` for what is no floating-point type."""
+    """A dtype to compute in, or "bfloat16" as it is. Raises `Bad` for every other, float16 too: what exceeds 65504 is
+    infinite there, and the ε of AdamW and of norms is 0."""
     if str(dtype) == "bfloat16":
         return "bfloat16"
-    known = ("float16", "float32", "float64", "bfloat16")
+    known = ("float32", "float64", "bfloat16")
     try:
         found = np.dtype(dtype)
     except TypeError:
         found = None
+    if found == np.float16:
+        raise Bad(
+            "dtype float16: nothing is computed in it, for its numbers end at 65504; expected float32, float64 or bfloat16 "
+            "(`load(folder, np.float32)`: a file in float16 is widened exactly)"
+        )
     if found is None or found.name not in known:
         raise Bad(f"dtype {dtype!r}: expected one of {', '.join(known)}{near(str(dtype), known)}")
     return found
@@ -151,12 +188,23 @@ def converted(name: str, W: Any, dtype: Any) -> Any:
     return bfloat16(W) if matrix else W.astype(np.dtype(np.float32))
 
 
+def _check_parameter(name: str, W: Any) -> None:
+    """Raise `Bad` for a parameter that is no array of a type to compute in."""
+    if not hasattr(W, "dtype"):
+        raise Bad(f"{name}: expected an array, found {type(W).__name__}")
+    try:
+        float_type(W.dtype)
+    except Bad as why:
+        raise Bad(f"{name}: {why}") from None
+
+
 @dataclass(frozen=True)
 class Model:
     """A base model: facts, read-only arrays by our names, and the other names of its modules.
 
     `config` is the checkpoint's config.json; `spare` what its file holds beyond this head, a pooler perhaps, under their
-    names and in their layout. Both are empty for a model that came from no file.
+    names and in their layout. Both are empty for a model that came from no file. `drawn` are parameters that no file had,
+    of a head that was put on.
     """
 
     arch: Arch
@@ -164,8 +212,12 @@ class Model:
     names: Names = field(default_factory=lambda: Names({}), repr=False)
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    drawn: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
+        for k, v in self.params.items():
+            if not hasattr(v, "dequantize"):
+                _check_parameter(k, v)
         held = {k: v if hasattr(v, "dequantize") else read_only(v) for k, v in self.params.items()}
         object.__setattr__(self, "params", held)
 
@@ -272,44 +324,149 @@ class Batch:
         return int(x.size) if x is not None else self.rows
 
     def check(self, arch: Arch, past: int = 0) -> None:
-        """Raise `Bad`, in one line, for what cannot be computed: nothing given, empty, ids or labels out of range, shapes
-        apart, arrays of another backend."""
+        """Raise `Bad`, in one line, for what cannot be computed: too little or too much given, shapes apart, numbers of
+        another type or out of range, NaN, arrays of another backend."""
+        for name, x in self.arrays.items():
+            if not hasattr(x, "dtype"):
+                raise Bad(
+                    f"{name}: expected an array, found {type(x).__name__}; `minipeft.batch` makes arrays of lists"
+                )
         refuse_others(self.arrays)
-        given = [x for x in (self.inputs_embeds, self.input_ids, self.pixel_values) if x is not None]
-        if not given:
+        self._check_names(arch)
+        self._check_shapes(arch, past)
+        for name in self.arrays:
+            self._check_values(arch, name)
+
+    def _check_names(self, arch: Arch) -> None:
+        """That there is one array of each sort that the architecture reads, and none that it does not read."""
+        two_stacks, ids = bool(arch.encoder_layers), ("input_ids", "inputs_embeds")
+        read = {
+            ("pixel_values",): bool(arch.patch),
+            ids: not arch.patch,
+            ("attention_mask",): not arch.patch,
+            ("token_type_ids",): bool(arch.types),
+            ("position_ids",): arch.positions in ("learned", "rope") and not arch.patch,
+            ("decoder_input_ids", "decoder_inputs_embeds"): two_stacks,
+            ("decoder_attention_mask",): two_stacks,
+        }
+        if not any(n in self.arrays for n in (*ids, "pixel_values")):
             raise Bad("batch: expected input_ids, inputs_embeds or pixel_values, found none of them")
-        if 0 in given[0].shape:
-            raise Bad(f"batch: expected at least one row and one token, found shape {tuple(given[0].shape)}")
-        for name in ("input_ids", "decoder_input_ids"):
-            if getattr(self, name) is not None:
-                ids = self.host(name)
-                lo, hi = int(ids.min()), int(ids.max())
-                if lo < 0 or hi >= arch.vocab:
-                    raise Bad(f"{name}: expected token ids 0 … {arch.vocab - 1}, found {lo if lo < 0 else hi}")
-        classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
-        if self.labels is not None and classes and self.labels.size:
-            labels = self.host("labels")
-            y = labels[:, 1:] if arch.head == "lm" and not arch.encoder_layers and labels.ndim == 2 else labels
-            if not ((y >= 0) & (y < classes) | (y == IGNORE)).all():
-                raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(y.min())} … {int(y.max())}")
-        if self.pixel_values is None:
-            shape = tuple(given[0].shape[:2])
-            covered = shape if arch.encoder_layers else (shape[0], past + shape[1])
-            for name, expected in {"attention_mask": covered, "token_type_ids": shape, "position_ids": shape}.items():
-                x = getattr(self, name)
-                if x is not None and tuple(x.shape) != expected:
-                    raise Bad(f"{name}: expected shape {expected} like the tokens, found {tuple(x.shape)}")
-        if self.task_ids is not None and len(self.task_ids) != self.rows:
-            raise Bad(f"task_ids: expected one for each of {self.rows} rows, found {len(self.task_ids)}")
+        for names, reads in read.items():
+            found = [n for n in names if n in self.arrays]
+            if found and not reads:
+                allowed = ", ".join(n for names, reads in read.items() if reads for n in names)
+                raise Bad(f"{found[0]}: this {arch.family} model does not read it; it reads {allowed}")
+            if len(found) > 1:
+                raise Bad(f"batch: expected {names[0]} or {names[1]}, found both")
+
+    def _check_shapes(self, arch: Arch, past: int) -> None:
+        per_token, two_stacks = arch.head in ("lm", "mlm", "tokens"), bool(arch.encoder_layers)
+        sizes: dict[str, int] = {}
+        axes: dict[str, tuple[Any, ...]] = {  # those that say how many there are come first
+            "input_ids": ("rows", "tokens"),
+            "inputs_embeds": ("rows", "tokens", arch.d),
+            "pixel_values": ("rows", arch.channels, arch.image, arch.image),
+            "decoder_input_ids": ("rows", "decoder tokens"),
+            "decoder_inputs_embeds": ("rows", "decoder tokens", arch.d),
+            "labels": ("rows", "decoder tokens" if two_stacks else "tokens") if per_token else self._label_axes(arch),
+            "attention_mask": ("rows", "tokens" if two_stacks else "covered"),
+            "decoder_attention_mask": ("rows", "covered"),
+            "token_type_ids": ("rows", "tokens"),
+            "position_ids": ("rows", "tokens"),
+            "task_ids": ("rows",),
+        }
+        for name, wanted in axes.items():
+            x = getattr(self, name)
+            if x is None or (name == "labels" and arch.head == "none"):
+                continue
+            if name == "attention_mask":
+                sizes["covered"] = past + sizes.get("decoder tokens" if two_stacks else "tokens", 0)
+            found = tuple(x.shape)
+            if len(found) == len(wanted):
+                if 0 in found:
+                    raise Bad(f"{name}: expected at least one row and one token, found shape {found}")
+                for w, n in zip(wanted, found, strict=True):
+                    sizes.setdefault(w, n) if isinstance(w, str) else None
+            expected = tuple(sizes.get(w, w) for w in wanted)
+            if found != expected:
+                said = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
+                raise Bad(f"{name}: expected shape {said}, found {found}")
+
+    def _measured(self, arch: Arch) -> bool:
+        """Whether labels are numbers to come close to, not classes."""
+        kind = "i" if self.labels is None else self.labels.dtype.kind
+        return arch.problem_of(kind) in ("regression", "multi_label_classification")
+
+    def _label_axes(self, arch: Arch) -> tuple[Any, ...]:
+        alone = arch.labels == 1 and self.labels is not None and self.labels.ndim == 1
+        return ("rows", arch.labels) if self._measured(arch) and not alone else ("rows",)
+
+    def _check_values(self, arch: Arch, name: str) -> None:
+        """That the numbers of an array are of the right type and in range; those on a device alone are not fetched for it
+        where they are floats."""
+        x = getattr(self, name)
+        sort, (types, says) = next((s, NUMBERS[s]) for s, names in SORTS.items() if name in names)
+        if name == "labels" and self._measured(arch):
+            sort, types, says = "floats", "iuf", "numbers"
+        if x.dtype.kind not in types:
+            raise Bad(f"{name}: expected {says}, found {x.dtype}")
+        known = self.made_of.get(name, (None, None))[0] is x or library(x) == "numpy"
+        if sort != "ids" and not known:
+            return
+        x = getattr(x, "value", x) if hasattr(x, "node") else Batch.host(self, name)
+        if sort == "floats" and not np.isfinite(x).all():
+            raise Bad(
+                f"{name}: expected finite numbers, found {int((~np.isfinite(x)).sum())} of {x.size} NaN or infinite"
+            )
+        if sort == "mask" and not ((x == 0) | (x == 1)).all():
+            raise Bad(f"{name}: expected 0 and 1 alone, found {x[(x != 0) & (x != 1)][0]}")
+        if name == "labels" and self._measured(arch) and not (abs(x) <= 1e18).all():
+            raise Bad(f"labels: expected numbers of at most 1e18, whose squares float32 holds, found {abs(x).max():g}")
+        if name == "labels" and not self._measured(arch):
+            classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
+            y = x[:, 1:] if arch.head == "lm" and not arch.encoder_layers else x
+            wrong = y[~((y >= 0) & (y < classes) | (y == IGNORE))]
+            if classes and wrong.size:
+                raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(wrong[0])}")
+        if name == "position_ids" and arch.causal and self.attention_mask is None and (np.diff(x, axis=1) != 1).any():
+            raise Bad(
+                "position_ids: expected positions one after another, found a jump: packed texts are not kept apart here; "
+                "with an attention_mask, of ones perhaps, positions are only that"
+            )
+        limits = {"token_type_ids": arch.types, "input_ids": arch.vocab, "decoder_input_ids": arch.vocab}
+        if arch.positions == "learned":
+            limits["position_ids"] = arch.max_positions or np.iinfo(np.int64).max
+        if name in limits and (x.min() < 0 or x.max() >= limits[name]):
+            what = "token ids " if name.endswith("input_ids") else ""
+            raise Bad(
+                f"{name}: expected {what}0 … {limits[name] - 1}, found {int(x.min() if x.min() < 0 else x.max())}"
+            )
 
 
+SORTS = {
+    "floats": ("inputs_embeds", "decoder_inputs_embeds", "pixel_values"),
+    "mask": ("attention_mask", "decoder_attention_mask"),
+    "ids": ("input_ids", "decoder_input_ids", "labels", "token_type_ids", "position_ids", "task_ids"),
+}
+NUMBERS = {"floats": ("f", "floating-point numbers"), "mask": ("biuf", "0 and 1"), "ids": ("iu", "integers")}
 INPUTS = tuple(f.name for f in dataclasses.fields(Batch) if f.name != "made_of")
 
 
 def batch(**arrays: Any) -> Batch:
-    """A `Batch` of lists or arrays of the host, moved to the backend's device once. Tensors stay what they are."""
+    """A `Batch` of lists or arrays of the host, moved to the backend's device once. Tensors stay what they are.
+
+    Raises `Bad` for names that a batch does not have, and for rows of different lengths."""
     given = {k: v for k, v in arrays.items() if v is not None}
-    hosts = {k: np.asarray(v) for k, v in given.items() if library(v) in ("", "numpy") and not hasattr(v, "node")}
+    hosts = {}
+    for name, v in given.items():
+        if name not in INPUTS:
+            raise Bad(f"batch: {name!r} is unknown{near(name, INPUTS)}; it holds {', '.join(INPUTS)}")
+        if library(v) in ("", "numpy") and not hasattr(v, "node"):
+            try:
+                hosts[name] = np.asarray(v)
+            except ValueError:  # NumPy's word for rows of different lengths
+                raise Bad(f"{name}: expected rows of one length; pad them, and say so in attention_mask") from None
+            if hosts[name].dtype.kind not in "biuf":
+                raise Bad(f"{name}: expected numbers, found {hosts[name].dtype}")
     placed = {k: v if hasattr(v, "node") else to_device(hosts.get(k, v)) for k, v in given.items()}
-    kept = {k: (placed[k], v) for k, v in hosts.items() if v.dtype.kind != "f"}  # what is checked and counted
-    return Batch(**placed, made_of=kept)
+    return Batch(**placed, made_of={k: (placed[k], v) for k, v in hosts.items()})

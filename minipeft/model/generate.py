@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from minipeft.errors import Bad
 from minipeft.model.arch import Batch
 from minipeft.model.cache import Fixed, Growing
 from minipeft.model.graph import Replay, recorder
+from minipeft.settings import at_least, check, within
 
 
 def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -35,6 +37,16 @@ def pick(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k
     return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `generate` is asked for, in numbers."""
+
+    new_tokens: int = at_least(0, 1)
+    temperature: float = at_least(0, 0.0)
+    top_k: int = at_least(0, 0)
+    top_p: float = within("(0, 1]", 1.0)
+
+
 @explained()
 def generate(
     adapted: Any,
@@ -50,7 +62,7 @@ def generate(
 ) -> np.ndarray:
     """Continue each row of the batch (padded on the left, if at all) by up to `new_tokens` tokens; (b, ≤ new_tokens) on the host.
 
-    For an encoder-decoder the batch is what the encoder reads. A row that has produced the end token goes on with
+    For an encoder-decoder the batch is what the encoder reads. A row that has produced an end token goes on with
     padding; when all have, generation ends. Positions follow the mask, so padding changes nothing. With `graph`, on a GPU, the
     pass of one token is recorded once and replayed as one CUDA graph. Raises `Bad` for settings out of range, right padding, a
     model without a language-model head, or a graph of what needs a pass over all tokens.
@@ -58,10 +70,10 @@ def generate(
     arch = adapted.model.arch
     if arch.head != "lm":
         raise Bad(f"generate needs a language-model head; this model's head is {arch.head!r}")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise Bad(
-            f"generate: expected temperature ≥ 0, top_k ≥ 0, 0 < top_p ≤ 1; found {temperature}, {top_k}, {top_p}"
-        )
+    check(_Asked(new_tokens, temperature, top_k, top_p), "generate")
+    batch.check(arch)
+    if batch.input_ids is None and not arch.encoder_layers:
+        raise Bad("generate: expected input_ids, found inputs_embeds alone")
     without = [a.method.name for a in adapted.in_use if not a.method.caches] + ["use_cache=False"] * (not use_cache)
     if graph:
         recorder()
@@ -84,7 +96,8 @@ def generate(
 
     done = np.zeros(rows, bool)
     made: list[np.ndarray] = []
-    end, pad = arch.eos_id, arch.pad_id if arch.pad_id is not None else arch.eos_id
+    ends = arch.eos_ids
+    fill = next((x for x in (arch.fill_id, arch.pad_id, *ends) if x is not None), 0)
     run, past, fresh = adapted.run(cache=Growing() if use_cache else None), 0, ids
     positions = None if mask is None else counted(mask)
     replay: Replay | None = None
@@ -98,9 +111,9 @@ def generate(
             out = run.forward(step, past)
             logits = _last(out)
         following = pick(to_host(logits), rng, temperature, top_k, top_p)
-        if end is not None:
-            following = np.where(done, pad, following)
-            done |= following == end
+        if ends:
+            following = np.where(done, fill, following)
+            done |= np.isin(following, ends)
         made.append(following)
         if done.all():
             break

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minipeft.engine import ops
-from minipeft.engine.backend import read_only, xp
+from minipeft.engine.backend import lowest, read_only, xp
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
+from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import IGNORE, Arch, Batch
 
 
@@ -44,7 +45,9 @@ class Tokens:
     past: int = 0  # tokens already in the cache
     at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
     offset: int = 0  # position of the first token
+    ends: Any = None  # (b,) each row's last token that is no padding by its id, not counting virtual ones
     pool: int | None = None  # the position a classifier must read, if a method insists on one
+    windowed: tuple[bool, ...] = ()  # of each prefix key of the block at work: does a sliding window move past it?
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
 
     def insert(self, h: Any, P: Any, at: int = 0) -> Any:
@@ -163,10 +166,13 @@ def relative_bias(run: Any, name: str, queries: Any, keys: Any, bidirectional: b
 def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int | None, dtype: Any) -> Any:
     """What is added to the scores: 0 where a query may see a key, a huge negative number elsewhere; None if all may.
 
-    `keys` text keys follow `extra` prefix keys that everybody sees. Shape (b or 1, 1, t or 1, extra + keys).
+    `keys` text keys follow `extra` prefix keys, which everybody sees, or a window as `tokens.windowed` says. Shape
+    (b or 1, 1, t or 1, extra + keys). A query that may see none (padding on the left, a window over padding, an empty
+    memory) attends to all alike, as in transformers: see `ops.attention`.
     """
     causal = causal and (tokens.t > 1 or tokens.at is not None)
-    at = ("mask", keys, extra, causal, window)
+    slides = tokens.windowed if window and any(tokens.windowed) else ()
+    at = ("mask", keys, extra, causal, window, slides)
     if at not in tokens.shared:
         allowed = None
         if causal or window:
@@ -179,8 +185,15 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
             allowed = seen if allowed is None else allowed & seen
         if allowed is not None:
             if extra:
-                allowed = xp.concatenate([xp.ones((*allowed.shape[:-1], extra), bool), allowed], axis=-1)
-            hidden = xp.full((), float(xp.finfo(dtype).min) / 2, dtype)
+                before = xp.ones((*allowed.shape[:-1], extra), bool)
+                if window and slides:
+                    distance = tokens.places(keys)[:, None] - xp.arange(-extra, 0)[None, :]
+                    before = (
+                        before
+                        & ((distance < window) | ~xp.asarray((False,) * (extra - len(slides)) + slides))[None, None]
+                    )
+                allowed = xp.concatenate([before, allowed], axis=-1)
+            hidden = xp.full((), lowest(dtype) / 2, dtype)
             allowed = read_only(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
     return tokens.shared[at]
@@ -194,6 +207,7 @@ def attention(
     memory: Any = None,
     memory_tokens: Tokens | None = None,
     causal: bool = True,
+    window: int | None = None,
 ) -> Any:
     """Multi-head attention of u (b, t, d) over itself, or over `memory` (b, s, d): (b, t, d)."""
     arch = run.arch
@@ -224,12 +238,12 @@ def attention(
         k, v = cache.extend(site, k, v)
     elif cache is not None:
         cache.memory[site] = value(k), value(v)
-    keys = k.shape[2]
+    keys, tokens.windowed = k.shape[2], ()
     k, v = run.at(site, (k, v), u=u)
     extra = k.shape[2] - keys  # a method's prefix
 
     if memory_tokens is None:
-        bias = visibility(tokens, keys, extra, causal, arch.window, q.dtype)
+        bias = visibility(tokens, keys, extra, causal, window, q.dtype)
     else:
         bias = visibility(memory_tokens, keys, extra, False, None, q.dtype)
     if arch.positions == "relative" and memory is None:
@@ -244,15 +258,6 @@ def attention(
     o = ops.reshape(ops.swapaxes(o, a=1, b=2), shape=(b, t, h * e))
     o = run.at(f"{name}.heads", o, q=q, u=u)
     return run.linear(f"{name}.o", o)
-
-
-ACTIVATIONS: dict[str, Callable] = {
-    "gelu": ops.gelu,
-    "gelu_tanh": ops.gelu_tanh,
-    "relu": ops.relu,
-    "silu": ops.silu,
-    "tanh": ops.tanh,
-}
 
 
 def mlp(run: Any, name: str, u: Any) -> Any:
@@ -295,7 +300,8 @@ def stack(
     def block(n: int, h: Any) -> Any:
         name = f"{prefix}layers.{n}"
         h = run.at(f"{name}.in", h)
-        h = sublayer(run, f"{name}.attn", h, lambda u: attention(run, f"{name}.attn", u, tokens, causal=causal))
+        seen = dict(causal=causal, window=arch.window_of(n))
+        h = sublayer(run, f"{name}.attn", h, lambda u: attention(run, f"{name}.attn", u, tokens, **seen))
         if memory is not None:
             h = sublayer(
                 run,
@@ -355,6 +361,8 @@ def embed_image(run: Any, pixels: Any) -> Any:
         raise Bad(
             f"pixel_values: expected (b, {arch.channels}, {arch.image}, {arch.image}), found {tuple(pixels.shape)}"
         )
+    if H % p or W % p:  # the convolution leaves the rest out
+        pixels = pixels[:, :, : H // p * p, : W // p * p]
     x = ops.reshape(pixels, shape=(b, c, H // p, p, W // p, p))
     x = ops.reshape(ops.transpose(x, axes=(0, 2, 4, 1, 3, 5)), shape=(b, (H // p) * (W // p), c * p * p))
     h = run.linear("embed.patch", x)
@@ -376,6 +384,8 @@ def pooled(run: Any, h: Any, tokens: Tokens) -> Any:
         return ops.sum(h * weight[:, :, None], axis=1)
     if tokens.pool is not None:
         return h[:, tokens.pool]
+    if arch.pool == "last" and tokens.ends is not None:
+        return ops.getitem(h, index=(xp.arange(b), tokens.ends + tokens.virtual))
     if arch.pool == "first" or isinstance(tokens.last, int):
         return h[:, 0 if arch.pool == "first" else tokens.last]
     return ops.getitem(h, index=(xp.arange(b), tokens.last))
@@ -387,7 +397,7 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
     if arch.head == "none":
         return None
     if arch.head in ("lm", "mlm"):
-        if arch.head == "mlm":
+        if arch.transform:
             h = norm(run, "head.norm", ACTIVATIONS[arch.act](run.linear("head.transform", h)))
         h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
@@ -401,7 +411,19 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
 
 
 def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
-    """The mean cross-entropy; a causal language model's logits are compared with the next label."""
+    """The mean cross-entropy; a causal language model's logits are compared with the next label.
+
+    For a classifier of one label the mean squared error; for labels (b, classes) of floats the mean binary cross-entropy.
+    """
+    problem = arch.problem_of(labels.dtype.kind)
+    if problem in ("regression", "multi_label_classification"):
+        shape = (logits.shape[0],) if arch.labels == 1 else tuple(logits.shape)
+        if tuple(labels.shape) != shape and tuple(labels.shape) != tuple(logits.shape):
+            raise Bad(f"labels of a {problem}: expected shape {shape}, found {tuple(labels.shape)}")
+        y = labels.astype(logits.dtype).reshape(logits.shape)
+        if problem == "regression":
+            return ops.mean((logits - y) * (logits - y))
+        return ops.mean(ops.softplus(logits) - logits * y)  # −y log σ − (1 − y) log(1 − σ)
     if arch.head == "lm" and not arch.encoder_layers:  # move the labels, not the far larger logits
         last = xp.full((labels.shape[0], 1), IGNORE, labels.dtype)
         labels = xp.concatenate([labels[:, 1:], last], axis=1)
@@ -414,6 +436,11 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     """One pass over a batch; `past` tokens of it are in `run.cache` already."""
     arch = run.arch
     per_token = arch.head in ("lm", "mlm", "tokens")
+
+    def wide(ids: Any) -> Any:  # so that −100, start tokens and moved positions fit
+        return None if ids is None else ids if ids.dtype.kind == "f" else ids.astype(xp.int64, copy=False)
+
+    labels = wide(batch.labels)
 
     def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
         t = (ids if embeds is None else embeds).shape[1]
@@ -429,14 +456,14 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         h = stack(run, "", h, tokens)
     else:
         first = "encoder." if arch.encoder_layers else ""
-        ids, embeds, labels = batch.input_ids, batch.inputs_embeds, batch.labels
+        ids, embeds = batch.input_ids, batch.inputs_embeds
         memory = memory_tokens = None
         if arch.encoder_layers:
             if run.cache is not None and run.cache.encoder is not None:
                 memory, memory_tokens = run.cache.encoder
             else:
                 memory_tokens = run.tokens = count(
-                    first, ids, embeds, "attention_mask", positions=batch.position_ids, types=batch.token_type_ids
+                    first, ids, embeds, "attention_mask", positions=wide(batch.position_ids), types=batch.token_type_ids
                 )
                 memory = embed(run, first, ids, embeds, memory_tokens)
                 memory = stack(run, first, memory, memory_tokens)
@@ -454,14 +481,16 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
                 ids,
                 embeds,
                 "attention_mask",
-                positions=batch.position_ids,
+                positions=wide(batch.position_ids),
                 types=batch.token_type_ids,
                 labels=labels if per_token else None,
             )
+        if arch.pool == "last" and ids is not None and arch.pad_id is not None:  # as in transformers, whatever the mask
+            tokens.ends = (xp.arange(tokens.t) * (ids != arch.pad_id)).argmax(axis=1)
         h = embed(run, "", ids, embeds, tokens)
         h = stack(run, "", h, tokens, memory, memory_tokens)
     logits = head(run, h, tokens)
-    labels = tokens.labels if per_token else batch.labels
+    labels = tokens.labels if per_token else labels
     loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
     return Output(logits, h, tokens, loss)
 
@@ -554,7 +583,7 @@ def shapes(arch: Arch) -> dict[str, tuple[int, ...]]:
             linear(f"{layer}.mlp.down", d, ff)
         if arch.pre_norm:
             norm(f"{prefix}final.norm")
-    if arch.head == "mlm":
+    if arch.transform and arch.head in ("lm", "mlm"):
         out |= {"head.transform.weight": (d, d), "head.transform.bias": (d,)}
         norm("head.norm")
     if arch.head in ("lm", "mlm"):

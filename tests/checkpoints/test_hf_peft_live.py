@@ -20,6 +20,7 @@ ROOT = TESTS / "data" / "peft"
 CLASSES = {
     "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert-cls": "BertForSequenceClassification",
     "llama-cls": "LlamaForSequenceClassification", "t5": "T5ForConditionalGeneration",
+    "t5gated": "T5ForConditionalGeneration", "mistral": "MistralForCausalLM",
 }  # fmt: skip
 load_methods()
 
@@ -34,7 +35,10 @@ SETTINGS = {  # a name -> base, method, its fields, how it is attached
     "lora t5": ("t5", "lora", dict(r=2), dict(targets="q v wi")),
     "dora": ("llama", "dora", dict(r=2), dict(targets="q_proj down_proj embed_tokens")),
     "dora gpt2": ("gpt2", "dora", dict(r=2), {}),
+    "dora pissa": ("llama", "dora", dict(r=2, start="svd"), dict(targets="q_proj down_proj embed_tokens")),
+    "dora olora": ("llama", "dora", dict(r=2, start="qr"), {}),
     "pissa": ("llama", "pissa", dict(r=3), {}),
+    "pissa olora": ("llama", "pissa", dict(r=3, factors="qr", rslora=True), dict(targets="q_proj down_proj")),
     "eva": ("llama", "eva", dict(r=3), {}),
     "lora_ga": ("llama", "lora_ga", dict(r=3), {}),
     "lora_plus": ("llama", "lora_plus", dict(r=3), {}),
@@ -57,6 +61,10 @@ SETTINGS = {  # a name -> base, method, its fields, how it is attached
     "p_tuning lstm": ("llama", "p_tuning", dict(p=3, hidden=5), {}),
     "prefix_tuning": ("llama", "prefix_tuning", dict(p=3), {}),
     "prefix_tuning projected": ("gpt2", "prefix_tuning", dict(p=3, hidden=5), {}),
+    "prefix_tuning window": ("mistral", "prefix_tuning", dict(p=3, window="past"), {}),
+    "prefix_tuning t5 ordered": ("t5", "prefix_tuning", dict(p=3), {}),
+    "prefix_tuning t5 unequal": ("t5gated", "prefix_tuning", dict(p=3, layout="peft", blocks=3), {}),
+    "prompt_tuning window": ("mistral", "prompt_tuning", dict(p=3), {}),
     "prefix_tuning t5": ("t5", "prefix_tuning", dict(p=3, layout="peft"), {}),
     "llama_adapter": ("llama", "llama_adapter", dict(K=3, adds="projected"), dict(targets="attn.heads attn.o.out")),
     "llama_adapter gpt2": ("gpt2", "llama_adapter", dict(K=3, adds="bare"), dict(targets="attn.heads attn.o.out")),
@@ -66,6 +74,9 @@ SETTINGS = {  # a name -> base, method, its fields, how it is attached
 FLOAT32 = "PEFT reads a prompt into float32"
 INEXACT = {
     "pissa": "PEFT decomposes the base in float32 when it loads",
+    "pissa olora": "PEFT decomposes the base in float32 when it loads",
+    "dora pissa": "PEFT decomposes the base in float32 when it loads",
+    "dora olora": "PEFT decomposes the base in float32 when it loads",
     "p_tuning mlp": FLOAT32,
     "p_tuning lstm": FLOAT32,
     "prefix_tuning projected": FLOAT32,
@@ -85,7 +96,7 @@ def hf():
 def inputs(base, tasks):
     ids = np.array([[5, 9, 3, 17, 30], [8, 30, 4, 11, 2]])
     given = dict(input_ids=ids, attention_mask=np.ones_like(ids), labels=ids)
-    if base == "t5":
+    if base.startswith("t5"):
         given["labels"] = ids[:, :3]
     elif base.endswith("cls"):
         given["labels"] = np.array([2, 0])
@@ -159,3 +170,27 @@ def test_every_method_that_peft_has_is_here():
     from minipeft.checkpoints.peft_specs import SPECS
 
     assert set(SPECS) <= {s[1] for s in SETTINGS.values()}
+
+
+@pytest.mark.parametrize("base", ["gpt2", "bert-cls", "mistral"])
+@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
+def test_given_positions_and_padding(base, name, hf, tmp_path):
+    """PEFT drops position ids that are given with a prompt, and moves them with a prefix; so is its file read."""
+    import torch
+
+    fields = dict(p=3) | (dict(window="past") if name == "prefix_tuning" else {})
+    adapted = moved(attach(load(ROOT / base / "base", np.float64), METHODS[name](**fields)))
+    save_peft(adapted, tmp_path)
+    given = {k: v for k, v in inputs(base, tasks=False).items() if k != "labels"}
+    given |= dict(attention_mask=np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]))
+    given |= dict(position_ids=np.array([[0, 0, 0, 1, 2], [0, 2, 1, 3, 5]]))
+    model, modules = read_by_peft(hf, base, tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with hf.as_float64(*modules), torch.no_grad():
+            want = model(**{k: torch.tensor(v) for k, v in given.items()}).logits.numpy()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    got = load_peft(adapted.model, tmp_path).logits(batch(**given))
+    real = slice(None) if got.ndim == 2 else slice(-3, None)  # what padding computes has no meaning
+    np.testing.assert_allclose(got[:, real], want[:, real], rtol=0, atol=1e-11 * abs(want).max())

@@ -1,13 +1,15 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
-from minipeft.checkpoints.native import load_adapter, save_adapter
+from minipeft.checkpoints.native import load_adapter, save_adapter, trained_in
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
@@ -17,6 +19,7 @@ from minipeft.run import Adapted, attach
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
+BASES = Path(__file__).parents[1] / "data" / "bases"
 Q = "layers.0.attn.q.weight"
 
 
@@ -100,6 +103,62 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+# --- heads ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_fits_its_body_under_another_head(tmp_path):
+    model = tiny.model()
+    saved = moved(attach(model, LoRA(r=3), targets="all-linear"))
+    save_adapter(saved, tmp_path)
+    given = tiny.example(model, padding="none")
+    for head in ("none", "classify", "tokens"):
+        other = with_head(model, head, 3 if head != "none" else 0, seed=4)
+        loaded = load_adapter(other, tmp_path)
+        assert loaded.model.arch.head == head  # a head that the adapter does not bring stays as it is
+        hidden = loaded.forward(given.having(labels=None)).hidden
+        np.testing.assert_array_equal(hidden, saved.forward(given).hidden)
+    with pytest.raises(Bad, match="another base"):
+        load_adapter(with_head(tiny.model(seed=1), "none"), tmp_path)
+
+
+def test_an_adapter_of_a_bare_body_fits_under_a_language_model(tmp_path):
+    model = tiny.model()
+    save_adapter(moved(attach(with_head(model, "none"), LoRA(r=3))), tmp_path)
+    loaded = load_adapter(model, tmp_path)
+    assert loaded.model.digest() == model.digest() and len(loaded.adapters) == 1
+
+
+def test_a_head_that_is_not_there_cannot_be_adapted(tmp_path):
+    model = tiny.model()
+    save_adapter(moved(attach(model, LoRA(r=3), targets="lm_head")), tmp_path)
+    says = r"site 'head\.weight' is not in this model with the head 'none'; it was trained with 'lm'"
+    with pytest.raises(Bad, match=says):
+        load_adapter(with_head(model, "none"), tmp_path)
+
+
+def test_an_adapter_brings_the_dense_layer_that_was_drawn_for_its_classifier(tmp_path):
+    """A base without a pooler: another draw must not give another model."""
+    base = load(BASES / "bert-mlm", np.float64)
+    model = with_head(base, "classify", 3, seed=7)
+    assert model.drawn == {"pooler.weight", "pooler.bias", "score.weight", "score.bias"}
+    saved = moved(attach(model, LoRA(r=2), train_whole=sorted(model.drawn)))
+    save_adapter(saved, tmp_path, classes=["a", "b", "c"])
+    loaded, given = load_adapter(base, tmp_path), tiny.example(model, t=5)
+    np.testing.assert_array_equal(loaded.logits(given), saved.logits(given))
+    assert loaded.adapters[0].options["classes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("held", ["float32", "float64", "bfloat16"])
+def test_it_says_in_what_type_its_base_was_held(held, tmp_path):
+    save_adapter(attach(tiny.model(dtype=held), LoRA(r=3)), tmp_path)
+    assert trained_in(tmp_path) == held
+    other = "float32" if held != "float32" else "float64"
+    with pytest.raises(
+        Bad, match=rf"another base .*, held in {held}\); this base is llama, digest \w+, held in {other}"
+    ):
+        load_adapter(tiny.model(dtype=other), tmp_path)
+
+
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +223,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["methods"][0].update(method="dro"), "method 'dro' is unknown"),
         (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
-        (lambda a: a["method"].update(r="many"), "cannot be read"),
+        (lambda a: a["method"].update(r="many"), "r must be an integer, found 'many'"),
         (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
         (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]]), "'layers.9.attn.q.weight' is not in this model"),
     ],

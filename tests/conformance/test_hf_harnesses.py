@@ -5,15 +5,15 @@ from importlib.util import find_spec
 
 import pytest
 
-from minipeft.conformance import verify
-from minipeft.conformance.field import expectations, explained
+from minipeft.conformance import expect, program, verify
+from minipeft.conformance.expect import explained, of_harness
 
 pytestmark = pytest.mark.hf
 LIBRARIES = {"mlx-lm": "mlx_lm"}
 ELSEWHERE = ("adapters", "torchtune")  # each needs an environment of its own
 
 
-@pytest.mark.parametrize("name", [p for p in verify.PEERS if p not in ELSEWHERE])
+@pytest.mark.parametrize("name", [p for p in program.PEERS if p not in ELSEWHERE])
 def test_a_library_is_as_it_is_known_to_be(name):
     library = LIBRARIES.get(name, name)
     if find_spec(library) is None:
@@ -21,11 +21,32 @@ def test_a_library_is_as_it_is_known_to_be(name):
     begun = time.perf_counter()
     results = verify.run(name, verify.choose(), limit=60.0)
     assert time.perf_counter() - begun < 120
-    known = expectations(name)
-    assert verify.unexpected(results, known) == []
+    known = of_harness(name)
+    assert expect.unexpected(results, known) == []
     wrong = [r for r in explained(results, known) if r.outcome in ("FAIL", "ERROR")]
     assert all(r.url for r in wrong)
     assert any(r.outcome in ("PASS", "READING") for r in results)
+
+
+KERNELS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OPENBLAS_CORETYPE": "Prescott"}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_verdict_does_not_depend_on_the_processor(dtype, monkeypatch):
+    """PEFT under the kernels of this processor and of the plainest: the same outcomes and diagnoses, all as known, none near its bound."""
+    pytest.importorskip("peft")
+    chosen = verify.choose()
+    k = {c.id: c.k for c in chosen.cases if c.tolerance in ("COND", "SUBSPACE")}
+    here = verify.run("peft", chosen, limit=60.0, dtype=dtype)
+    for name, value in KERNELS.items():
+        monkeypatch.setenv(name, value)
+    plain = verify.run("peft", chosen, limit=60.0, dtype=dtype)
+    assert [(r.id, r.outcome, r.diagnosis) for r in here] == [(r.id, r.outcome, r.diagnosis) for r in plain]
+    assert any(a.ratio != b.ratio for a, b in zip(here, plain, strict=True))  # they are other kernels
+    for results in (here, plain):
+        assert expect.unexpected(results, of_harness("peft")) == []
+        judged = [r for r in results if r.id in k and r.ratio is not None]
+        assert [(r.id, r.ratio) for r in judged if k[r.id] / 2 <= r.ratio <= 2 * k[r.id]] == []
 
 
 @pytest.mark.parametrize(

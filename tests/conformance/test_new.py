@@ -221,7 +221,7 @@ def test_every_skeleton_tells_how_to_go_on(language, tmp_path):
         p.name for p in (tmp_path / "new" / "harness").iterdir()
     }
     page = (tmp_path / "new" / "harness" / "README.md").read_text(encoding="utf-8")
-    assert "minipeft verify -i" in page and "--method lora --check forward" in page and "**A method**" in page
+    assert "minipeft verify -i" in page and " lora --check forward" in page and "**A method**" in page
 
 
 def test_the_languages_are_the_folders():

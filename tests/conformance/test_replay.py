@@ -87,7 +87,7 @@ def test_command_line(capsys, tmp_path):
     good, missing = ROOT / "gpt2/lora-gpt2", tmp_path / "none"
     code, out, _ = run(["replay", "--base", ROOT / "gpt2/base", good, ROOT / "gpt2/dora-gpt2"], capsys)
     assert code == 0 and "2 of 2 cases agree" in out
-    code, out, _ = run(["replay", "--base", ROOT / "gpt2/base", "--json", good, missing], capsys)
+    code, out, _ = run(["replay", "--base", ROOT / "gpt2/base", "--json", "-", good, missing], capsys)
     first, second = json.loads(out)
     assert code == 1 and first["agrees"] and not second["agrees"] and str(missing) in second["problem"]
     assert {t["name"].split("::")[0] for t in first["tensors"]} == {"logits", "loss", "grad"}

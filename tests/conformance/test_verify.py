@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minipeft.cli import main
-from minipeft.conformance import field, verify
+from minipeft.conformance import diff, expect, field, verify
 from minipeft.conformance.results import Result, from_lines, to_lines
 from minipeft.errors import Bad
 
@@ -97,10 +97,17 @@ def test_every_case_is_judged(odd):
     assert odd["lora.delta.usual"].url == "https://example.org/1"
 
 
-def test_minipeft_passes_all_within_seconds():
-    results = verify.run("minipeft", verify.choose())
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kernels", ["", "Prescott"], ids=["these", "of 2004"])
+def test_minipeft_passes_all_and_nothing_is_near_its_bound(kernels, dtype, monkeypatch):
+    """No verdict turns on the order in which a processor's kernels add: with twice the error, and with half the bound, it is the same."""
+    if kernels:
+        monkeypatch.setenv("OPENBLAS_CORETYPE", kernels)
+    chosen = verify.choose()
+    results = verify.run("minipeft", chosen, dtype=dtype)
     assert {r.outcome for r in results} == {"PASS"}
-    assert max(r.ratio or 0 for r in results) <= 4
+    k = {c.id: c.k for c in chosen.cases if c.tolerance in ("COND", "SUBSPACE")}
+    assert [(r.id, r.ratio) for r in results if r.id in k and r.ratio is not None and r.ratio > k[r.id] / 2] == []
 
 
 @pytest.mark.parametrize(
@@ -135,29 +142,35 @@ def outcome(case, what):
 def test_known_failures(tmp_path):
     results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS"), outcome("c.init.usual", "ERROR")]
     path = tmp_path / "known.toml"
-    assert verify.write_expectations(path, results) == 2
-    expected = verify.read_expectations(path)
-    assert verify.unexpected(results, expected) == []
-    assert verify.unexpected(results, expected[:1]) == ["x c.init.usual: ERROR: why"]
-    more = [*expected, verify.Expectation("b.*", "FAIL", "https://example.org/2"), verify.Expectation("z.*", "FAIL")]
-    assert verify.unexpected(results, more) == [
+    assert expect.write_expectations(path, results) == 2
+    expected = expect.read_expectations(path)
+    assert expect.unexpected(results, expected) == []
+    assert expect.unexpected(results, expected[:1]) == ["x c.init.usual: ERROR: why"]
+    more = [*expected, expect.Expectation("b.*", "FAIL", "https://example.org/2"), expect.Expectation("z.*", "FAIL")]
+    assert expect.unexpected(results, more) == [
         "x b.grad.usual: passes, but FAIL is expected: https://example.org/2",
         "expectation 'z.*' matches no case",
     ]
-    known = [verify.Expectation("a.*", "FAIL", "https://example.org/3", "a reason")]
-    verify.write_expectations(path, results, known)
-    assert verify.read_expectations(path)[0].url == "https://example.org/3"
+    known = [expect.Expectation("a.*", "FAIL", "https://example.org/3", "a reason")]
+    expect.write_expectations(path, results, known)
+    assert expect.read_expectations(path)[0].url == "https://example.org/3"
     path.write_text("[[expect]]\nname = 1\n")
     with pytest.raises(Bad, match="expected \\[\\[expect\\]\\] tables with id, outcome, url and reason"):
-        verify.read_expectations(path)
+        expect.read_expectations(path)
 
 
 def test_lines():
     results = [outcome("a.forward.usual", "FAIL"), outcome("b.grad.usual", "PASS")]
     text = to_lines(results)
     assert to_lines(from_lines(text)) == text and "NaN" not in text
-    for wrong in ("{}", "nonsense", text.replace("FAIL", "FAILED")):
-        with pytest.raises(Bad, match="line 1"):
+    assert [r["id"] for r in json.loads(text)] == ["a.forward.usual", "b.grad.usual"]
+    for wrong, said in (
+        ("{}", "array"),
+        ("nonsense", "as JSON"),
+        ("[7]", "result 1"),
+        (text.replace("FAIL", "FAILED"), "result 1"),
+    ):
+        with pytest.raises(Bad, match=said):
             from_lines(wrong)
 
 
@@ -166,11 +179,11 @@ def test_lines():
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "verify --method lora --method ia3 --json r.jsonl --junit r.xml --markdown r.md --html r.html"
+    words = "verify lora ia3 --json r.json --junit r.xml --markdown r.md --html r.html"
     with pytest.raises(SystemExit) as ended:
         main(words.split())
     assert ended.value.code == 0 and "lora" in capsys.readouterr().out
-    assert {r.outcome for r in from_lines(Path("r.jsonl").read_text())} == {"PASS"}
+    assert {r.outcome for r in from_lines(Path("r.json").read_text())} == {"PASS"}
     assert all(Path(f"r.{end}").stat().st_size > 50 for end in ("xml", "md", "html"))
     with pytest.raises(SystemExit) as ended:
         main(["verify", "-i", "pefft"])
@@ -190,6 +203,65 @@ def test_a_failure_has_status_one_until_it_is_expected(tmp_path, capsys, odd):
     assert ended.value.code == 0
 
 
+def test_a_harness_is_judged_by_what_is_known_of_its_library(odd, monkeypatch, capsys):
+    """Known failures are shown, with where they are told, and status 0; what is known of other cases is not missed; a new one is 1."""
+    known = [
+        expect.Expectation("loha.forward.*", "FAIL", "https://example.org/9", "it is odd"),
+        expect.Expectation("vera.*", "FAIL", "https://example.org/10"),
+        expect.Expectation("loha.grad.usual", "FAIL", "https://example.org/11", dtype="float32"),
+    ]
+    monkeypatch.setattr(expect, "of_harness", lambda name: known)
+    for words, code, said in (
+        ("loha", 1, "loha.unmerge.usual: ERROR"),
+        ("--case loha.[fg]*.usual", 0, "1 of 1 failures are known: docs/deviations.md"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", "-i", "python:odd_harness:Odd", *words.split()])
+        out = capsys.readouterr().out
+        assert ended.value.code == code and said in out and "https://example.org/9" in out
+        assert "NaN" in out and "matches no case" not in out
+
+
+HOSTILE = """
+from minipeft.conformance.cases import Unsupported
+from minipeft.conformance.own import Own
+
+class Hostile(Own):
+    def info(self):
+        return super().info() | dict(name="[red]x[/red]", version="\x1b]0;title\x07 [bold]1[/bold]")
+
+    def forward(self, case):
+        raise ValueError("[blink]\x1b[2J\u202e wiped [/nothing] " + "w" * 300)
+
+    def trace(self, case):
+        y = super().forward(case)["y"]
+        return {"0.[red]\x1b[31mbase": y, "0.base": y + 1, "6.y": y}
+
+    def delta(self, case):
+        return {"delta": super().delta(case)["delta"] + 1, "[/red]\x1b": super().delta(case)["delta"]}
+"""
+
+
+def test_what_an_implementation_says_does_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    name = "python:hostile:Hostile"
+    for words in (
+        ["verify", "ia3", "lora", "-i", name, "-i", "minipeft"],
+        ["verify", "diff", name, name, "--case", "ia3.delta.usual"],
+        ["verify", "bisect", name, "--case", "ia3.delta.usual"],
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        shown = capsys.readouterr()
+        for text in (shown.out, shown.err):
+            assert not {c for c in text if ord(c) < 32 or c in "\x7f\u202e"} - {"\n"}
+        lines = [line for line in shown.out.splitlines() if not line.startswith(name)]  # one a failure, to be searched
+        assert max(map(len, lines)) <= 80
+        if words[1] == "ia3":
+            assert "[blink]" in shown.out and "[/nothing]" in shown.out
+
+
 def test_two_implementations_side_by_side(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["verify", "diff", "minipeft", "minipeft", "--case", "lora.grad.usual"])
@@ -201,7 +273,7 @@ def test_damaged_cases_have_a_status_of_their_own(tmp_path, capsys):
     path = copy / "ia3" / "forward" / "usual" / "in.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SystemExit) as ended:
-        main(["verify", "--cases", str(copy), "--method", "ia3"])
+        main(["verify", "--cases", str(copy), "ia3"])
     assert ended.value.code == 3 and "the file was changed" in capsys.readouterr().err
 
 
@@ -235,15 +307,15 @@ def test_the_first_intermediate_that_departs(odd, tmp_path, monkeypatch, capsys)
             main(["verify", "bisect", name, "--case", "dora.forward.usual"])
         assert ended.value.code == code and said in capsys.readouterr().out
     with pytest.raises(Bad, match="traces no intermediate of houlsby"):
-        verify.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
+        diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
 
 
 def test_the_field(odd, tmp_path, monkeypatch, capsys):
     """Environments that pip has nothing to do for, and a library that is wrong as it is known to be."""
     monkeypatch.setattr(field, "ENVIRONMENTS", {"one": field.Environment(("python:odd_harness:Odd",), ())})
     monkeypatch.setattr(field, "prepare", lambda folder, tell: {"python:odd_harness:Odd": sys.executable})
-    known = [verify.Expectation("loha.forward.usual", "FAIL", "deviations.md#odd", "it is odd")]
-    monkeypatch.setattr(field, "expectations", lambda peer: known if "odd" in peer else [])
+    known = [expect.Expectation("loha.forward.usual", "FAIL", "deviations.md#odd", "it is odd")]
+    monkeypatch.setattr(expect, "of_harness", lambda peer: known if "odd" in peer else [])
     monkeypatch.setattr(verify, "choose", lambda: only)
     only = verify.Chosen(tuple(c for c in verify.files.load(methods=["loha"], checks=["forward", "grad"])), {})
     with pytest.raises(SystemExit) as ended:

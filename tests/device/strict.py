@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.engine import ops
-from minipeft.engine.fast import replaces
-
 
 @dataclass
 class Traffic:
@@ -397,8 +394,3 @@ def erf(x: ndarray) -> ndarray:
     from scipy import special
 
     return _held(special.erf(_plain(x)))
-
-
-@replaces(ops.check_labels, "strict")
-def check_labels(y: ndarray, V: int, ignore: int) -> None:
-    """As on a GPU, where nobody waits to be told that a label is out of range."""

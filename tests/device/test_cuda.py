@@ -7,7 +7,7 @@ import pytest
 from both import on_numpy
 
 from minipeft.engine import fast, ops, value_and_grad
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine.backend import lowest, to_device, to_host, xp
 from minipeft.engine.bfloat16 import bfloat16
 from minipeft.engine.tensor import value
 from minipeft.train import AdamW
@@ -178,6 +178,12 @@ def causal(t):
     return np.triu(np.full((t, t), -1e9), 1)[None, None]
 
 
+def blind(t):
+    """A causal mask from which the first third of the keys is missing: its queries see nothing."""
+    hidden = np.triu(np.ones((t, t)), 1) + (np.arange(t) < t // 3) > 0
+    return constants(hidden * (lowest(WORKS_IN[0]) / 2))[0][None, None]
+
+
 def turned(*shape):
     angles = normal(*shape)
     return np.cos(angles), np.sin(angles)
@@ -200,6 +206,11 @@ OPS = {
     "attention": (lambda q, k, v: ops.attention(q, k, v, constants(causal(6))[0], scale=0.3), [normal(3, 4, 6, 8), normal(3, 2, 6, 8), normal(3, 2, 6, 5)]),
     "attention with a bias": (lambda q, k, v, b: ops.attention(q, k, v, b, scale=0.3),
                               [normal(3, 4, 6, 8), normal(3, 4, 9, 8), normal(3, 4, 9, 8), normal(1, 4, 6, 9)]),
+    "attention that sees nothing": (lambda q, k, v: ops.attention(q, k, v, blind(6), scale=0.3), [normal(3, 4, 6, 8), normal(3, 2, 6, 8), normal(3, 2, 6, 5)]),
+    "attention that sees nothing, with a bias": (lambda q, k, v, b: ops.attention(q, k, v, b + blind(6), scale=0.3),
+                                                [normal(3, 4, 6, 8), normal(3, 2, 6, 8), normal(3, 2, 6, 5), normal(1, 4, 6, 6)]),
+    "long attention that sees nothing": (lambda q, k, v: ops.attention(q, k, v, blind(1100), scale=0.3),
+                                         [normal(2, 4, 1100, 8), normal(2, 4, 1100, 8), normal(2, 4, 1100, 8)]),
     "long attention": (lambda q, k, v: ops.attention(q, k, v, constants(causal(1100))[0], scale=0.3),
                        [normal(2, 4, 1100, 8), normal(2, 4, 1100, 8), normal(2, 4, 1100, 8)]),
     "cross_entropy": (lambda x: ops.cross_entropy(x, labels=to_device(np.array([[3, -100, 49], [0, 7, 7]]))), [normal(2, 3, 50)]),

@@ -162,7 +162,7 @@ def test_batches_that_look_alike_share_a_graph(device, made):
     eager, graph = fit(adapted, data, steps=6), fit(adapted, data, steps=6, graph=True)
     np.testing.assert_allclose(graph.losses, eager.losses, rtol=1e-12)
     assert [g.runs for g in made] == [3, 2, 1]
-    with pytest.raises(Bad, match="the position table has 40 rows, token 4 needs row 40"):
+    with pytest.raises(Bad, match="position_ids: expected 0 … 39, found 40"):
         fit(adapted, [example(5), example(5, first=36)], steps=2, graph=True)
     with pytest.raises(Bad, match="input_ids: expected token ids 0 … 49, found 50"):
         fit(adapted, [example(5), example(5).having(input_ids=np.full((2, 5), 50))], steps=2, graph=True)
@@ -196,7 +196,7 @@ GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_generation_by_a_graph_is_generation(device, family, method, padding, made):
     model = tiny.model(family)
-    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=None))  # all tokens are made
+    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=()))  # all tokens are made
     adapted = Adapted(model) if method == "base" else laws.moved(attach(model, METHODS[method].sized(model.arch)))
     prompt = tiny.example(model, padding=padding).having(labels=None, task_ids=None)
     for asked in (dict(), dict(temperature=0.7, top_k=9)):
@@ -215,7 +215,7 @@ def test_generation_by_a_graph_with_a_window_an_end_and_a_table_that_ends(device
     assert not np.array_equal(got, generate(Adapted(model), prompt, got.shape[1], graph=True))
 
     first = int(generate(Adapted(model), prompt, 3)[0, 2])
-    ends = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=first))
+    ends = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=(first,)))
     one = prompt.having(input_ids=prompt.host("input_ids")[:1], attention_mask=prompt.host("attention_mask")[:1], task_ids=None)  # fmt: skip
     got = generate(Adapted(ends), one, 9, graph=True)
     assert got[0, -1] == first and got.shape[1] <= 3
@@ -223,7 +223,7 @@ def test_generation_by_a_graph_with_a_window_an_end_and_a_table_that_ends(device
     adapted = attach(tiny.model("gpt2"), METHODS["prompt_tuning"](p=30))
     asked = batch(input_ids=np.array([[5, 9, 3, 8]]))
     np.testing.assert_array_equal(generate(adapted, asked, 6, graph=True), generate(adapted, asked, 6))
-    with pytest.raises(Bad, match="the position table has 40 rows, token 0 needs row 40"):
+    with pytest.raises(Bad, match="position_ids: expected 0 … 39, found 40"):
         generate(adapted, asked, 12, graph=True)
     assert generate(adapted, asked, 0, graph=True).shape == (1, 0)
     with pytest.raises(Bad, match="keeps keys and values, and use_cache=False does not"):

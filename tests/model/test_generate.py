@@ -72,7 +72,7 @@ def test_tokens_end_with_the_end_token():
     import dataclasses
 
     first = generate(Adapted(model), batch(input_ids=np.array([[5, 9]])), 1)[0, 0]
-    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_id=int(first)))
+    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=(int(first),)))
     found = generate(Adapted(model), batch(input_ids=np.array([[5, 9], [7, 7]])), 6)
     assert found[0, 0] == first and (found[0, 1:] == model.arch.pad_id).all()
 
@@ -131,11 +131,16 @@ def test_a_seed_fixes_what_is_drawn():
     ("family", "arrays", "options", "line"),
     [
         ("bert", {}, {}, "generate needs a language-model head; this model's head is 'classify'"),
-        ("llama", {}, dict(temperature=-1), "expected temperature ≥ 0"),
-        ("llama", {}, dict(top_p=0), "0 < top_p ≤ 1"),
+        ("llama", {}, dict(temperature=-1), "generate: temperature must be at least 0, found -1"),
+        ("llama", {}, dict(temperature=float("nan")), "generate: temperature must be a number"),
+        ("llama", {}, dict(top_p=0), r"top_p must lie in \(0, 1\], found 0"),
+        ("llama", {}, dict(new_tokens=-1), "new_tokens must be at least 0, found -1"),
+        ("llama", dict(input_ids=None, inputs_embeds=np.ones((1, 3, 24))), {}, "expected input_ids, found inputs_embeds alone"),
+        ("llama", dict(attention_mask=np.array([1, 1, 0])), {}, r"attention_mask: expected shape \(1, 3\)"),
         ("llama", dict(attention_mask=np.array([[1, 1, 0]])), {}, "expected padding on the left, found rows that end in padding"),
     ],
 )  # fmt: skip
 def test_bad_requests(family, arrays, options, line):
     with pytest.raises(Bad, match=line):
-        generate(Adapted(tiny.model(family)), batch(input_ids=np.array([[5, 9, 3]]), **arrays), 2, **options)
+        given = batch(**{"input_ids": np.array([[5, 9, 3]])} | arrays)
+        generate(Adapted(tiny.model(family)), given, **{"new_tokens": 2} | options)

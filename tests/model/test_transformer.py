@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.run import Adapted
+from minipeft.run import Adapted, attach
 
 CAUSAL = ("llama", "gpt2")
 
@@ -91,11 +92,30 @@ IDS = np.array([[5, 9, 3]])
         ("llama", dict(input_ids=IDS, attention_mask=np.ones((1, 4), int)), r"attention_mask: expected shape \(1, 3\).*found \(1, 4\)"),
         ("llama", dict(input_ids=IDS, position_ids=np.ones((2, 3), int)), r"position_ids: expected shape \(1, 3\)"),
         ("llama", dict(input_ids=IDS, labels=np.ones((1, 2), int)), r"labels: expected shape \(1, 3\)"),
-        ("llama", dict(input_ids=IDS, task_ids=np.array([0, 1])), "task_ids: expected one for each of 1 rows, found 2"),
+        ("llama", dict(input_ids=IDS, task_ids=np.array([0, 1])), r"task_ids: expected shape \(1,\), found \(2,\)"),
         ("gpt2", dict(input_ids=np.ones((1, 41), int)), "40"),
-        ("gpt2", dict(input_ids=IDS, position_ids=np.array([[0, 1, 40]])), "40"),
+        ("gpt2", dict(input_ids=IDS, position_ids=np.array([[38, 39, 40]])), "40"),
         ("bert", dict(input_ids=np.ones((1, 41), int)), "40"),
         ("bert", dict(input_ids=IDS, labels=np.array([5])), "5"),
+        ("llama", dict(input_ids=IDS, position_ids=np.array([[0, 1, 0]])), "found a jump: packed texts are not kept apart"),
+        ("llama", dict(input_ids=IDS.astype(float)), "input_ids: expected integers, found float64"),
+        ("llama", dict(input_ids=IDS[0]), r"input_ids: expected shape \(rows, tokens\), found \(3,\)"),
+        ("llama", dict(inputs_embeds=np.ones((1, 3, 23))), r"inputs_embeds: expected shape \(1, 3, 24\), found \(1, 3, 23\)"),
+        ("llama", dict(inputs_embeds=np.full((1, 3, 24), np.nan)), "inputs_embeds: expected finite numbers, found 72 of 72"),
+        ("llama", dict(input_ids=IDS, inputs_embeds=np.ones((1, 3, 24))), "expected input_ids or inputs_embeds, found both"),
+        ("llama", dict(input_ids=IDS, attention_mask=np.array([[1, 2, 0]])), "attention_mask: expected 0 and 1 alone, found 2"),
+        ("llama", dict(input_ids=IDS, token_type_ids=IDS * 0), "token_type_ids: this llama model does not read it"),
+        ("llama", dict(input_ids=IDS, pixel_values=np.ones((1, 3, 8, 8))), "pixel_values: this llama model does not read it"),
+        ("llama", dict(input_ids=[[1, 2], [3]]), "input_ids: expected rows of one length"),
+        ("llama", dict(input_idz=IDS), r"'input_idz' is unknown \(did you mean input_ids"),
+        ("llama", dict(input_ids=IDS, labels=IDS * 1.0), "labels: expected integers, found float64"),
+        ("bert", dict(input_ids=IDS, token_type_ids=IDS * 0 - 1), "token_type_ids: expected 0 … 1, found -1"),
+        ("bert", dict(input_ids=IDS, position_ids=IDS - 4), "position_ids: expected 0 … 39, found -1"),
+        ("gpt2", dict(input_ids=IDS, attention_mask=IDS * 0 + 1, position_ids=IDS - 4), "position_ids: expected 0 … 39, found -1"),
+        ("t5", dict(input_ids=IDS, decoder_input_ids=IDS[:0]), r"decoder_input_ids: expected at least one row"),
+        ("t5", dict(input_ids=IDS, labels=np.ones((2, 3), int)), r"labels: expected shape \(1, 3\), found \(2, 3\)|labels: expected shape"),
+        ("vit", dict(pixel_values=np.ones((1, 3, 12, 12), np.uint8)), "pixel_values: expected floating-point numbers, found uint8"),
+        ("vit", dict(input_ids=IDS), "input_ids: this vit model does not read it; it reads pixel_values"),
         ("t5", dict(input_ids=IDS), "needs decoder_input_ids or labels, found neither"),
         ("vit", dict(pixel_values=np.zeros((1, 3, 10, 12))), r"12"),
     ],
@@ -104,6 +124,19 @@ def test_what_cannot_be_computed_is_one_line(family, arrays, line):
     with pytest.raises(Bad, match=line) as told:
         logits(tiny.model(family), **arrays)
     assert "\n" not in str(told.value)
+
+
+def test_a_decoders_classifier_reads_the_last_token_that_is_no_padding_by_its_id():
+    """As in transformers: with or without a mask."""
+    model = with_head(tiny.model("llama"), "classify", 5)
+    rng = np.random.default_rng(0)
+    score = rng.standard_normal((5, 24))
+    model = dataclasses.replace(model, params={**model.params, "score.weight": score})
+    ids = np.array([[5, 9, 3, 0, 0], [7, 0, 8, 4, 0], [0, 0, 0, 0, 0]])  # 0 is padding, also within a row
+    out = Adapted(model).forward(batch(input_ids=ids))
+    np.testing.assert_allclose(out.logits, out.hidden[np.arange(3), [2, 3, 0]] @ score.T, rtol=0, atol=1e-13)
+    soft = attach(model, "prompt_tuning").forward(batch(input_ids=ids))
+    np.testing.assert_allclose(soft.logits, soft.hidden[np.arange(3), [10, 11, 8]] @ score.T, rtol=0, atol=1e-13)
 
 
 def test_a_loss_needs_labels():

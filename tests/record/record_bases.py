@@ -7,7 +7,9 @@ float64, from the checkpoint read back. Running it again gives the same bytes.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -22,7 +24,7 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 import transformers as tf  # noqa: E402
 from float64 import as_float64, expect, jitter  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_num_threads(1)
 tf.logging.disable_progress_bar()
@@ -39,6 +41,50 @@ class Base:
     config: Any
     dtype: torch.dtype = torch.float32
     save: dict[str, Any] = field(default_factory=dict)  # options of save_pretrained
+    edit: Any = None  # what is done to the tensors of the file, by name
+    reads: Any = None  # the class that computes with the file, where it is another than made it
+    wrapped: str = ""  # put before the names at last: transformers itself does not read such a file
+    generation: dict[str, Any] | None = None  # what generation_config.json says beside; None: there is none
+
+    @property
+    def reader(self) -> Any:
+        return self.reads or self.cls
+
+    def write(self, made: Any, folder: Path) -> None:
+        """The checkpoint, as it is to be found."""
+        made.to(self.dtype).save_pretrained(folder, **self.save)
+        place = folder / "generation_config.json"
+        place.unlink(missing_ok=True)
+        if self.generation is not None:
+            place.write_text(json.dumps(self.generation))
+        if self.edit is not None:
+            edited(folder, self.edit)
+
+    def wrap(self, folder: Path) -> None:
+        """The last step, after transformers has read it."""
+        if self.wrapped:
+            edited(folder, renamed(("^", self.wrapped)))
+
+
+def edited(folder: Path, edit: Any) -> None:
+    tensors = edit(load_file(folder / "model.safetensors"))
+    save_file({k: v.contiguous() for k, v in sorted(tensors.items())}, folder / "model.safetensors", {"format": "pt"})
+
+
+def renamed(*pairs: tuple[str, str]) -> Any:
+    """An edit that replaces parts of names by regular expressions."""
+
+    def edit(tensors: Tensors) -> Tensors:
+        for pattern, by in pairs:
+            tensors = {re.sub(pattern, by, k): v for k, v in tensors.items()}
+        return tensors
+
+    return edit
+
+
+def with_more(**more: tuple[int, ...]) -> Any:
+    """An edit that adds tensors of these shapes, which nothing should read; __ stands for a dot."""
+    return lambda tensors: tensors | {k.replace("__", "."): torch.full(shape, 0.5) for k, shape in more.items()}
 
 
 def bases() -> dict[str, Base]:
@@ -103,6 +149,27 @@ def bases() -> dict[str, Base]:
         "t5": Base(tf.T5ForConditionalGeneration, tf.T5Config(**t5)),
         "t5-gated": Base(tf.T5ForConditionalGeneration, tf.T5Config(**t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), brain),
         "vit": Base(tf.ViTForImageClassification, tf.ViTConfig(**vit, num_labels=4)),
+        "qwen2-windows": Base(tf.Qwen2ForCausalLM, tf.Qwen2Config(**llama | dict(
+            use_sliding_window=True, sliding_window=3, max_window_layers=1, num_hidden_layers=3, hidden_act="gelu_pytorch_tanh"))),
+        "qwen2-types": Base(tf.Qwen2ForCausalLM, tf.Qwen2Config(**llama | dict(
+            use_sliding_window=True, sliding_window=4, layer_types=["sliding_attention", "full_attention"], hidden_act="swish"))),
+        "llama-ends": Base(tf.LlamaForCausalLM, tf.LlamaConfig(**llama | dict(eos_token_id=[7, 9], hidden_act="mish")),
+            wrapped="_orig_mod.module.", generation=dict(eos_token_id=list(range(10, VOCAB)), pad_token_id=3)),
+        "llama-reward": Base(tf.LlamaForSequenceClassification, tf.LlamaConfig(**llama, num_labels=1),
+            edit=with_more(lm_head__weight=(VOCAB, 24))),
+        "gpt2-plain": Base(tf.GPT2LMHeadModel, tf.GPT2Config(**gpt2 | dict(eos_token_id=[]), scale_attn_weights=False, activation_function="quick_gelu")),
+        "bert-decoder": Base(tf.BertLMHeadModel, tf.BertConfig(**bert, is_decoder=True, hidden_act="gelu_fast")),
+        "bert-decoder-cls": Base(tf.BertForSequenceClassification, tf.BertConfig(
+            **bert, is_decoder=True, num_labels=3, problem_type="multi_label_classification")),
+        "bert-pretraining": Base(tf.BertForPreTraining, tf.BertConfig(**bert, hidden_act="relu"), reads=tf.BertForMaskedLM,
+            edit=renamed((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))),
+        "bert-mlm-untied": Base(tf.BertForMaskedLM, tf.BertConfig(**bert, tie_word_embeddings=False)),
+        "roberta-lm": Base(tf.RobertaForCausalLM, tf.RobertaConfig(**roberta, is_decoder=True, tie_word_embeddings=False)),
+        "t5-old": Base(tf.T5ForConditionalGeneration, tf.T5Config(**t5, feed_forward_proj="gated-silu"), edit=with_more(
+            decoder__block__0__layer__1__EncDecAttention__relative_attention_bias__weight=(8, 4))),
+        "vit-5": Base(tf.ViTModel, tf.ViTConfig(**vit | dict(image_size=[10, 10]), hidden_act="quick_gelu", qkv_bias=False), edit=renamed(
+            (r"encoder\.layer\.", "layers."), (r"attention\.attention\.(\w)\w+", r"attention.\1_proj"),
+            (r"attention\.output\.dense", "attention.o_proj"), (r"intermediate\.dense", "mlp.fc1"), (r"output\.dense", "mlp.fc2"))),
     }  # fmt: skip
 
 
@@ -113,7 +180,13 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
         return torch.randint(low, high, shape, generator=rng)
 
     if hasattr(config, "image_size"):
-        pixels = torch.randn(rows, 3, config.image_size, config.image_size, generator=rng, dtype=torch.float64)
+        side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        pixels = torch.randn(rows, 3, side, side, generator=rng, dtype=torch.float64)
+        if not cls.__name__.endswith("Classification"):
+            return dict(
+                pixel_values=pixels,
+                weights=torch.randn(rows, 5, config.hidden_size, generator=rng, dtype=torch.float64),
+            )
         return dict(pixel_values=pixels, labels=draw(0, config.num_labels, rows))
     mask = torch.ones(rows, t, dtype=torch.int64)
     for row in range(1, rows) if padding != "none" else ():
@@ -129,6 +202,10 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
         )
     if cls.__name__.endswith("SequenceClassification"):
         labels = draw(0, config.num_labels, rows)
+        if config.num_labels == 1:
+            labels = torch.randn(rows, generator=rng, dtype=torch.float64)
+        elif config.problem_type == "multi_label_classification":
+            labels = draw(0, 2, rows, config.num_labels).double()
     elif cls.__name__.endswith("TokenClassification"):
         labels = draw(0, config.num_labels, rows, t).masked_fill(mask == 0, -100)
     elif config.is_encoder_decoder:
@@ -137,7 +214,18 @@ def inputs(cls: Any, config: Any, padding: str, rng: torch.Generator, rows: int 
     else:
         labels = ids.masked_fill(mask == 0, -100)
         labels[0, 3] = -100
+        if generates(cls):  # what padding on the left predicts: it sees no token, see `paddings`
+            labels[:, 1:] = labels[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
     return out | dict(labels=labels)
+
+
+def paddings(cls: Any, config: Any) -> tuple[str, ...]:
+    """Where padding may be. A token that sees none attends to all alike, whatever its scores; torch has a gradient for them
+    all the same, so that no loss may count it: on the left that would be the first token, which BERT's classifier reads."""
+    if hasattr(config, "image_size"):
+        return ("none",)
+    blind = getattr(config, "is_decoder", False) and cls.__name__.startswith("Bert") and "Sequence" in cls.__name__
+    return ("none", "right") if blind else ("none", "right", "left")
 
 
 def generates(cls: Any) -> bool:
@@ -151,14 +239,14 @@ def record(name: str, base: Base) -> None:
     torch.manual_seed(0)
     made = base.cls(base.config)
     jitter(made, rng)
-    made.to(base.dtype).save_pretrained(folder, **base.save)
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    base.write(made, folder)
     expected: Tensors = {}
     with as_float64():
-        model = base.cls.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+        model = base.reader.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+        base.wrap(folder)
         model.config.use_cache = False  # its cache has the encoder's number of layers, also for a deeper decoder
-        for padding in ("none",) if hasattr(base.config, "image_size") else ("none", "right", "left"):
-            given = inputs(base.cls, base.config, padding, rng)
+        for padding in paddings(base.cls, base.config):
+            given = inputs(base.reader, base.config, padding, rng)
             found = given | expect(model, given)
             if generates(base.cls) and (padding != "right" or base.config.is_encoder_decoder):
                 asked = {k: given[k] for k in ("input_ids", "attention_mask")}

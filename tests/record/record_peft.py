@@ -99,8 +99,14 @@ def record_base(base: str) -> None:
     (ROOT / base / "base" / "generation_config.json").unlink(missing_ok=True)
 
 
-def load_base(base: str, dtype: torch.dtype) -> Any:
-    model = BASES[base][0].from_pretrained(ROOT / base / "base", dtype=dtype, attn_implementation="eager")
+def load_base(base: str, dtype: torch.dtype, case: Case | None = None) -> Any:
+    cls, more = BASES[base][0], {}
+    if case and case.cls:
+        cls, more = case.cls, dict(num_labels=3)
+    torch.manual_seed(2)  # a classifier that the base has not is drawn
+    model = cls.from_pretrained(ROOT / base / "base", dtype=dtype, attn_implementation="eager", **more)
+    if case and case.rows:
+        model.resize_token_embeddings(case.rows, mean_resizing=False)
     model.name_or_path = model.config._name_or_path = ""  # no path of this machine in adapter_config.json
     return model.eval()
 
@@ -108,23 +114,27 @@ def load_base(base: str, dtype: torch.dtype) -> Any:
 # --- inputs -------------------------------------------------------------------------------------------------------------
 
 
-def inputs(base: str, padding: str, task_ids: bool) -> Tensors:
+def inputs(base: str, padding: str, task_ids: bool, task: str, vocabulary: int) -> Tensors:
     """Batch 3, length 7; `padding` is left, right or none."""
     rng = generator("inputs", base)
-    ids = torch.randint(3, VOCAB, (3, 7), generator=rng)
+    ids = torch.randint(3, vocabulary, (3, 7), generator=rng)
     mask = torch.ones_like(ids)
     for row, pads in enumerate((2, 0, 3) if padding != "none" else ()):
         mask[row, : pads if padding == "left" else 0] = 0
         mask[row, 7 - pads if padding == "right" else 7 :] = 0
     ids = ids * mask  # the pad token is 0
-    if BASES[base][2] == "SEQ_CLS":
+    if task == "TOKEN_CLS":
+        labels = torch.randint(0, 3, (3, 7), generator=rng).masked_fill(mask == 0, -100)
+    elif task == "SEQ_CLS":
         labels = torch.tensor([2, 0, 1])
-    elif BASES[base][2] == "SEQ_2_SEQ_LM":
+    elif task == "SEQ_2_SEQ_LM":
         labels = torch.randint(3, VOCAB, (3, 5), generator=rng)
         labels[0, 3:] = labels[2, 4:] = -100
     else:
         labels = ids.masked_fill(mask == 0, -100)
         labels[0, 3] = labels[1, 5] = -100
+        # what padding on the left predicts: it sees no token, and torch's gradient there is not that of what it computes
+        labels[:, 1:] = labels[:, 1:].masked_fill(mask[:, :-1] == 0, -100)
     out = dict(input_ids=ids, attention_mask=mask, labels=labels)
     return out | (dict(task_ids=torch.tensor([2, 0, 1])) if task_ids else {})
 
@@ -144,6 +154,8 @@ class Case:
     before: Callable[[Any, Tensors], None] | None = None  # done to the base before the adapter is put on
     after: Callable[[Any, Tensors], None] | None = None  # done to the adapted model before the noise
     build: Callable[[Case, Path], None] | None = None  # saves the adapter by other means
+    cls: Any = None  # the model that is trained, if it has another head than the base
+    rows: int = 0  # of the vocabulary, if it is resized
 
     @property
     def is_prompt(self) -> bool:
@@ -151,7 +163,8 @@ class Case:
 
     @property
     def inputs(self) -> Tensors:
-        return inputs(self.base, self.padding, self.config.peft_type == "POLY")
+        task = self.config.task_type if self.cls else BASES[self.base][2]
+        return inputs(self.base, self.padding, self.config.peft_type == "POLY", task, self.rows or VOCAB)
 
 
 def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -159,15 +172,15 @@ def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def save_adapter(case: Case, folder: Path) -> None:
+    model = load_base(case.base, torch.float32, case)
     torch.manual_seed(zlib.crc32(case.name.encode()))
-    model = load_base(case.base, torch.float32)
     if case.before:
         case.before(model, case)
     model = get_peft_model(model, case.config).eval()
     if case.after:
         case.after(model, case)
     jitter(trainable(model), case.size, generator(case.base, case.name))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto")
 
 
 def gradient(v: torch.Tensor) -> torch.Tensor:
@@ -182,7 +195,7 @@ def expect(case: Case, folder: Path) -> Tensors:
     given = case.inputs
     with as_float64(*DOWNCASTING):
         torch.manual_seed(1)  # reading draws an initial value that the file then replaces
-        base, config = load_base(case.base, torch.float64), peft.PeftConfig.from_pretrained(folder)
+        base, config = load_base(case.base, torch.float64, case), peft.PeftConfig.from_pretrained(folder)
         if (
             case.config.peft_type == "XLORA"
         ):  # PEFT looks for experts where the configuration says, from the working directory
@@ -327,6 +340,16 @@ def cases() -> list[Case]:
         llama("lora-layers-to-transform", lora(target_modules=["k_proj", "up_proj"], layers_to_transform=[1])),
         llama("lora-trainable-tokens", lora(trainable_token_indices={"embed_tokens": trained_ids})),
         llama("lora-modules-to-save", lora(modules_to_save=["lm_head"])),
+        llama("lora-resized", lora(), "left", rows=VOCAB + 4),
+        llama("lora-embedding-resized", lora(target_modules=both), rows=VOCAB - 5),
+        llama("lora-trainable-tokens-resized", lora(trainable_token_indices={"embed_tokens": [3, VOCAB + 1]}), rows=VOCAB + 4),
+        llama("lora-seq-cls", lora(task_type=cls), "right", cls=tf.LlamaForSequenceClassification),
+        llama("lora-token-cls", lora(task_type="TOKEN_CLS"), cls=tf.LlamaForTokenClassification),
+        gpt2("lora-resized-gpt2", lora(**fused), rows=VOCAB + 4),
+        t5("lora-t5-decoder", lora(target_modules=r"decoder\..*\.(q|wo)", task_type=s2s)),
+        t5("ia3-t5-decoder", on(s2s, peft.IA3Config, target_modules=["v", "wo"], feedforward_modules=r"decoder\..*\.wo")),
+        t5("lora-t5-patterns", lora(target_modules=["q", "v"], layers_to_transform=[1], layers_pattern="block", task_type=s2s,
+                                    rank_pattern={r"encoder.block.1.layer.0.SelfAttention.q": 2}, alpha_pattern={r"decoder.*\.q": 7})),
         llama("dora", lora(use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"]), "left"),
         llama("dora-embedding", lora(use_dora=True, target_modules=["embed_tokens", "k_proj"])),
         llama("pissa", lora(init_lora_weights="pissa", target_modules=["q_proj", "up_proj"])),
@@ -408,8 +431,8 @@ def cases() -> list[Case]:
 
 def main(wanted: list[str]) -> None:
     if not wanted:
-        shutil.rmtree(ROOT, ignore_errors=True)
-        for base in BASES:
+        for base in BASES:  # the others were recorded elsewhere
+            shutil.rmtree(ROOT / base, ignore_errors=True)
             record_base(base)
     for case in cases():
         if not wanted or f"{case.base}/{case.name}" in wanted:

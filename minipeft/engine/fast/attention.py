@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import lowest, xp
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.blocks import over_products, pieces
 from minipeft.engine.fast.layout import heads_last
@@ -88,6 +88,9 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         gbias = xp.zeros((b, h, t, s), dtype) if want_bias else None
         gq5, gbias5 = (None if a is None else split(a) for a in (gq, gbias))
         g5 = split(g)
+        sees = None if bias is None else ~(top <= lowest(dtype) / 4)  # what is NaN stays so
+        if sees is not None and bool(sees.all()):
+            sees = None
 
         def backward(of: slice) -> None:
             for block in reversed(range(len(blocks))):  # the last has all keys
@@ -102,6 +105,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
                 gs -= np.vecdot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
                 gs *= p
+                if sees is not None:
+                    gs *= sees[:, of, :, :, at]
                 if gbias5 is not None:
                     gbias5[:, of, :, at, :n] = xp.swapaxes(gs, -1, -2)
                 if gq5 is not None:
@@ -158,7 +163,7 @@ def _query_blocks(heads: int, t: int, s: int, bias: Any, dtype: Any) -> list[tup
     for at in pieces(slice(0, t), QUERIES if kept else max(32, KEPT // (heads * s))):
         n = s
         if looks and at.stop < t:  # the last has every key: it is where their gradients begin
-            seen = bias[:, :, :, at] > float(xp.finfo(dtype).min) / 4
+            seen = bias[:, :, :, at] > lowest(dtype) / 4
             if bool(seen.any(axis=-1).all()):  # a query that sees nothing weighs all keys alike
                 n = s - int(seen.any(axis=(0, 1, 2, 3))[::-1].argmax())
         blocks.append((at, n))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import lowest, xp
 from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.layout import heads_last, in_blocks
-from minipeft.engine.ops import factors, rows
+from minipeft.engine.ops import operands, rows
 
 Array = Any
 
@@ -222,24 +222,26 @@ extern "C" __global__ void layer_backward(const T* g, const T* x, const T* w, co
     EACH(i, n) gx[i] = (g[i] * w[i] - s - (x[i] - m) * r * along) * r;
 }
 // p (rows of s), in place: softmax(scale p + bias); the bias lies at strides over (b, h, t, s)
-extern "C" __global__ void softmax_rows(T* p, const T* bias, int s, int t, int h, T scale, long long sb, long long sh, long long st, long long ss) {
+extern "C" __global__ void softmax_rows(T* p, const T* bias, T* tops, int s, int t, int h, T scale, long long sb, long long sh, long long st, long long ss) {
     long long row = blockIdx.x;
     p += row * s;
     if (bias) bias += (row / t / h) * sb + (row / t % h) * sh + (row % t) * st;
     T top = LOWEST;
     EACH(i, s) { T v = p[i] * scale + (bias ? bias[i * ss] : (T)0); p[i] = v; top = max(top, v); }
     top = max_of(top);
+    if (!threadIdx.x) tops[row] = top;
     T total = 0;
     EACH(i, s) { T v = exp(p[i] - top); p[i] = v; total += v; }
     total = 1 / sum_of(total);
     EACH(i, s) p[i] *= total;
 }
-extern "C" __global__ void softmax_backward(const T* p, T* g, int s) {
+extern "C" __global__ void softmax_backward(const T* p, T* g, const T* tops, T hidden, int s) {
+    T sees = tops[blockIdx.x] <= hidden ? 0 : 1;  // all keys are hidden: scores were lost in rounding
     p = ROW(p, s); g = ROW(g, s);
     T dot = 0;
     EACH(i, s) dot += p[i] * g[i];
     dot = sum_of(dot);
-    EACH(i, s) g[i] = p[i] * (g[i] - dot);
+    EACH(i, s) g[i] = sees * p[i] * (g[i] - dot);
 }
 extern "C" __global__ void entropy_forward(const T* x, const long long* labels, long long ignore, T* lse, T* loss, int n) {
     x = ROW(x, n);
@@ -341,7 +343,7 @@ def _number(like: Array, x: float) -> Any:
 def _factors(x: Array, W: Any) -> tuple[Array, Array]:
     """x and W as they meet in `product`: beside a W held in bfloat16 the bits of both."""
     if type(W) is not Bfloat16 or x.dtype != W.dtype:
-        return factors(x, W)
+        return operands(x, W)
     x = xp.ascontiguousarray(x)
     x = x.copy() if x.data.ptr % 16 else x
     bits = xp.empty(x.shape, xp.uint16)
@@ -557,9 +559,11 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
     if bias is not None:
         at = [step // bias.itemsize for step in xp.broadcast_to(bias, (b, h, t, s)).strides]
 
+    tops = xp.empty(b * h * t, dtype)  # the largest score of each query
+
     def weights() -> Array:
         p = product(q5, xp.swapaxes(k5, -1, -2))
-        args = (p, 0 if bias is None else bias, s, t, h, _number(p, scale), *at)
+        args = (p, 0 if bias is None else bias, tops, s, t, h, _number(p, scale), *at)
         _run("softmax_rows", p, b * h * t if s else 0, args, s)
         return p
 
@@ -575,7 +579,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
             gv = _grouped(p, g5)
         if wanted[0] or wanted[1] or (bias is not None and wanted[3]):
             gs = product(g5, xp.swapaxes(v5, -1, -2))
-            _run("softmax_backward", p, b * h * t if s else 0, (p, gs, s), s)
+            hidden = _number(p, lowest(dtype) / 4)
+            _run("softmax_backward", p, b * h * t if s else 0, (p, gs, tops, hidden, s), s)
             if bias is not None and wanted[3]:
                 gbias = gs.reshape(b, h, t, s)
             if wanted[0]:

@@ -10,7 +10,7 @@ from minipeft.engine.backend import xp
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.blocks import over_products, pieces, thin
 from minipeft.engine.fast.layout import in_blocks
-from minipeft.engine.ops import factors, rows
+from minipeft.engine.ops import operands, rows
 from minipeft.engine.tensor import Array
 
 CHANGED = 512  # rows of a changed W that are held at once
@@ -41,14 +41,14 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
     and summed up in their own type. The gradient is that of the product without roundings.
     """
-    x2, V = factors(rows(x), W)
+    x2, V = operands(rows(x), W)
     y = _product(x2, V.T)
     if b is not None:
         y += b
     shape = x.shape  # x itself is kept for W's gradient alone
 
     def vjp_x(g: Array) -> Array:
-        return _product(*factors(rows(g), W)).reshape(shape)
+        return _product(*operands(rows(g), W)).reshape(shape)
 
     def vjp_W(g: Array) -> Array:
         return _product(rows(g).T, x2)
@@ -66,7 +66,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     added to y.
     """
     x2 = rows(x)
-    xV, V = factors(x2, W)
+    xV, V = operands(x2, W)
     (n, in_), out, flops = x2.shape, len(W), 2 * len(W) * x2.size
     y = xp.empty((n, out), x.dtype)
     h: Any = xp.empty((n, len(A)), x.dtype) if V is not W or n * (in_ + out) < in_ * out else None
@@ -93,7 +93,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
     def vjp(g: Array, wanted: tuple) -> tuple:
         g2 = rows(g)
         gx = xp.empty(x2.shape, x.dtype) if wanted[0] else None
-        gV, V = factors(g2, W) if wanted[0] else (g2, W)
+        gV, V = operands(g2, W) if wanted[0] else (g2, W)
         parts: dict[int, tuple] = {}  # gradients of A and B of each block of rows, by the first
 
         def backward(at: slice) -> None:

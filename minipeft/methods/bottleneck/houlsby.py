@@ -22,14 +22,14 @@ array([[4., 2.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad, near
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import ACTIVATIONS
+from minipeft.settings import at_least, choice
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,10 @@ class Houlsby(Method):
     """A bottleneck after every sub-layer."""
 
     targets: str = "attn.out cross.out mlp.out"
-    reduction: float = 16.0  # d / m
-    f: str = "silu"
-    start: str = "normal"  # "normal" | "zero": how Wu begins
-
-    def __post_init__(self) -> None:
-        if self.f not in ACTIVATIONS:
-            raise Bad(
-                f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}{near(self.f, ACTIVATIONS)}"
-            )
-        if self.start not in ("normal", "zero"):
-            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
-        if not self.reduction > 0:
-            raise Bad(f"{self.name}: reduction must be positive, found {self.reduction}")
+    reduction: float = at_least(1 / 64, 16.0)  # d / m
+    f: str = choice(*ACTIVATIONS, default="silu", varied=False)
+    start: str = choice("normal", "zero")  # how Wu begins
+    takes: ClassVar[str] = "vectors"
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

@@ -33,34 +33,26 @@ array([[1., 2.]])
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad, Unfit, near
+from minipeft.errors import Unfit
 from minipeft.method import Here, Method, Site
 from minipeft.model.transformer import ACTIVATIONS
+from minipeft.settings import at_least, choice
 
 
 @dataclass(frozen=True)
 class Invertible(Method):
     """A bijection of the embedding space, undone before the output matrix."""
 
-    targets: str = "embed.out head.in"
-    reduction: float = 2.0
-    f: str = "relu"
-    start: str = "normal"  # "normal" | "zero": how F2 and G2 begin
-
-    def __post_init__(self) -> None:
-        if self.f not in ACTIVATIONS:
-            raise Bad(
-                f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}{near(self.f, ACTIVATIONS)}"
-            )
-        if self.start not in ("normal", "zero"):
-            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
-        if not self.reduction > 0:
-            raise Bad(f"{self.name}: reduction must be positive, found {self.reduction}")
+    targets: str = "*embed.out head.in"
+    reduction: float = at_least(1 / 64, 2.0)
+    f: str = choice(*ACTIVATIONS, default="relu", varied=False)
+    start: str = choice("normal", "zero")  # how F2 and G2 begin
+    takes: ClassVar[str] = "vectors as wide as the model"
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

@@ -34,16 +34,18 @@ array([[2., 4.]])
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.engine import ops, stop_gradient
-from minipeft.errors import Bad
+from minipeft.errors import Unfit
 from minipeft.method import Here, Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.transformer import ACTIVATIONS, visibility
+from minipeft.settings import at_least, choice, positive
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,11 @@ class LadderSide(Method):
     """A narrow transformer beside the frozen one."""
 
     targets: str = r"re:embed\.out|layers\.\d+\.out|final\.out"
-    r: int = 8  # d / w
-    T: float = 0.1
-    f: str = "relu"
+    r: int = at_least(1, 8)  # d / w
+    T: float = positive(0.1)
+    f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     identity: ClassVar[bool] = False
     caches: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not self.T > 0:
-            raise Bad(f"{self.name}: r must be at least 1 and T positive, found r={self.r}, T={self.T}")
-        if self.f not in ACTIVATIONS:
-            raise Bad(f"{self.name}: f must be one of {', '.join(ACTIVATIONS)}, found {self.f!r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> LadderSide:
@@ -69,6 +65,14 @@ class LadderSide(Method):
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(w=max(1, site.arch.d // self.r), m=max(1, site.arch.ff // self.r))
+
+    def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+        names = [site.name for site in sites]
+        strange = [n for n in names if not re.fullmatch(r"embed\.out|layers\.\d+\.out|final\.out", n)]
+        if strange or names == ["final.out"]:
+            found = strange[0] if strange else "final.out alone"
+            raise Unfit(f"{self.name}: expected embed.out and outputs of the decoder's layers, found {found}")
+        return super().init_all(sites, rng)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         d, (w, m) = site.arch.d, self.sizes(site).values()
@@ -123,7 +127,8 @@ class LadderSide(Method):
         q, k, v = (
             ops.swapaxes(ops.reshape(ops.linear(u, W), shape=(b, t, heads, w // heads)), a=1, b=2) for W in (Wq, Wk, Wv)
         )
-        bias = visibility(here.tokens, t, 0, arch.causal, arch.window, u.dtype)
+        layer = int(here.site.split(".")[1])  # layers.n.out
+        bias = visibility(here.tokens, t, 0, arch.causal, arch.window_of(layer), u.dtype)
         o = ops.attention(q, k, v, bias, scale=(w // heads) ** -0.5)
         s = s + ops.linear(ops.reshape(ops.swapaxes(o, a=1, b=2), shape=(b, t, w)), Wo)
         return s + ops.linear(ACTIVATIONS[self.f](ops.linear(ops.rms_norm(s, n2, eps=arch.eps), W1)), W2)

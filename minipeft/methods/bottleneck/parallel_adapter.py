@@ -28,9 +28,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.errors import Bad
 from minipeft.method import Here, Site
 from minipeft.methods.bottleneck.houlsby import Houlsby
+from minipeft.model.transformer import ACTIVATIONS
+from minipeft.settings import at_least, choice
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,13 @@ class ParallelAdapter(Houlsby):
     """A bottleneck beside every feed-forward."""
 
     targets: str = "mlp.out"
-    reduction: float = 2.0
-    f: str = "relu"
+    reduction: float = at_least(1 / 64, 2.0)
+    f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     s: float = 4.0
     learned_scale: bool = False
-    reads: str = "input"  # reading: "input" | "residual"
+    reads: str = choice("input", "residual", reading=True)
     identity: ClassVar[bool] = True
     usual_lr: ClassVar[float] = 5e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reads not in ("input", "residual"):
-            raise Bad(f"{self.name}: reads must be 'input' or 'residual', found {self.reads!r}")
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         (d,) = site.shape

@@ -30,6 +30,8 @@ import numpy as np  # noqa: F401  (the example above uses it)
 
 from minipeft.method import Here
 from minipeft.methods.bottleneck.houlsby import Houlsby
+from minipeft.model.transformer import ACTIVATIONS
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Pfeiffer(Houlsby):
     """A bottleneck after every feed-forward, reading the residual sum."""
 
     targets: str = "mlp.out"
-    f: str = "relu"
+    f: str = choice(*ACTIVATIONS, default="relu", varied=False)
 
     def apply(self, a: Any, here: Here, **arrays: Any) -> Any:
         return a + self.bottleneck(here.combine(a), **arrays)

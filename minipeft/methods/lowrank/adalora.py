@@ -43,6 +43,7 @@ from minipeft.engine import ops
 from minipeft.engine.backend import to_host, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, Step
+from minipeft.settings import at_least, choice, count, within
 
 
 @dataclass(frozen=True)
@@ -50,38 +51,31 @@ class AdaLoRA(Method):
     """Singular triplets that go where they matter."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 12
-    target_r: int = 8
+    r: int = count(12)
+    target_r: int = count(8)
     alpha: float = 8.0
-    dropout: float = 0.0
-    tinit: int = 0
-    tfinal: int = 0
-    deltaT: int = 1
-    beta1: float = 0.85
-    beta2: float = 0.85
-    gamma: float = 0.5  # γ
-    eps: float = 1e-5  # ε
-    orth: str = "norm"  # reading: "norm" | "squared"
-    sensitivity: str = "before"  # reading: "before" | "after"
-    kept: int | None = None
+    dropout: float = within("[0, 1)", 0.0)
+    tinit: int = at_least(0, 0)
+    tfinal: int = at_least(0, 0)
+    deltaT: int = at_least(1, 1)
+    beta1: float = within("(0, 1)", 0.85)
+    beta2: float = within("(0, 1)", 0.85)
+    gamma: float = at_least(0, 0.5)  # γ
+    eps: float = at_least(0, 1e-5)  # ε
+    orth: str = choice("norm", "squared", reading=True)
+    sensitivity: str = choice("before", "after", reading=True)
+    kept: int | None = count(None, least=0)
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "adalora"
+    usual_lr: ClassVar[float] = 2e-2
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.target_r <= self.r:
+        super().__post_init__()
+        if self.target_r > self.r:
             raise Bad(f"{self.name}: target_r must lie in 1 … r = {self.r}, found {self.target_r}")
-        if self.kept is not None and not 0 <= self.kept <= self.r:
+        if self.kept is not None and self.kept > self.r:
             raise Bad(f"{self.name}: kept must lie in 0 … r = {self.r}, found {self.kept}")
-        if not (0 < self.beta1 < 1 and 0 < self.beta2 < 1):
-            raise Bad(f"{self.name}: beta1 and beta2 must lie in (0, 1), found {self.beta1} and {self.beta2}")
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
-        if self.gamma < 0 or self.tinit < 0 or self.tfinal < 0 or self.deltaT < 1:
-            raise Bad(f"{self.name}: gamma, tinit and tfinal must be at least 0 and deltaT 1")
-        if self.orth not in ("norm", "squared"):
-            raise Bad(f"{self.name}: orth must be 'norm' or 'squared', found {self.orth!r}")
-        if self.sensitivity not in ("before", "after"):
-            raise Bad(f"{self.name}: sensitivity must be 'before' or 'after', found {self.sensitivity!r}")
 
     @property
     def scale(self) -> float:
@@ -92,8 +86,6 @@ class AdaLoRA(Method):
         return dict(k=self.r if self.kept is None else self.kept)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected linears, found {site.name}, of kind {site.kind}")
         (out, in_), k = site.shape, self.sizes(site)["k"]
         return dict(P=0.02 * rng.standard_normal((out, k)), lam=np.zeros(k), Q=0.02 * rng.standard_normal((k, in_)))
 

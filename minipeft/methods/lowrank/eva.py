@@ -39,15 +39,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import at_least, within
 
 
 @dataclass
 class _PCA:
     """Incremental PCA: at most n directions V (n, in) with singular values S, each row's largest entry positive."""
 
+    site: str  # the first that has these inputs
     n: int
     V: np.ndarray
     S: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -64,7 +67,7 @@ class _PCA:
         self.total += float((new**2).sum())
         self.mean = (self.rows * self.mean + k * batch_mean) / (self.rows + k)
         self.rows += k
-        _, S, V = np.linalg.svd(np.vstack([self.S[:, None] * self.V, new]), full_matrices=False)
+        _, S, V = singular(f"eva: inputs of {self.site}", np.vstack([self.S[:, None] * self.V, new]))
         n = min(self.n, np.count_nonzero(S / (S[0] or 1.0) > 1e-12))  # the rest are directions without variance
         S, V = S[:n], V[:n]
         V = V * np.sign(V[np.arange(len(V)), abs(V).argmax(axis=1)])[:, None]
@@ -82,25 +85,19 @@ class _PCA:
 class EVA(LoRA):
     """LoRA along the directions in which the inputs vary most, with ranks where they explain most."""
 
-    rho: float = 2.0  # ρ: the most a rank may grow
-    tau: float = 0.99
+    rho: float = at_least(1, 2.0)  # ρ: the most a rank may grow
+    tau: float = within("(0, 1]", 0.99)
     whiten: bool = False
     adjust_scaling: bool = True
-    passes: int = 100  # over the batches, at most
+    passes: int = at_least(1, 100, 10_000)  # over the batches, at most
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "eva"
     needs: ClassVar[tuple[str, ...]] = ("inputs",)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rho < 1:
-            raise Bad(f"{self.name}: rho must be at least 1, found {self.rho}")
-        if not 0 < self.tau <= 1:
-            raise Bad(f"{self.name}: tau must lie in (0, 1], found {self.tau}")
-
     def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
         for site in sites:
-            if site.kind != "linear" or not site.inputs:
-                raise Bad(f"{self.name}: expected linears that saw inputs, found {site.name}, of kind {site.kind}")
+            if not any(map(len, site.inputs or ())):
+                raise Bad(f"{self.name}: expected linears that saw inputs, found {site.name}, which saw none")
         ranks, pcas = self._distribute(sites)
         return {site.name: self._arrays(site, pcas[site.name], rank) for site in sites if (rank := ranks[site.name])}
 
@@ -116,7 +113,7 @@ class EVA(LoRA):
         for site in sites:
             width = site.shape[1]
             n = min(round(self.rho * self.r), width)
-            of[site.name] = pcas.setdefault(site.inputs[0].tobytes(), _PCA(n, np.zeros((0, width))))
+            of[site.name] = pcas.setdefault(site.inputs[0].tobytes(), _PCA(site.name, n, np.zeros((0, width))))
         ranks = {name: pca.n for name, pca in of.items()}
         batches = len(sites[0].inputs)
         for i in range(self.passes * batches):
@@ -128,7 +125,8 @@ class EVA(LoRA):
             if not todo:
                 break
             for pca, X in todo.values():
-                pca.add(X, self.tau)
+                if len(X):  # a batch of padding alone has none
+                    pca.add(X, self.tau)
             shares = [(-share, name) for name, pca in of.items() for share in pca.explained]
             best = [name for _, name in sorted(shares, key=lambda pair: pair[0])[: self.r * len(sites)]]
             ranks = {name: best.count(name) for name in of}

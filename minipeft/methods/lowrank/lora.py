@@ -31,8 +31,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
+from minipeft.engine.bfloat16 import widened
+from minipeft.engine.factors import finite, leading, principal
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.settings import count, within
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,14 @@ class LoRA(Method):
     """Low-rank adaptation of linears and embeddings."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 8
+    r: int = count(8)
     alpha: float = 8.0
-    dropout: float = 0.0
+    dropout: float = within("[0, 1)", 0.0)
     rslora: bool = False
     lora_bias: bool = False
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "lora"
     ties: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
 
     @property
     def scale(self) -> float:
@@ -60,14 +58,23 @@ class LoRA(Method):
         return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected matrices, found {site.name} of shape {site.shape}")
         out, in_ = site.shape
         bound = in_**-0.5
         embedding = site.kind == "embedding"
         A = rng.standard_normal((self.r, in_)) if embedding else rng.uniform(-bound, bound, (self.r, in_))
         arrays = dict(A=A, B=np.zeros((out, self.r)))
         return arrays | dict(c=np.zeros(out)) if self.lora_bias and not embedding else arrays
+
+    def first(self, site: Site, factors: str) -> dict[str, Any]:
+        """A, B for methods that start from the weight of a linear and take s B A away from it: "svd" of W/s, or "qr" of W."""
+        if self.r > min(site.shape):
+            raise Bad(
+                f"{self.name}: r must be at most {min(site.shape)} at {site.name} of shape {site.shape}, found {self.r}"
+            )
+        W = finite(f"{self.name}: {site.name}", widened(site.W))
+        A, B = leading(W, self.r) if factors == "qr" else principal(W, self.r)
+        root = 1.0 if factors == "qr" else self.scale**-0.5
+        return dict(A=root * A, B=root * B)
 
     def weight(self, W: Any, *, A: Any, B: Any, c: Any = None) -> Any:
         return W + self.scale * (B @ A)

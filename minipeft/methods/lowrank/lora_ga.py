@@ -36,41 +36,29 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
-from minipeft.errors import Bad, near
+from minipeft.engine.factors import singular
+from minipeft.errors import Bad
 from minipeft.method import Base, Here, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Arch
-
-CHOICES = {
-    "direction": ("ArB2r", "A2rBr", "ArBr", "random"),
-    "scale_by": ("stable", "weight_svd", "gd_scale", "unit"),
-    "reading": ("paper", "peft"),
-}
+from minipeft.settings import choice, positive
 
 
 @dataclass(frozen=True)
 class LoRAGA(LoRA):
     """LoRA whose first step is closest to that of full fine-tuning."""
 
-    direction: str = "ArB2r"
-    scale_by: str = "stable"
-    gamma: float = 16.0  # γ of "stable"
-    reading: str = "paper"  # reading: "paper" | "peft"
+    alpha: float = positive(8.0)
+    direction: str = choice("ArB2r", "A2rBr", "ArBr", "random", varied=False)
+    scale_by: str = choice("stable", "weight_svd", "gd_scale", "unit", varied=False)
+    gamma: float = positive(16.0)  # γ of "stable"
+    reading: str = choice("paper", "peft", reading=True)
     name: ClassVar[str] = "lora_ga"
     needs: ClassVar[tuple[str, ...]] = ("grads",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, options in CHOICES.items():
-            if (found := getattr(self, field)) not in options:
-                raise Bad(
-                    f"{self.name}: {field} must be one of {', '.join(options)}, found {found!r}"
-                    f"{near(str(found), options)}"
-                )
-        if self.alpha <= 0 or self.gamma <= 0:
-            raise Bad(f"{self.name}: alpha and gamma must be positive, found {self.alpha} and {self.gamma}")
         if self.lora_bias:
             raise Bad(f"{self.name}: lora_bias goes with factors that start at 0; expected False")
 
@@ -89,7 +77,7 @@ class LoRAGA(LoRA):
             raise Bad(
                 f"{self.name}: r must be at most {min(site.shape) // 2} at {site.name} of shape {site.shape}, found {r}"
             )
-        U, S, Vt = np.linalg.svd(to_host(site.grad).astype(np.float64), full_matrices=False)
+        U, S, Vt = singular(f"{self.name}: the gradient at {site.name}", site.grad)
         sign = np.sign(Vt[np.arange(len(S)), abs(Vt).argmax(axis=1)])
         U, Vt = U * sign, Vt * sign[:, None]
         I, J = self._indices(rng)
@@ -97,8 +85,7 @@ class LoRAGA(LoRA):
         if self.scale_by == "stable":
             zeta = site.shape[0] ** 0.25 / self.gamma**0.5
         elif self.scale_by == "weight_svd":
-            W = widened(site.W)
-            sigma = np.linalg.svd(to_host(W).astype(np.float64), compute_uv=False)
+            _, sigma, _ = singular(f"{self.name}: {site.name}", widened(site.W))
             zeta = sigma[0] / (S[J[0]] or 1.0) if peft else np.sqrt(sigma[:r] / self.scale).mean()
         else:
             zeta = 1 / self.scale if self.scale_by == "gd_scale" else 1.0

@@ -23,22 +23,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import positive
 
 
 @dataclass(frozen=True)
 class LoRAPlus(LoRA):
     """LoRA whose B learns faster than its A."""
 
-    ratio: float = 16.0  # λ
+    ratio: float = positive(16.0)  # λ
     name: ClassVar[str] = "lora_plus"
     usual_lr: ClassVar[float] = 3e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ratio <= 0:
-            raise Bad(f"{self.name}: ratio must be positive, found {self.ratio}")
 
     def lr(self, name: str) -> float:
         return 1.0 if name == "A" else self.ratio

@@ -15,6 +15,7 @@ Differs  The base model, not the adapter, holds the codes: an adapter trained he
          merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in four
          bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is.
 
+>>> import numpy as np
 >>> W = np.array([[0.5, 1.0], [-1.0, 0.1]])
 >>> QLoRA(double_quant=False).base(Site("q.weight", (2, 2), "linear", None, W)).dequantize().round(2)
 array([[ 0.44,  1.  ],
@@ -26,13 +27,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from minipeft.engine.bfloat16 import widened
-from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.quantize import NF4, quantize
+from minipeft.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,11 @@ class QLoRA(LoRA):
     """LoRA over a base held in four bits."""
 
     targets: str = "all-linear"
-    block: int = 64
+    block: int = at_least(1, 64)
     double_quant: bool = True
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "qlora"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.block < 1:
-            raise Bad(f"{self.name}: block must be at least 1, found {self.block}")
+    usual_lr: ClassVar[float] = 5e-3
 
     def base(self, site: Site) -> NF4 | None:
         held_already = isinstance(site.W, NF4)
@@ -55,11 +51,6 @@ class QLoRA(LoRA):
         if site.kind != "linear" or held_already or tied_head:
             return None
         return quantize(widened(site.W), self.block, self.double_quant)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected linears, found {site.name}, of kind {site.kind}")
-        return super().init(site, rng)
 
     def requantized(self, W: Any, **arrays: Any) -> NF4:
         """W' in four bits again, W being the base as dequantised: the merge of bitsandbytes, W' only roughly."""

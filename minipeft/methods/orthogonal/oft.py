@@ -43,9 +43,10 @@ import numpy as np
 
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import once, xp
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, Step
 from minipeft.model.arch import Arch
+from minipeft.settings import at_least, choice, count, positive
 
 
 @dataclass(frozen=True)
@@ -53,29 +54,24 @@ class OFT(Method):
     """A block-diagonal rotation of the inputs."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    block: int = 32  # β; 0: say r instead
-    r: int = 0  # number of blocks; 0: say block instead
-    cayley: str = "neumann"  # reading: "neumann" | "exact"
-    terms: int = 5  # of the series
+    block: int = count(32, least=0)  # β; 0: say r instead
+    r: int = count(0, least=0)  # number of blocks; 0: say block instead
+    cayley: str = choice("neumann", "exact", reading=True)
+    terms: int = at_least(1, 5, 1000)  # of the series
     block_share: bool = False
     coft: bool = False
-    eps: float = 6e-5
+    eps: float = positive(6e-5)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "oft"
+    usual_lr: ClassVar[float] = 5e-3
     ties: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if (self.block > 0) == (self.r > 0) or min(self.block, self.r) < 0:
+        super().__post_init__()
+        if (self.block > 0) == (self.r > 0):
             raise Bad(
                 f"{self.name}: one of block and r must be positive, the other 0; found block={self.block}, r={self.r}"
             )
-        if self.cayley not in (allowed := ("neumann", "exact")):
-            raise Bad(
-                f"{self.name}: cayley must be 'neumann' or 'exact', found {self.cayley!r}{near(self.cayley, allowed)}"
-            )
-        if self.terms < 1:
-            raise Bad(f"{self.name}: terms must be at least 1, found {self.terms}")
-        if self.coft and not self.eps > 0:
-            raise Bad(f"{self.name}: eps must be positive, found {self.eps}")
 
     @classmethod
     def sized(cls, arch: Arch) -> OFT:

@@ -35,8 +35,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import stop_gradient
-from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
 
@@ -47,10 +47,12 @@ class OSF(Method):
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
     effective_rank: int | float | None = None
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "osf"
     usual_lr: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rank = self.effective_rank
         if rank is not None and (rank <= 0 or (isinstance(rank, float) and rank > 1)):
             raise Bad(f"{self.name}: effective_rank must be a positive int, a float in (0, 1] or None, found {rank!r}")
@@ -61,16 +63,13 @@ class OSF(Method):
         return dict(k=k, l=m - k)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected matrices, found {site.name} of shape {site.shape}")
         k = self.sizes(site)["k"]
         if k < 1:
             raise Bad(
                 f"{self.name}: effective_rank {self.effective_rank!r} keeps none of {min(site.shape)} directions of "
                 f"{site.name}"
             )
-        W = widened(site.W)
-        U, S, V = np.linalg.svd(to_host(W).astype(np.float64), full_matrices=False)
+        U, S, V = singular(f"{self.name}: {site.name}", widened(site.W))
         low = dict(U=U[:, k:], S=S[k:], V=V[k:])
         return low | {f"{n}0": frozen(a) for n, a in low.items()} | dict(Uh=frozen(U[:, :k]), Vh=frozen(V[:k]))
 

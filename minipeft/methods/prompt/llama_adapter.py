@@ -29,9 +29,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad, Unfit
+from minipeft.errors import Unfit
 from minipeft.method import Here, Method, Site
 from minipeft.model.arch import Arch  # noqa: F401  (the example above uses it)
+from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,9 @@ class LLaMAAdapter(Method):
     """A prompt in a second, gated attention."""
 
     targets: str = "attn.heads"
-    K: int = 10
-    adds: str = "heads"  # reading: "heads" | "projected" | "bare"
+    K: int = count(10)
+    adds: str = choice("heads", "projected", "bare", reading=True)
     name: ClassVar[str] = "llama_adapter"
-
-    def __post_init__(self) -> None:
-        if self.K < 1:
-            raise Bad(f"{self.name}: K must be at least 1, found {self.K}")
-        if self.adds not in ("heads", "projected", "bare"):
-            raise Bad(f"{self.name}: adds must be one of heads, projected, bare, found {self.adds!r}")
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if site.name.endswith("attn.o.out") and self.adds != "heads":

@@ -52,35 +52,21 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.errors import Bad
 from minipeft.method import Here, Site
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
+from minipeft.settings import choice, count, within
 
 
 @dataclass(frozen=True)
 class PTuning(PromptTuning):
     """Virtual tokens that a small network makes."""
 
-    encoder: str = "lstm"  # "lstm" | "mlp"
-    hidden: int = 0  # h; 0: as wide as the model
-    layers: int = 2  # of the LSTM
-    dropout: float = 0.0
+    encoder: str = choice("lstm", "mlp")
+    start: str = choice("normal")  # words cannot be put through the encoder
+    hidden: int = count(0, least=0, most=1 << 13)  # h; 0: as wide as the model
+    layers: int = count(2, most=64)  # of the LSTM
+    dropout: float = within("[0, 1)", 0.0)
     name: ClassVar[str] = "p_tuning"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.encoder not in ("lstm", "mlp"):
-            raise Bad(f"{self.name}: encoder must be 'lstm' or 'mlp', found {self.encoder!r}")
-        if self.hidden < 0 or self.layers < 1:
-            raise Bad(
-                f"{self.name}: hidden must not be negative and layers at least 1, found {self.hidden} and {self.layers}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
-        if self.start != "normal":
-            raise Bad(
-                f"{self.name}: start must be 'normal', found {self.start!r}: words cannot be put through the encoder"
-            )
 
     def _shapes(self, d: int) -> dict[str, tuple[int, ...]]:
         h = self.hidden or d

@@ -3,7 +3,8 @@
     o = softmax(scale · q [K_l; k]ᵀ) [V_l; v]                                 in attention block l (paper, §4.2)
     K_l, V_l = rows 2l and 2l + 1 of E, or of A2 tanh(A1 E + c1) + c2 with hidden   (§4.3)
 
-K_l, V_l (p, G, e) stand before the keys and values of the text: every query sees them, they carry no position.
+K_l, V_l (p, G, e) stand before the keys and values of the text and carry no position. Every query sees them; with
+window="past" a sliding window counts them as the p tokens before the text and moves past them.
 
     E   (p, width)   trained   N(0, 1); 0 with start="zero" and no hidden. width is 2 n G e, or G e with hidden
     A1  (h, G e)     trained   U(±1/√(G e)); only with hidden
@@ -11,18 +12,18 @@ K_l, V_l (p, G, e) stand before the keys and values of the text: every query see
     A2  (2 n G e, h)  trained   U(±1/√h), 0 with start="zero"; only with hidden
     c2  (2 n G e)    trained   U(±1/√h), 0 with start="zero"; only with hidden
 
-n is the number of attention blocks, h the field hidden; G key/value heads of width e.
+n is the field blocks, 0 for the number of attention blocks, h the field hidden; G key/value heads of width e.
 
 Size       p width + projection numbers in all: p · 2 n G e without hidden; else p G e + h G e + h + 2 n G e (h + 1).
 Merges     no: the keys grow. The projection can be dropped after training: `flat` is what remains.
 Positions  The text starts at position p: positions="after". AdapterHub starts it at 0: positions="zero".
 Differs    The paper has prefixes in the encoder and in cross-attention too; like HF peft we put them in the self-attention
            of the decoder, other `targets` add others. start="zero" is no identity: zero keys take their share of the
-           softmax. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n: layout="peft"; ours is
-           layout="ordered". HF peft saves E with the projection folded in, and lets a sliding window move past
-           the prefix; here every query sees it.
+           softmax. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n, and n is the encoder's:
+           layout="peft"; ours is layout="ordered". HF peft saves E with the projection folded in, and puts it into the
+           cache, where a sliding window moves past it: window="past"; here every query sees it: window="all".
 
->>> class Here: state, index = {}, 1
+>>> class Here: state, index, tokens = {}, 1, Tokens(1)
 >>> E = np.arange(4.).reshape(1, 4)                                           # p = 1, n = 2, G = e = 1
 >>> k = v = np.array([[[[9.]]]])
 >>> PrefixTuning(p=1).apply((k, v), Here, E=E)
@@ -41,6 +42,8 @@ import numpy as np
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site
+from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
+from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
@@ -48,22 +51,16 @@ class PrefixTuning(Method):
     """Trained keys and values in every attention block."""
 
     targets: str = r"re:layers\.\d+\.attn\.kv"
-    p: int = 8
-    hidden: int = 0  # h of the projection, 0: none
-    start: str = "normal"  # "normal" | "zero"
-    positions: str = "after"  # reading: "after" | "zero"
-    layout: str = "ordered"  # reading: "ordered" | "peft"
+    p: int = count(8)
+    hidden: int = count(0, least=0, most=1 << 13)  # h of the projection, 0: none
+    start: str = choice("normal", "zero")
+    positions: str = choice("after", "zero", reading=True)
+    layout: str = choice("ordered", "peft", reading=True)
+    window: str = choice("all", "past", varied=False)
+    blocks: int = count(0, least=0)  # n, 0: as many as there are attention blocks
+    takes: ClassVar[str] = "keys and values"
     identity: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.p < 1 or self.hidden < 0:
-            raise Bad(
-                f"{self.name}: p must be at least 1 and hidden not negative, found p={self.p}, hidden={self.hidden}"
-            )
-        choices = {"start": ("normal", "zero"), "positions": ("after", "zero"), "layout": ("ordered", "peft")}
-        for field, allowed in choices.items():
-            if (found := getattr(self, field)) not in allowed:
-                raise Bad(f"{self.name}: {field} must be one of {', '.join(allowed)}, found {found!r}")
+    usual_lr: ClassVar[float] = 3e-2
 
     @property
     def offset(self) -> int:  # type: ignore[override]
@@ -71,12 +68,14 @@ class PrefixTuning(Method):
         return self.p if self.positions == "after" else 0
 
     def sizes(self, site: Site) -> dict[str, int]:
-        k, n, h = site.arch.kv * site.arch.dh, site.arch.layers, self.hidden
+        k, n, h = site.arch.kv * site.arch.dh, self.blocks or site.arch.layers, self.hidden
         sizes = dict(n=n, h=h, width=k if h else 2 * n * k)
         return sizes | dict(projection=(h * k + h + 2 * n * k * (h + 1)) if h else 0)
 
     def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
-        (g, e), n, h = sites[0].shape, len(sites), self.hidden
+        (g, e), n, h = sites[0].shape, self.blocks or len(sites), self.hidden
+        if n < len(sites):
+            raise Bad(f"{self.name}: blocks must be at least {len(sites)}, the number of its sites, found {n}")
         k, moved = g * e, self.start == "normal"
         if not h:
             return dict(E=rng.standard_normal((self.p, 2 * n * k)) * moved)
@@ -105,4 +104,5 @@ class PrefixTuning(Method):
             at = (row + i) * g * e
             own = ops.transpose(ops.reshape(prefix[:, at : at + g * e], shape=(self.p, g, e)), axes=(1, 0, 2))
             found.append(ops.concatenate(ops.broadcast_to(own, shape=(b, g, self.p, e)), x, axis=2))
+        here.tokens.windowed = (self.window == "past",) * self.p + here.tokens.windowed
         return found[0], found[1]

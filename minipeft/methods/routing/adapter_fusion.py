@@ -46,6 +46,7 @@ from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site, frozen
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
+from minipeft.settings import at_least, choice
 
 PARTS = ("Wd", "bd", "Wu", "bu")
 
@@ -56,17 +57,17 @@ class AdapterFusion(Method):
 
     targets: str = Pfeiffer.targets
     adapters: tuple[Pfeiffer, ...] = (Pfeiffer(), Pfeiffer())
-    gamma: float = 0.01
-    query: str = "input"  # reading: "input" | "output"
+    gamma: float = at_least(0, 0.01)
+    query: str = choice("input", "output", reading=True)
+    takes: ClassVar[str] = "vectors"
     identity: ClassVar[bool] = False
     parts: ClassVar[str] = "pfeiffer"
     _trained: ClassVar[Mapping[str, dict[str, Any]]] = {}  # {site: {"Wd0": …}}, set by from_adapters
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.adapters or any(type(a) is not Pfeiffer for a in self.adapters):
             raise Bad(f"{self.name}: adapters must be one or more Pfeiffer, found {self.adapters}")
-        if self.query not in ("input", "output"):
-            raise Bad(f"{self.name}: query must be 'input' or 'output', found {self.query!r}")
 
     @classmethod
     def from_adapters(cls, adapters: Sequence[Any], **fields: Any) -> AdapterFusion:

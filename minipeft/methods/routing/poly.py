@@ -36,6 +36,7 @@ from minipeft.engine.backend import to_device, xp
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.model.arch import Arch
+from minipeft.settings import count
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,12 @@ class Poly(Method):
     """Each task mixes low-rank skills in its own proportion."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 8
-    n_tasks: int = 1
-    n_skills: int = 4
-    n_splits: int = 1
+    r: int = count(8)
+    n_tasks: int = count(1)
+    n_skills: int = count(4)
+    n_splits: int = count(1)
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "poly"
-
-    def __post_init__(self) -> None:
-        for field in ("r", "n_tasks", "n_skills", "n_splits"):
-            if getattr(self, field) < 1:
-                raise Bad(f"{self.name}: {field} must be at least 1, found {getattr(self, field)}")
 
     @classmethod
     def sized(cls, arch: Arch) -> Poly:
@@ -62,8 +59,6 @@ class Poly(Method):
         return dict(c=site.shape[1] // self.n_splits, e=site.shape[0] // self.n_splits)
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         if any(n % self.n_splits for n in site.shape):
             raise Bad(
                 f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}"

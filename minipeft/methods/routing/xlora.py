@@ -41,6 +41,7 @@ from minipeft.errors import Bad, Unfit
 from minipeft.method import Base, Here, Method, Site, frozen
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Arch
+from minipeft.settings import at_least, choice, count, positive, within
 
 
 @dataclass(frozen=True)
@@ -50,36 +51,31 @@ class XLoRA(Method):
     targets: str = LoRA.targets
     experts: tuple[LoRA, ...] = (LoRA(), LoRA())
     layerwise: bool = False
-    depth: int = 1
-    hidden: int = 2048
-    dropout: float = 0.0  # within the classifier, if depth > 1
+    depth: int = count(1, most=16)
+    hidden: int = count(2048, most=1 << 13)
+    dropout: float = within("[0, 1)", 0.0)  # within the classifier, if depth > 1
     softmax: bool = True
-    temperature: float = 1.0
-    top_k: int = 0  # 0: all
+    temperature: float = positive(1.0)
+    top_k: int = at_least(0, 0)  # 0: all
     top_k_softmax: bool = False
     pass_value: float = 0.0
     gamma: float = 1.0
     train_experts: bool = False
-    start: str = "zero"  # "zero" | "random": B of experts that are not given
+    start: str = choice("zero", "random")  # B of experts that are not given
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "x_lora"
     caches: ClassVar[bool] = False
     parts: ClassVar[str] = "lora"
     _trained: ClassVar[Mapping[str, dict[str, Any]]] = {}  # {site: {"A0": …}}, set by from_adapters
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.experts or any(type(e) is not LoRA or e.lora_bias for e in self.experts):
             raise Bad(f"{self.name}: experts must be one or more plain LoRA without lora_bias, found {self.experts}")
-        for field in ("depth", "hidden"):
-            if getattr(self, field) < 1:
-                raise Bad(f"{self.name}: {field} must be at least 1, found {getattr(self, field)}")
         if not 0 <= self.top_k <= len(self.experts):
             raise Bad(
                 f"{self.name}: top_k must lie in 0 … {len(self.experts)}, the number of experts, found {self.top_k}"
             )
-        if self.start not in ("zero", "random"):
-            raise Bad(f"{self.name}: start must be 'zero' or 'random', found {self.start!r}")
-        if not self.temperature > 0:
-            raise Bad(f"{self.name}: temperature must be positive, found {self.temperature}")
 
     @classmethod
     def sized(cls, arch: Arch) -> XLoRA:

@@ -23,13 +23,11 @@ array([[ 1., 20.],
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, Site
+from minipeft.method import Base, Here, Method, Site, globbed
 
 
 @dataclass(frozen=True)
@@ -37,18 +35,19 @@ class IA3(Method):
     """Trained scales on keys, values and the inner feed-forward activation."""
 
     targets: str = "attn.k.weight attn.v.weight attn.qkv.weight cross.k.weight cross.v.weight mlp.down.weight"
-    inputs: str = "mlp.down.weight"  # globs over site names: the targets whose input is scaled
+    inputs: str = "mlp.down.weight"  # globs over site names, like targets: those whose input is scaled
+    takes: ClassVar[str] = "linears"
     name: ClassVar[str] = "ia3"
+    usual_lr: ClassVar[float] = 3e-2
 
     def _on_input(self, site: Site) -> bool:
-        return any(fnmatchcase(f".{site.name}", f"*.{pattern}") for pattern in self.inputs.split())
+        every = {site.name, *site.params}
+        return any(site.name in globbed(every, pattern) for pattern in self.inputs.split())
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(n=site.shape[self._on_input(site)])
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "linear":
-            raise Bad(f"{self.name}: expected a linear, found {site.name}, whose kind is {site.kind}")
         return {"l_ff" if self._on_input(site) else "l": np.ones(self.sizes(site)["n"])}
 
     def weight(self, W: Any, *, l: Any = None, l_ff: Any = None) -> Any:

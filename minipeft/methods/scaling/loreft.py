@@ -34,11 +34,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.engine import ops
+from minipeft.engine import backend, ops
 from minipeft.engine.backend import xp
+from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import Here, Method, Site, Step
 from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
+from minipeft.settings import at_least, count, within
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,19 @@ class LoReFT(Method):
     """An edit of the hidden state within a subspace, at some tokens."""
 
     targets: str = r"re:(encoder\.)?layers\.\d+\.out"
-    r: int = 4
-    n_pre: int = 3
-    n_suf: int = 0
+    r: int = count(4)
+    n_pre: int = at_least(0, 3)
+    n_suf: int = at_least(0, 0)
     tied: bool = False  # one edit for the first and the last tokens
-    dropout: float = 0.0
+    dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "vectors"
     name: ClassVar[str] = "loreft"
     identity: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.r < 1 or self.n_pre < 0 or self.n_suf < 0 or self.n_pre + self.n_suf < 1:
-            found = f"r={self.r}, n_pre={self.n_pre}, n_suf={self.n_suf}"
-            raise Bad(
-                f"{self.name}: r must be at least 1, and n_pre and n_suf not negative and not both 0, found {found}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
+        super().__post_init__()
+        if not self.n_pre + self.n_suf:
+            raise Bad(f"{self.name}: n_pre and n_suf must not both be 0")
 
     def sizes(self, site: Site) -> dict[str, int]:
         return dict(edits=2 if self.n_suf and not self.tied else 1)
@@ -85,6 +84,8 @@ class LoReFT(Method):
     ) -> Any:
         if not here.prefill:
             return h
+        if h.ndim != 3:
+            raise Bad(f"{self.name}: {here.site} must see one vector for each token, found {tuple(h.shape)}")
         at = xp.arange(h.shape[1])[None]
         first, last = (n if isinstance(n, int) else n[:, None] for n in (here.tokens.first, here.tokens.last))
         late = (at > last - self.n_suf) & (at <= last) & (at >= first)
@@ -107,7 +108,11 @@ class LoReFT(Method):
 
     def after_step(self, step: Step) -> None:
         """R ← the nearest matrix with orthonormal rows."""
-        for arrays in step.theta.values():
+        for site, arrays in step.theta.items():
             for name in arrays.keys() & {"R", "R_s"}:
-                U, _, Vt = xp.linalg.svd(arrays[name].astype(xp.float64), full_matrices=False)
+                R = arrays[name].astype(xp.float64)
+                if backend.name() == "numpy":
+                    U, _, Vt = singular(f"{self.name}: {name} of {site} after step {step.t}", R)
+                else:  # a device is not waited for, and its decomposition ends in any case
+                    U, _, Vt = xp.linalg.svd(R, full_matrices=False)
                 arrays[name] = (U @ Vt).astype(arrays[name].dtype)

@@ -26,8 +26,8 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.errors import Bad
 from minipeft.method import Method, Site
+from minipeft.settings import choice
 
 TARGETS = {"all": "*.bias", "small": "attn.q.bias attn.qkv.bias mlp.up.bias"}
 
@@ -37,12 +37,13 @@ class BitFit(Method):
     """A trained change of every bias."""
 
     targets: str = ""  # those of `part`
-    part: str = "all"  # "all" | "small"
+    part: str = choice("all", "small")
+    takes: ClassVar[str] = "biases"
     name: ClassVar[str] = "bitfit"
+    usual_lr: ClassVar[float] = 2e-2
 
     def __post_init__(self) -> None:
-        if self.part not in TARGETS:
-            raise Bad(f"{self.name}: part must be 'all' or 'small', found {self.part!r}")
+        super().__post_init__()
         if not self.targets:
             object.__setattr__(self, "targets", TARGETS[self.part])
 
@@ -51,8 +52,6 @@ class BitFit(Method):
         return dict(n=site.arch.heads * site.arch.dh if queries else site.shape[0])
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.kind != "bias":
-            raise Bad(f"{self.name}: expected biases, found {site.name}, of kind {site.kind}")
         return dict(delta=np.zeros(self.sizes(site)["n"]))
 
     def weight(self, b: Any, *, delta: Any) -> Any:

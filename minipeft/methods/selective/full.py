@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine.bfloat16 import widened
-from minipeft.errors import Bad
 from minipeft.method import Method, Site
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,9 @@ class Full(Method):
     """Full fine-tuning of the targeted parameters."""
 
     targets: str = "*.weight *.bias *.cls"
-    head: str = "follows"  # reading, of a tied head: "follows" | "stays"
-    usual_lr: ClassVar[float] = 2e-3
-
-    def __post_init__(self) -> None:
-        if self.head not in ("follows", "stays"):
-            raise Bad(f"{self.name}: head must be 'follows' or 'stays', found {self.head!r}")
+    head: str = choice("follows", "stays", reading=True)  # of a tied head
+    takes: ClassVar[str] = "parameters"
+    usual_lr: ClassVar[float] = 1e-3
 
     @property
     def ties(self) -> bool:  # type: ignore[override]

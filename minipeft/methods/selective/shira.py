@@ -29,6 +29,7 @@ from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
 from minipeft.model.arch import Arch
+from minipeft.settings import count
 from minipeft.torch_random import UNSEEDED, TorchGenerator
 
 
@@ -37,14 +38,11 @@ class SHiRA(Method):
     """A few trained elements of each matrix."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 32
+    r: int = count(32)
     scale: float = 1.0  # s
     seed: int | None = None  # None: torch's constant
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "shira"
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> SHiRA:

@@ -19,7 +19,7 @@ array([[0., 0.],
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
 from minipeft.model.arch import Arch
+from minipeft.settings import choice
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,14 @@ class TrainableTokens(Method):
 
     targets: str = "embed.tokens.weight"
     tokens: tuple[int, ...] = ()
-    head_bias: str = "keep"  # reading, of a tied head: "keep" | "drop"
+    head_bias: str = choice("keep", "drop", reading=True)  # of a tied head
+    takes: ClassVar[str] = "matrices"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", tuple(int(v) for v in self.tokens))
+        super().__post_init__()
         twice = sorted({v for v in self.tokens if self.tokens.count(v) > 1})
         if twice:
             raise Bad(f"{self.name}: tokens must differ, found {', '.join(map(str, twice))} more than once")
-        if self.head_bias not in ("keep", "drop"):
-            raise Bad(f"{self.name}: head_bias must be 'keep' or 'drop', found {self.head_bias!r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> TrainableTokens:
@@ -57,8 +57,6 @@ class TrainableTokens(Method):
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         if not self.tokens:
             raise Bad(f"{self.name}: tokens must name at least one token id, found none")
-        if len(site.shape) != 2:
-            raise Bad(f"{self.name}: expected a table or a head, found {site.name} of shape {site.shape}")
         outside = [v for v in self.tokens if not 0 <= v < site.shape[0]]
         if outside:
             raise Bad(f"{self.name}: tokens must lie in 0 … {site.shape[0] - 1}, found {', '.join(map(str, outside))}")

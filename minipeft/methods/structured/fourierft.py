@@ -31,6 +31,7 @@ from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.method import Method, Site, frozen
 from minipeft.model.arch import Arch
+from minipeft.settings import at_least, choice
 from minipeft.torch_random import TorchGenerator
 
 
@@ -39,18 +40,13 @@ class FourierFT(Method):
     """A change that is sparse in the Fourier domain."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    n_frequency: int = 1000
+    n_frequency: int = at_least(1, 1000)
     scaling: float = 150.0
     seed: int = 777
-    start: str = "normal"  # "normal" | "zero"
+    start: str = choice("normal", "zero")
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "fourierft"
     usual_lr: ClassVar[float] = 2e-2
-
-    def __post_init__(self) -> None:
-        if self.n_frequency < 1:
-            raise Bad(f"{self.name}: n_frequency must be at least 1, found {self.n_frequency}")
-        if self.start not in ("normal", "zero"):
-            raise Bad(f"{self.name}: start must be 'normal' or 'zero', found {self.start!r}")
 
     @classmethod
     def sized(cls, arch: Arch) -> FourierFT:

@@ -31,8 +31,8 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device, xp
-from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site
+from minipeft.settings import count, within
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,13 @@ class LoHa(Method):
     """A change that is the elementwise product of two low-rank matrices."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 8
+    r: int = count(8)
     alpha: float = 8.0
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
+    rank_dropout: float = within("[0, 1)", 0.0)
+    module_dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "loha"
-    usual_lr: ClassVar[float] = 2e-2
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
-        for field in ("rank_dropout", "module_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise Bad(f"{self.name}: {field} must lie in [0, 1), found {getattr(self, field)}")
+    usual_lr: ClassVar[float] = 1e-2
 
     def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
         out, in_ = site.shape

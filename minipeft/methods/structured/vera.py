@@ -32,9 +32,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine import ops
-from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, Site, frozen
 from minipeft.model.arch import Arch
+from minipeft.settings import count, within
 from minipeft.torch_random import TorchGenerator
 
 
@@ -43,18 +43,13 @@ class VeRA(Method):
     """Two trained vectors around one random pair of matrices."""
 
     targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = 256
+    r: int = count(256)
     d_initial: float = 0.1
     seed: int = 0
-    dropout: float = 0.0
+    dropout: float = within("[0, 1)", 0.0)
+    takes: ClassVar[str] = "matrices"
     name: ClassVar[str] = "vera"
     usual_lr: ClassVar[float] = 2e-2
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise Bad(f"{self.name}: r must be at least 1, found {self.r}")
-        if not 0 <= self.dropout < 1:
-            raise Bad(f"{self.name}: dropout must lie in [0, 1), found {self.dropout}")
 
     @classmethod
     def sized(cls, arch: Arch) -> VeRA:

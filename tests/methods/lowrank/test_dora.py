@@ -6,6 +6,7 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
+from minipeft.method import Base
 from minipeft.methods.lowrank.dora import DoRA
 from minipeft.run import Adapted, attach, merge
 
@@ -69,3 +70,35 @@ def test_refuses():
         DoRA(grad="none")
     with pytest.raises(Bad, match=r"dora: expected matrices, found final.norm.weight"):
         attach(tiny.model(), DoRA(), targets="final.norm.weight")
+
+
+@pytest.mark.parametrize("start", ["svd", "qr"])
+def test_a_magnitude_over_a_residual(start):
+    """DoRA of LoRA's W − s B0 A0 as base, by a closed form; in training, dropout leaves the residual's output alone."""
+    model, name = tiny.model(), "layers.0.attn.q.weight"
+    adapted = moved(attach(model, DoRA(r=2, alpha=3.0, start=start), targets=name))
+    own, W = adapted.adapters[0].grouped()[name], model.params[name]
+    if start == "svd":
+        U, S, Vt = np.linalg.svd(W)
+        first = (U[:, :2] * S[:2]) @ Vt[:2]  # s B0 A0
+    else:
+        Q, R = np.linalg.qr(W)
+        first = 1.5 * Q[:, :2] @ R[:2]
+    np.testing.assert_allclose(1.5 * own["B0"] @ own["A0"], first, atol=1e-12)
+    V = W - first + 1.5 * own["B"] @ own["A"]
+    want = own["m"][:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
+    np.testing.assert_allclose(merge(adapted).params[name], want, atol=1e-12)
+    x = np.random.default_rng(1).standard_normal((2, W.shape[1]))
+
+    class Here:
+        train = True
+
+        @staticmethod
+        def dropout(x, p):
+            return 0 * x  # everything is dropped
+
+    base = Base(W, None, lambda x: x @ W.T, False, plain=True)
+    method = dataclasses.replace(adapted.adapters[0].method, dropout=0.5)
+    np.testing.assert_allclose(method.forward(x, base, Here, **own), x @ (W - first).T, atol=1e-12)
+    with pytest.raises(Bad, match="start must be one of zero, svd, qr, found 'pissa'"):
+        DoRA(start="pissa")

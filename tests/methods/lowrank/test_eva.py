@@ -100,7 +100,7 @@ def test_refuses():
     with pytest.raises(Bad, match="eva: rho must be at least 1"):
         EVA(rho=0.5)
     model = tiny.model()
-    with pytest.raises(Bad, match=r"eva: expected linears that saw inputs, found embed.tokens.weight"):
+    with pytest.raises(Bad, match=r"eva: expected linears, found embed.tokens.weight"):
         attach(model, EVA(), targets="embed.tokens.weight", data=[tiny.example(model)])
 
 

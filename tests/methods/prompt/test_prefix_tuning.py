@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import reference
@@ -38,5 +40,65 @@ def test_zero_keys_are_no_identity():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(Bad, match="layout must be one of ordered, peft, found 'other'"):
+    with pytest.raises(Bad, match="layout must be 'ordered' or 'peft', found 'other'"):
         PrefixTuning(layout="other")
+
+
+def windowed(window, layers=2):
+    model = tiny.model()
+    return dataclasses.replace(model, arch=dataclasses.replace(model.arch, window=window, layers=layers))
+
+
+@pytest.mark.parametrize(("window", "sees"), [("all", lambda t, j, w: True), ("past", lambda t, j, w: t - (j - 3) < w)])
+def test_which_tokens_see_a_prefix_under_a_sliding_window(window, sees):
+    """A key of the prefix moves those tokens alone that see it: all, or those whose window reaches it."""
+    model = windowed(4, layers=1)
+    adapted = attach(model, PrefixTuning(p=3, window=window))
+    before = adapted.logits(batch(input_ids=IDS[None]))[0]
+    for j in range(3):
+        E = adapted.theta["default/:E"].copy()
+        E[j] += 1
+        moved = (
+            abs(adapted.replace({"default/:E": E}).logits(batch(input_ids=IDS[None]))[0] - before).max(axis=1) > 1e-9
+        )
+        assert moved.tolist() == [sees(t, j, 4) for t in range(len(IDS))]
+
+
+def test_prefixes_of_both_kinds_under_one_window():
+    """Two prefixes in one block: each is seen as its own setting says, whatever stands between it and the text."""
+    for first, second in [("all", "past"), ("past", "all")]:
+        model = windowed(2, layers=1)
+        adapted = attach(attach(model, PrefixTuning(p=1, window=first)), PrefixTuning(p=1, window=second), name="outer")
+        before = adapted.logits(batch(input_ids=IDS[None]))[0]
+        for name, window, place in [("default", first, -1), ("outer", second, -2)]:
+            E = adapted.theta[f"{name}/:E"] + 1
+            moved = abs(adapted.replace({f"{name}/:E": E}).logits(batch(input_ids=IDS[None]))[0] - before).max(axis=1)
+            assert (moved > 1e-9).tolist() == [window == "all" or t - place < 2 for t in range(len(IDS))]
+
+
+def test_generation_moves_the_window_past_the_prefix():
+    """Token by token with a cache, the same ids come as from whole passes."""
+    from minipeft.model.generate import generate
+
+    adapted = attach(windowed(3), PrefixTuning(p=2, window="past"))
+    new = generate(adapted, batch(input_ids=IDS[None]), 5)[0].tolist()
+    for n, token in enumerate(new):
+        logits = adapted.logits(batch(input_ids=np.array([[*IDS, *new[:n]]])))
+        assert logits[0, -1].argmax() == token
+
+
+def test_more_blocks_than_layers():
+    """The rows of the first layers count; with layout="peft" a layer takes those of block 2l mod n."""
+    model = tiny.model()
+    rng = np.random.default_rng(1)
+    k = model.arch.kv * model.arch.dh
+    E = rng.standard_normal((2, 5, 2 * k))
+    wide = attach(model, PrefixTuning(p=2, blocks=5, layout="peft"))
+    wide = wide.replace({"default/:E": E.reshape(2, -1)})
+    narrow = attach(model, PrefixTuning(p=2))
+    narrow = narrow.replace({"default/:E": E[:, [0, 2]].reshape(2, -1)})
+    given = batch(input_ids=IDS[None])
+    assert model.arch.layers == 2
+    assert (wide.logits(given) == narrow.logits(given)).all()
+    with pytest.raises(Bad, match="blocks must be at least 2, the number of its sites, found 1"):
+        attach(model, PrefixTuning(p=2, blocks=1))

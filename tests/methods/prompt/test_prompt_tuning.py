@@ -33,3 +33,21 @@ def test_the_position_table_must_hold_the_prompt_too():
 def test_no_virtual_tokens_are_refused():
     with pytest.raises(Bad, match="p must be at least 1, found 0"):
         PromptTuning(p=0)
+
+
+def test_given_positions_and_types_are_ignored_where_asked():
+    """With ignores="positions" it is as if none had been given; with "positions and types" the types too, under any batch."""
+    model = tiny.model("bert")
+    ids = dict(input_ids=IDS[None])
+    positions = dict(position_ids=np.array([[0, 0, 1, 5, 2]]))
+    types = dict(token_type_ids=np.array([[0, 1, 1, 0, 1]]))
+
+    def logits(ignores, **given):
+        return attach(model, PromptTuning(p=2, ignores=ignores)).logits(batch(**ids, **given))
+
+    assert (logits("positions", **positions, **types) == logits("nothing", **types)).all()
+    assert (logits("positions and types", **positions, **types) == logits("nothing")).all()
+    assert abs(logits("nothing", **positions, **types) - logits("nothing", **types)).max() > 1e-3
+    assert abs(logits("positions", **types) - logits("nothing")).max() > 1e-3
+    with pytest.raises(Bad, match="ignores must be one of nothing, positions, positions and types, found 'all'"):
+        PromptTuning(ignores="all")

@@ -53,5 +53,5 @@ def test_merging_scales_the_bias_of_a_fused_linear():
 
 
 def test_tables_are_refused():
-    with pytest.raises(Bad, match=r"expected a linear, found embed.tokens.weight, whose kind is embedding"):
+    with pytest.raises(Bad, match=r"expected linears, found embed.tokens.weight, of kind embedding"):
         attach(tiny.model(), IA3(), targets="embed.tokens.weight")

@@ -1,0 +1,98 @@
+"""Bases in four bits: checkpoints that transformers saved with bitsandbytes, and which weights it would hold so.
+
+Beside a `weight` of packed codes such a file has `weight.absmax`, the constants of the blocks; `weight.quant_map`, the values
+of the codes; `weight.nested_absmax` and `weight.nested_quant_map`, if the constants are quantised too; and
+`weight.quant_state.bitsandbytes__nf4`, bytes of JSON with the rest. Source: `QuantState` of bitsandbytes 0.50.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.bfloat16 import rounded
+from minipeft.errors import Bad
+from minipeft.model.arch import Arch, kind_of
+from minipeft.quantize import NF4, NF4_CODEBOOK, quantize
+
+STATE = ".quant_state.bitsandbytes__"
+BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+HALVES = ("float16", "bfloat16")
+
+
+def read_packed(config: Mapping[str, Any], tensors: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """The tensors of a file with what is packed as `NF4`, or as an array where the codes mean other values (FP4).
+
+    Raises `Bad`, in one line, for another quantisation, and for arrays that are missing or do not fit each other.
+    """
+    about = config.get("quantization_config")
+    if about:
+        method = about.get("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise Bad(f"{folder}: quantised by {method!r}; expected weights as they are, or bitsandbytes in four bits")
+        if about.get("load_in_8bit"):
+            raise Bad(
+                f"{folder}: eight bits of bitsandbytes round what enters a linear too, which is not computed here; four do not"
+            )
+    out = {k: a for k, a in tensors.items() if STATE not in k and not k.endswith(tuple(f".{b}" for b in BESIDE))}
+    for key, packed in tensors.items():
+        weight, found, _ = key.partition(STATE)
+        if found:
+            parts = {b: tensors[f"{weight}.{b}"] for b in BESIDE if f"{weight}.{b}" in tensors}
+            try:
+                out[weight] = _unpacked(json.loads(bytes(packed)), tensors[weight], parts)
+            except KeyError as why:
+                raise Bad(f"{folder}: {weight}: its four-bit form lacks {why.args[0]!r}") from None
+            except (Bad, ValueError, TypeError, AttributeError) as why:
+                raise Bad(f"{folder}: {weight}: {why}") from None
+    if bytes_left := sorted(k for k, a in out.items() if getattr(a, "dtype", None) in (np.uint8, np.int8)):
+        raise Bad(
+            f"{folder}: {bytes_left[0]} is of {out[bytes_left[0]].dtype} and nothing says what the bytes stand for"
+        )
+    return out
+
+
+def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) -> Any:
+    shape, block, dtype = tuple(state["shape"]), state["blocksize"], state["dtype"]
+    if not all(type(n) is int and n >= 0 for n in (*shape, block)) or dtype not in (*HALVES, "float32"):
+        raise Bad(f"expected a shape, a block size and a dtype, found {state}")
+    nested = "nested_absmax" in parts
+    values, absmax = parts["quant_map"].astype(np.float32), parts["absmax"]
+    arrays = dict(codes=codes.reshape(-1), absmax=absmax, like=np.empty(0, np.float32))
+    arrays |= dict(shape=np.array(shape, np.int64), block=np.array(block, np.int64))
+    if nested:
+        arrays |= dict(scale=parts["nested_absmax"], offset=np.float32(state["nested_offset"]))
+        arrays |= dict(table=parts["nested_quant_map"])
+        if state["nested_blocksize"] != 256:
+            raise Bad(f"expected constants in blocks of 256, found {state['nested_blocksize']}")
+    if dtype in HALVES:
+        arrays["rounds"] = np.frombuffer(dtype.encode(), np.uint8)
+    held = NF4.from_arrays({k: to_device(np.asarray(a)) for k, a in arrays.items()})
+    if values.shape != (16,):
+        raise Bad(f"expected the values of 16 codes, found shape {values.shape}")
+    if np.array_equal(values, NF4_CODEBOOK):
+        return held
+    constants = to_host(held.constants())
+    pairs = np.stack(np.divmod(codes.reshape(-1), 16), 1).reshape(-1)[: held.size]
+    product = (values[pairs] * np.repeat(constants, block)[: held.size]).reshape(shape).astype(np.float32)
+    return np.asarray(rounded(product)) if dtype == "bfloat16" else product.astype(dtype).astype(np.float32)
+
+
+def in_four_bits(arch: Arch, params: Mapping[str, Any], double: bool, wide: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters with those in NF4 that transformers hands to bitsandbytes: every linear but the output head, a
+
+    classifier that ends the model's list of parameters, and the modules that a family keeps wide.
+    """
+    skip = ("head", *(() if "score" in arch.biased else ("score",)))
+
+    def quantised(name: str, W: Any) -> bool:
+        module = name.removesuffix(".weight")
+        plain = kind_of(name, tuple(W.shape)) == "linear" and not hasattr(W, "dequantize") and W.ndim == 2
+        return plain and module not in skip and not module.startswith("embed.") and not module.endswith(wide or ("\0",))
+
+    return {k: quantize(W, double=double) if quantised(k, W) else W for k, W in params.items()}

@@ -1,0 +1,144 @@
+"""What a configuration of PEFT declares and its file must therefore hold: modules saved whole, biases, trained tokens, layers.
+
+PEFT loads a file without them, some with a warning: what was trained is then replaced by what the base has. Here it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from minipeft.checkpoints.peft_config import FIELDS
+from minipeft.checkpoints.peft_keys import HEAD, TABLE, Parts, body_of
+from minipeft.checkpoints.peft_targets import STACKS, Naming
+from minipeft.errors import Bad, near
+from minipeft.method import Site
+from minipeft.model.arch import Arch
+from minipeft.targets import sites
+
+Config = dict[str, Any]
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def refuse_absent(
+    where: Any, config: Config, naming: Naming, found: Mapping[str, Mapping[str, Any]], parts: Parts
+) -> None:
+    """Raises `Bad` for the first thing that a configuration declares and its file has not.
+
+    `found` are the method's arrays by our site, `parts` all that the file has.
+    """
+    kind, every = config["peft_type"], sites(naming.model)
+    own = {s: key for s in every if every[s].kind != "activation" and (key := _key_of(naming, s))}
+    whole = {*parts.whole, *(s for s, how in parts.idle.items() if how == "whole")}
+    lost = [
+        *_modules(kind, config, own, whole, parts.spare, naming.model.arch),
+        *_biases(config, own, found, whole),
+        *_tokens(config, every, own, parts.rows),
+        *_layers(kind, config, every, found),
+        *_feedforward(kind, config, own, found),
+    ]
+    lost = list(dict.fromkeys(lost))
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise Bad(f"{where}: adapter_model.safetensors lacks {lost[0]}{more}")
+
+
+def _key_of(naming: Naming, site: str) -> str | None:
+    """Their key of our parameter, None for what has no name there."""
+    module, _, leaf = site.rpartition(".")
+    names = naming.model.names
+    if names.theirs(site) is not None:
+        return naming.theirs(site)
+    return f"{naming.theirs(module)}.{leaf}" if names.theirs(module) and leaf in ("weight", "bias") else None
+
+
+def _ends(module: str, name: str) -> bool:
+    """As PEFT asks: the plain end of the module's name, or of a module around it."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]).endswith(name) for n in range(len(parts)))
+
+
+def _modules(
+    kind: str, config: Config, own: Mapping[str, str], whole: Collection[str], spare: Collection[str], arch: Arch
+) -> Iterator[str]:
+    """modules_to_save, and the classifier that a task brings for every kind that can save modules."""
+    if "modules_to_save" not in FIELDS[kind]:
+        return
+    task = HEADS.get(config.get("task_type") or "", ())
+    heads = []
+    for name in dict.fromkeys([*(config.get("modules_to_save") or ()), *task]):
+        inside = {site: key for site, key in own.items() if _ends(key.rpartition(".")[0], name)}
+        if arch.encoder_layers and any(_ends(stack, name) for stack in STACKS):
+            inside[TABLE] = own[TABLE]  # each stack has the table by a name of its own
+        heads += [*inside] if name in task else []
+        elsewhere = any(_ends(body_of(key).rpartition(".")[0], name) for key in spare)
+        if not inside and not elsewhere and name not in ("classifier", "score", "qa_outputs"):
+            known = {part for key in own.values() for part in key.split(".")[:-1]}
+            yield f"the module {name!r} of modules_to_save, and so does this base{near(name, known)}"
+        yield from (f"{key}, of the modules that are saved whole" for site, key in inside.items() if site not in whole)
+    if task and not heads:
+        yield f"the {' or '.join(task)} that task_type {config['task_type']!r} declares, and so does this base"
+
+
+def _biases(config: Config, own: Mapping[str, str], found: Collection[str], whole: Collection[str]) -> Iterator[str]:
+    """All biases of the base, or those of the targeted modules."""
+    option = config.get("bias") or "none"
+    if option == "none":
+        return
+    near_by = {s.removesuffix("weight") + "bias" for s in found if s.endswith(".weight")}
+    for site, key in own.items():
+        if site.endswith(".bias") and site not in whole and (option == "all" or site in near_by):
+            yield f"{key}, of bias={option!r}"
+
+
+def _tokens(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], tokens: Collection[str]
+) -> Iterator[str]:
+    """The trained rows of each table that trainable_token_indices names; a list means the input embeddings."""
+    given = config.get("trainable_token_indices")
+    if given is None:
+        return
+    tables = {site: key.rpartition(".")[0] for site, key in own.items() if every[site].kind in ("embedding", "linear")}
+    tied = every[TABLE].arch.shares_table
+    for name in given if isinstance(given, dict) else [tables[TABLE]]:
+        named = [site for site, module in tables.items() if module.endswith(name)] or [TABLE]
+        for (
+            site
+        ) in named:  # a tied head, and what goes by a name of the table's that is none of ours, has the table's rows
+            if (TABLE if tied and site == HEAD else site) not in tokens:
+                yield f"the rows of {name!r} that trainable_token_indices declares"
+
+
+def _layers(kind: str, config: Config, every: Mapping[str, Site], found: Collection[str]) -> Iterator[str]:
+    """Adaption prompts are in the topmost adapter_layers."""
+    if kind != "ADAPTION_PROMPT":
+        return
+    blocks = [s for s in every if re.fullmatch(r"layers\.\d+\.attn\.heads", s)]
+    n = config["adapter_layers"]
+    if n > len(blocks):
+        raise Bad(
+            f"adapter_config.json: adapter_layers: expected at most {len(blocks)}, the layers of this base, found {n}"
+        )
+    yield from (f"the adaption prompt of {s.removesuffix('.attn.heads')}, of adapter_layers={n}" for s in blocks[-n:]
+                if s not in found)  # fmt: skip
+    if extra := [s for s in found if s not in blocks[-n:]]:
+        raise Bad(
+            f"adapter_config.json: adapter_layers={n} leaves out {extra[0].removesuffix('.attn.heads')}, which the file has"
+        )
+
+
+def _feedforward(
+    kind: str, config: Config, own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """(IA)³ scales the inputs of feedforward_modules and the outputs of the others; the file's shapes must say the same."""
+    if kind != "IA3":
+        return
+    given = config.get("feedforward_modules")
+    if given is None:
+        return
+    for site, arrays in found.items():
+        module = own[site].rpartition(".")[0]
+        declared = re.fullmatch(given, module) if isinstance(given, str) else any(module.endswith(n) for n in given)
+        if bool(declared) != ("l_ff" in arrays):
+            yield f"{module}.ia3_l as feedforward_modules declares it, a scale of its {'in' if declared else 'out'}puts"

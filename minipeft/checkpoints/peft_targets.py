@@ -1,0 +1,178 @@
+"""Which modules a configuration of PEFT names: PEFT's rules, on the module names that PEFT saw.
+
+These are not our targets (`minipeft.targets`). A list is compared with whole names and with their ends after a dot, a text is a
+regular expression for the whole name, a pattern's key one for a name's end. The names are those of the model that the adapter
+was trained on: the checkpoint's, or those of its bare model, which has no head and whose names lack a prefix.
+Source: PEFT 0.21, tuners/tuners_utils.py (check_target_module_exists, _maybe_include_all_linear_layers) and utils/other.py
+(get_pattern_key, _set_trainable).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from minipeft.errors import Bad
+from minipeft.model.arch import Arch, Model, Names
+from minipeft.targets import sites
+
+Config = Mapping[str, Any]
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, around a module
+CLASSIFIERS = ("classifier", "score")  # which PEFT saves whole for these tasks, named or not
+CLASSIFYING = ("SEQ_CLS", "TOKEN_CLS")
+STACKS = ("encoder.embed_tokens", "decoder.embed_tokens")  # T5's stacks look up tables of their own, tied to `shared`
+
+
+def unwrapped(name: str) -> str:
+    """A module's name without the wrappers that torch puts around modules."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def prefix_of(arch: Arch) -> str:
+    """What the family's module names begin with, and those of its bare model do not."""
+    from minipeft.checkpoints import _family
+
+    return getattr(_family(arch.family), "PREFIX", {}).get(arch.family, "")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """The names that an adapter has for the modules of a base."""
+
+    model: Model
+    bare: bool  # those of the bare model
+    older: bool = False  # those that a former version of transformers had, where files keep them
+
+    @classmethod
+    def of(cls, model: Model, keys: Iterable[str]) -> Naming:
+        """The naming in which these names of modules, and of what is in them, were written; the base's own if they do not tell."""
+        prefix, keys = prefix_of(model.arch), list(keys)
+
+        def former(name: str) -> bool:
+            parts = name.split(".")
+            modules = [start + ".".join(parts[:n]) for n in range(1, len(parts) + 1) for start in ("", prefix)]
+            return any((o := model.names.ours(m)) and m not in (o, model.names.theirs(o)) for m in modules)
+
+        def known(name: str) -> bool:
+            parts = name.split(".")
+            return any(model.names.ours(".".join(parts[:n])) is not None for n in range(1, len(parts) + 1))
+
+        tell = [k.startswith(prefix) for k in keys if prefix and (k.startswith(prefix) or known(prefix + k))]
+        return cls(model, not all(tell) if tell else model.arch.head == "none", any(map(former, keys)))
+
+    @property
+    def _names(self) -> list[Names]:
+        """The names of this head, and those of the body alone, which may have a pooler that this head has not."""
+        from minipeft.checkpoints import family_names
+
+        return [self.model.names, family_names(dataclasses.replace(self.model.arch, head="none"))]
+
+    def ours(self, module: str) -> str | None:
+        """Our name of their module, None if this family has none."""
+        prefix = prefix_of(self.model.arch)
+        own, body = (names.ours(prefix + module) or names.ours(module) for names in self._names)
+        return own or (body if body == "pooler" else None)
+
+    def theirs(self, module: str) -> str:
+        """Their name of our module. Raises `Bad` if it has none."""
+        named = Names.stored if self.older else Names.theirs
+        found = next((f for names in self._names if (f := named(names, module))), None)
+        if found is None:
+            raise Bad(f"{module} has no name in a {self.model.arch.family} checkpoint")
+        return found.removeprefix(prefix_of(self.model.arch)) if self.bare else found
+
+    def modules(self) -> dict[str, str]:
+        """{their name: our site} of every linear and table that PEFT could adapt, in the base's order."""
+        out = {}
+        for name, site in sites(self.model).items():
+            theirs = self.model.names.theirs(name.removesuffix(".weight"))
+            if site.kind not in ("linear", "embedding") or theirs is None:
+                continue
+            if not self.bare or theirs.startswith(prefix_of(self.model.arch)):
+                out[self.theirs(name.removesuffix(".weight"))] = name
+        return out
+
+
+def targeted(config: Config, naming: Naming) -> set[str] | None:
+    """Our sites that target_modules names, less what is excluded or saved whole; None if it names none at all."""
+    targets, without = config.get("target_modules"), config.get("exclude_modules") or ()
+    if not targets:
+        return None
+    modules = naming.modules()
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        targets = _all_linear(config, naming, modules)
+
+    def meant(name: str) -> bool:
+        if _named(without, name, "exclude_modules") or is_saved(config, name):
+            return False
+        if isinstance(targets, str) or name in map(unwrapped, targets):
+            return _named(targets, name, "target_modules")
+        return _named(targets, name, "target_modules") and _in_layers(config, name)
+
+    return {site for name, site in modules.items() if meant(name)}
+
+
+def _all_linear(config: Config, naming: Naming, modules: Mapping[str, str]) -> list[str]:
+    """Every linear but the output matrix, or a classifier of sequences that is one linear."""
+    every = sites(naming.model)
+    heads = CLASSIFIERS if config.get("task_type") == "SEQ_CLS" else ()
+    left = ("head.weight", "embed.patch.weight")
+    return [n for n, s in modules.items() if every[s].kind == "linear" and s not in left and n not in heads]
+
+
+def _regex(what: str, pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as why:
+        raise Bad(f"adapter_config.json: {what}: {pattern!r} is no regular expression: {why}") from None
+
+
+def _named(wanted: str | Iterable[str], name: str, what: str) -> bool:
+    """Whether a regular expression is all of a name, or one of a list is the name or ends it after a dot."""
+    if isinstance(wanted, str):
+        return _regex(what, wanted).fullmatch(name) is not None
+    return any(name == w or name.endswith(f".{w}") for w in map(unwrapped, wanted))
+
+
+def _in_layers(config: Config, name: str) -> bool:
+    """Whether the first number in a module's name, or the first after a layers_pattern, is in layers_to_transform."""
+    only = config.get("layers_to_transform")
+    if only is None or only == []:
+        return True
+    patterns = config.get("layers_pattern") or ()
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    starts = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
+    found = next((m for s in starts if (m := _regex("layers_pattern", s).match(name))), None)
+    return found is not None and int(found[1]) in ([only] if isinstance(only, int) else only)
+
+
+def _saved(config: Config) -> list[str]:
+    """The modules that are saved whole, those of a classifying task among them."""
+    own = CLASSIFIERS if config.get("task_type") in CLASSIFYING else ()
+    return [*map(unwrapped, config.get("modules_to_save") or ()), *own]
+
+
+def is_saved(config: Config, name: str) -> bool:
+    """Whether a module is, or is in, one that modules_to_save names: then it is not adapted."""
+    return any(_regex("modules_to_save", rf"(?:^|.*\.){m}(?:$|\..*)").match(name) for m in _saved(config))
+
+
+def is_whole(config: Config, name: str) -> bool:
+    """Whether a parameter is in a module that is saved whole. PEFT asks here for the end of a name, dot or no dot."""
+    parts = name.split(".")
+    above = [".".join(parts[:n]) for n in range(1, len(parts))]
+    return any(module.endswith(m) for module in above for m in _saved(config))
+
+
+def by_pattern(config: Config, which: str, module: str, default: Any) -> Any:
+    """rank_pattern, alpha_pattern or their like for a module: that of the first key that ends its name, as a regular
+
+    expression; else the default.
+    """
+    for key, v in (config.get(which) or {}).items():
+        if _regex(which, rf"(.*\.)?({key})$").match(module):
+            return v
+    return default

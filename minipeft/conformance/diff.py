@@ -1,0 +1,107 @@
+"""Two implementations side by side on one case: where they first differ."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.checkpoints.files import read_tensors
+from minipeft.conformance.cases import Case
+from minipeft.conformance.program import LIMIT, Broken, Program, command_of
+from minipeft.errors import Bad
+from minipeft.plain import cell
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of two implementations: the largest difference, relative to the largest value."""
+
+    name: str
+    relative: float
+    worst: tuple[int, ...]
+    values: tuple[float, float]
+    reason: str = ""
+
+    @property
+    def same(self) -> bool:
+        """Whether they agree to what rounding explains."""
+        return not self.reason and self.relative <= 1e-6
+
+
+def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]:
+    """What two implementations give for a case: intermediates in the order of the first, if both can trace, and results."""
+    rows = []
+    given = [_traced(name, case, limit) for name in (first, second)]
+    for kind in ("trace", "result"):
+        one, other = given[0][kind], given[1][kind]
+        for name in one:
+            if name in other:
+                rows.append(_row(name, one[name], other[name]))
+            elif kind == "result":
+                rows.append(Row(name, float("inf"), (), (0.0, 0.0), f"{second} has no {name}"))
+    return rows
+
+
+def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], Row | None]:
+    """The intermediates that an implementation shares with minipeft, and the first at which it departs.
+
+    Raises `Bad` if it traces none.
+    """
+    rows = [r for r in diff("minipeft", name, case, limit) if r.name[0].isdigit()]
+    if not rows:
+        raise Bad(f"implementation {name} traces no intermediate of {case.id}; minipeft verify diff compares results")
+    return rows, next((r for r in rows if not r.same), None)
+
+
+def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
+    if a.shape != b.shape:
+        return Row(name, float("inf"), (), (0.0, 0.0), f"shapes {a.shape} and {b.shape}")
+    off = abs(a.astype(np.float64) - b)
+    worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
+    largest = float(abs(a).max()) or 1.0
+    return Row(name, float(off[worst]) / largest, worst, (float(a[worst]), float(b[worst])))
+
+
+def _traced(name: str, case: Case, limit: float) -> dict[str, dict[str, np.ndarray]]:
+    """The results of one implementation for a case, and its intermediates if it writes any. Raises `Bad` if it has none."""
+    program = Program(command_of(name), limit)
+    with tempfile.TemporaryDirectory() as scratch:
+        out, trace = Path(scratch) / "out.safetensors", Path(scratch) / "trace.safetensors"
+        try:
+            info = program.start(name)
+            answer = program.ask(
+                do="case", folder=str(case.folder), out=str(out), dtype=info["dtypes"][0], trace=str(trace)
+            )
+        except Broken as why:
+            raise Bad(f"implementation {name}: {why}") from None
+        finally:
+            program.stop()
+        if answer.get("status") != "done":
+            raise Bad(f"implementation {name}: {case.id}: {answer.get('status')}: {answer.get('reason', '')}")
+        steps = read_tensors(trace) if trace.exists() else {}
+        return dict(trace=dict(sorted(steps.items())), result=read_tensors(out))
+
+
+def diff_table(rows: Sequence[Row], first: str, second: str) -> Any:
+    """The rows as a table; the first difference stands out."""
+    from rich.table import Table
+
+    table = Table(
+        "tensor", "relative difference", "worst element", cell(first), cell(second), header_style="bold", pad_edge=False
+    )
+    departed = next((r for r in rows if not r.same), None)
+    for r in rows:
+        style = "bold red" if r is departed else "red" if not r.same else ""
+        table.add_row(
+            cell(r.name),
+            cell(r.reason) or f"{r.relative:.2g}",
+            str(r.worst),
+            *(f"{v:.9g}" for v in r.values),
+            style=style,
+        )
+    return table

@@ -1,0 +1,139 @@
+"""Bases against transformers, bitsandbytes and PEFT themselves."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from computed import held, ratios
+
+from minipeft.checkpoints import FAMILIES, _family, load
+from minipeft.checkpoints.config import ACTS, NEEDED, Fields
+from minipeft.checkpoints.peft_io import load_peft
+from minipeft.engine import ops
+from minipeft.engine.tensor import value_and_grad
+from minipeft.model.activations import ACTIVATIONS
+from minipeft.model.arch import batch
+
+pytestmark = pytest.mark.hf
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def four():
+    sys.path.insert(0, str(HERE / "record"))
+    import record_four_bits
+
+    yield record_four_bits
+    sys.path.remove(str(HERE / "record"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_field_of_transformers_is_accounted_for(family):
+    """And what is taken where a field is absent is what transformers takes."""
+    import transformers
+
+    cls = type(transformers.AutoConfig.for_model(family))
+    config = cls()
+    known = {*config.to_dict(), *(f.name for f in dataclasses.fields(cls))}
+    fields = _family(family).FIELDS
+    fields = fields if isinstance(fields, Fields) else fields[family]
+    assert not sorted(k for k in known - fields.names if not k.startswith("_"))
+    derived = ("layer_types", "head_dim", "num_decoder_layers", "dense_act_fn", "is_gated_act", "scale_decoder_outputs", "rope_parameters",
+               "rope_scaling", "rope_theta", "num_key_value_heads", "sliding_window")  # fmt: skip  # made of others, if absent
+    for name, kind in fields.read.items():
+        if kind.default is not NEEDED and name not in derived:
+            assert getattr(config, name) == kind.default, name
+
+
+def test_activations_are_those_of_transformers():
+    """Values and gradients of every one in its table, or it is refused."""
+    import torch
+    from transformers.activations import ACT2CLS, ACT2FN
+
+    assert set(ACT2CLS) - set(ACTS) == {"laplace", "prelu", "xielu"}
+    x = np.concatenate([np.linspace(-12.3, 12.3, 400), [-31.0, 0.03, 31.0]])
+    for name in ACT2CLS.keys() & ACTS.keys():
+        given = torch.tensor(x, requires_grad=True)
+        want = ACT2FN[name](given)
+        want.sum().backward()
+        y, grads = value_and_grad(lambda t, f=ACTIVATIONS[ACTS[name]]: ops.sum(f(t["x"])))({"x": x})
+        np.testing.assert_allclose(y, want.sum().item(), rtol=1e-13, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(grads["x"], given.grad.numpy(), rtol=1e-12, atol=1e-14, err_msg=name)
+        got = ACTIVATIONS[ACTS[name]](x.astype(np.float32))
+        assert getattr(got, "dtype", None) == np.float32, name
+
+
+NAMES = ["llama", "llama-cls", "gpt2", "bert-cls", "bert-mlm", "roberta-cls", "t5", "t5-gated", "vit", "qwen2-windows"]
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_four_bits_are_those_of_bitsandbytes(name, double, four, tmp_path):
+    """The same modules in four bits, by our hand or in its file; and the file computes what transformers computes."""
+    import torch
+
+    base = four.bases.bases()[name]
+    config = four.sized(base.config)
+    options = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    four.quantised(base.cls, config, torch.float32, options, tmp_path)
+    found = {k: v.numpy() for k, v in four.computed(base.cls, tmp_path / "twin", 1).items()}
+    given = {k: v for k, v in found.items() if k not in ("logits", "loss") and not k.startswith("grad::")}
+    ours, theirs = load(tmp_path / "plain", "nf4-double" if double else "nf4"), load(tmp_path / "four", np.float64)
+    for k, W in ours.params.items():
+        assert hasattr(W, "dequantize") == hasattr(theirs.params[k], "dequantize"), k
+        if hasattr(W, "dequantize") and not double:
+            np.testing.assert_array_equal(W.codes, theirs.params[k].codes)
+            np.testing.assert_array_equal(W.absmax, theirs.params[k].absmax)
+    assert held(ratios(theirs, given, {k: v for k, v in found.items() if k not in given}))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert-cls"])
+def test_a_qlora_adapter_of_peft_on_a_base_in_four_bits(name, four, tmp_path):
+    """Made over linears in four bits, and read onto our base in four bits, from either kind of file."""
+    import peft
+    import torch
+    import transformers
+
+    base = four.bases.bases()[name]
+    four.quantised(base.cls, base.config, torch.float32, dict(bnb_4bit_quant_type="nf4"), tmp_path)
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = base.cls.from_pretrained(tmp_path / "plain", quantization_config=how, dtype=torch.float32)
+    made = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules="all-linear", init_lora_weights=False))
+    made.save_pretrained(tmp_path / "adapter")
+    with four.as_float64():
+        plain = base.cls.from_pretrained(tmp_path / "twin", dtype=torch.float64, attn_implementation="eager").eval()
+        adapted = (
+            peft.PeftModel.from_pretrained(plain, tmp_path / "adapter", autocast_adapter_dtype=False).double().eval()
+        )
+        given = four.bases.inputs(base.cls, base.config, "none", torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            want = adapted(**given).logits.numpy()
+    for place, dtype in (("plain", "nf4"), ("four", None)):
+        found = load_peft(load(tmp_path / place, dtype).astype(np.float64), tmp_path / "adapter")
+        logits = found.forward(batch(**{k: v.numpy() for k, v in given.items()})).logits
+        np.testing.assert_allclose(logits, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["llama-cls", "gpt2"])
+def test_a_classifier_finds_padding_without_a_mask(name, four, tmp_path):
+    import torch
+    import transformers
+
+    config = four.bases.bases()[name].config
+    kind = transformers.GPT2ForSequenceClassification if name == "gpt2" else transformers.LlamaForSequenceClassification
+    config.num_labels = 4
+    torch.manual_seed(0)
+    made = kind(config)
+    four.jitter(made, torch.Generator().manual_seed(0))
+    made.save_pretrained(tmp_path)
+    ids = np.array([[5, 9, 3, 0, 0], [0, 0, 4, 8, 9], [3, 0, 0, 7, 0], [0, 0, 0, 0, 0]])
+    with four.as_float64(), torch.no_grad():
+        model = kind.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
+        want = model(torch.tensor(ids)).logits.numpy()
+    from minipeft.run import Adapted
+
+    np.testing.assert_allclose(
+        Adapted(load(tmp_path, np.float64)).forward(batch(input_ids=ids)).logits, want, rtol=0, atol=1e-12
+    )

@@ -1,0 +1,118 @@
+"""`train`, `merge`, `convert` and `replay`: what they write and print, and their exit codes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minipeft import attach, load, load_peft, save_adapter, save_peft
+from minipeft.checkpoints import with_head
+from minipeft.conformance import tiny
+from minipeft.data import BASE
+from minipeft.methods.lowrank.lora import LoRA
+from minipeft.run import Adapted
+from minipeft.run import merge as fold
+
+PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
+
+
+def adapter(folder, save=save_adapter, method=LoRA(r=2)):
+    model = load(BASE)
+    adapted = attach(model, method, targets="q_proj")
+    rng = np.random.default_rng(0)
+    moved = {k: v + rng.standard_normal(v.shape).astype(v.dtype) for k, v in adapted.theta.items()}
+    save(adapted.replace(moved), folder)
+    return adapted.replace(moved)
+
+
+def test_train_then_merge_then_convert(call, tmp_path):
+    words = ["train", "lora", tmp_path / "a", "--set", "r=2", "--steps", "2"]
+    status, out, _ = call(*words)
+    assert status == 0 and "accuracy" in out
+    before = (tmp_path / "a" / "adapter.safetensors").read_bytes()
+    assert call(*words)[0] == 0  # ended already: nothing changes
+    assert (tmp_path / "a" / "adapter.safetensors").read_bytes() == before
+
+
+def test_merge(call, tmp_path):
+    adapted = adapter(tmp_path / "a")
+    status, _, _ = call("merge", tmp_path / "a", tmp_path / "merged")
+    merged, batch = load(tmp_path / "merged"), tiny.example(adapted.model)
+    assert status == 0 and (tmp_path / "merged" / "tokenizer.json").exists()
+    half = {
+        k: W.astype(np.float16).astype(np.float32) for k, W in fold(adapted).params.items()
+    }  # as the base's file has it
+    half = dataclasses.replace(adapted.model, params=half)
+    np.testing.assert_array_equal(Adapted(merged).logits(batch), Adapted(half).logits(batch))
+
+
+def test_a_base_in_bfloat16(call, mistake, tmp_path):
+    half = attach(load(BASE, "bfloat16"), LoRA(r=2), targets="q_proj")
+    save_adapter(half, tmp_path / "a")
+    assert "another base" in mistake("convert", tmp_path / "a", tmp_path / "b", "--dtype", "float32")
+    status, out, _ = call("merge", tmp_path / "a", tmp_path / "b", "--dtype", "bfloat16")
+    assert status == 0 and load(tmp_path / "b", "bfloat16").digest() == half.model.digest()
+    assert (tmp_path / "b" / "model.safetensors").stat().st_size < 2.1 * half.model.size
+    words = ["train", "lora", tmp_path / "t", "--set", "r=2", "--steps", "1", "--dtype", "bfloat16"]
+    assert call(*words)[0] == 0
+    about = json.loads((tmp_path / "t" / "adapter.json").read_text())
+    labels = next(shape[0] for site, shape, _ in about["at"] if site == "score.weight")
+    assert about["base"] == with_head(load(BASE, "bfloat16"), "classify", labels).digest(without=["score.weight"])
+
+
+def test_convert_both_ways(call, tmp_path):
+    adapted = adapter(tmp_path / "ours")
+    assert call("convert", tmp_path / "ours", tmp_path / "theirs")[0] == 0
+    assert json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert call("convert", tmp_path / "theirs", tmp_path / "again")[0] == 0
+    for k, v in load_peft(load(BASE), tmp_path / "theirs").theta.items():
+        np.testing.assert_array_equal(v, adapted.theta[k])
+    ours, again = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("ours", "again"))
+    assert len(ours) == len(again)
+
+
+def test_replay(call):
+    status, out, _ = call("replay", "--base", PEFT_CASES / "base", PEFT_CASES / "lora", "--json", "-")
+    (report,) = json.loads(out)
+    assert status == 0 and report["case"] == "lora"
+    status, out, _ = call("replay", "--base", PEFT_CASES / "base", PEFT_CASES / "lora", PEFT_CASES / "dora")
+    assert status == 0 and "2 of 2 cases agree" in out
+
+
+def test_an_adapter_of_another_base(mistake, tmp_path):
+    adapter(tmp_path / "a")
+    assert "another base" in mistake("merge", tmp_path / "a", tmp_path / "b", "--base", PEFT_CASES / "base")
+
+
+def test_a_corrupt_adapter(mistake, tmp_path):
+    adapter(tmp_path / "a")
+    file = tmp_path / "a" / "adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "adapter.safetensors" in mistake("merge", tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_folder_that_is_no_adapter(mistake, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    assert "expected adapter.json" in mistake("merge", tmp_path, tmp_path / "b")
+
+
+def test_what_does_not_merge(mistake, tmp_path):
+    from minipeft.methods.prompt.prompt_tuning import PromptTuning
+
+    save_adapter(attach(load(BASE), PromptTuning(p=2)), tmp_path / "a")
+    assert "does not merge" in mistake("merge", tmp_path / "a", tmp_path / "b")
+
+
+def test_peft_cannot_have_it(mistake, tmp_path):
+    from minipeft.methods.bottleneck.houlsby import Houlsby
+
+    save_adapter(attach(load(BASE), Houlsby()), tmp_path / "a")
+    assert "houlsby" in mistake("convert", tmp_path / "a", tmp_path / "b")
+
+
+def test_a_place_that_cannot_be_written(mistake, tmp_path):
+    adapter(tmp_path / "a", save_peft)
+    (tmp_path / "taken").write_text("a file")
+    assert "taken" in mistake("convert", tmp_path / "a", tmp_path / "taken" / "b")

@@ -1,0 +1,61 @@
+"""`list`, `show` and `check`: what they print, and their exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from minipeft.method import METHODS, load_methods
+
+PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
+
+
+def test_list(call):
+    status, out, _ = call("list", "--json", "-")
+    found = json.loads(out)
+    load_methods()
+    assert status == 0 and {m["name"] for m in found} >= {"lora", "ia3", "prefix_tuning"}
+    assert {m["family"] for m in found if m["file"].startswith("minipeft/")} == {
+        "lowrank", "structured", "orthogonal", "selective", "bottleneck", "scaling", "prompt", "routing"
+    }  # fmt: skip
+    status, out, _ = call("list")
+    assert status == 0 and all(name in out for name in METHODS)
+
+
+def test_show(call):
+    status, out, _ = call("show", "dora")
+    assert status == 0 and "W' = diag(m / ‖V‖) V" in out and "grad = 'detached'" in out and "dora.py" in out
+    status, out, _ = call("show", "dora", "--code")
+    assert status == 0 and "class DoRA(LoRA)" in out
+
+
+def test_version_and_help(call):
+    assert call("--version")[1].startswith("minipeft 0.")
+    for command in ["list", "show", "compare", "train", "merge", "convert", "replay", "check", "bench"]:
+        status, out, _ = call(command, "--help")
+        assert status == 0 and "Example" in out, command
+
+
+def test_check(call):
+    status, out, _ = call("check", "ia3", "--family", "llama", "--json", "-")
+    verdicts = json.loads(out)["ia3"]
+    assert status == 0 and {v["outcome"] for v in verdicts} == {"pass"} and len(verdicts) == 10
+
+
+def test_check_fails_with_1(call, monkeypatch):
+    from minipeft.conformance import laws
+
+    def broken(case):
+        raise laws.Broken("planted")
+
+    monkeypatch.setitem(laws.LAWS, "size", broken)
+    status, out, _ = call("check", "ia3", "--family", "llama")
+    assert status == 1 and "ia3, llama, size: planted" in out
+
+
+def test_starting_is_cheap():
+    """Neither the package nor the command line loads NumPy or SciPy before there is work for them."""
+    code = "import sys, minipeft, minipeft.cli; print([m for m in ('numpy', 'scipy', 'rich.table', 'matplotlib') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
