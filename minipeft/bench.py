@@ -104,7 +104,9 @@ def our_step(
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
     from minipeft.run import Adapted, attach
-    from minipeft.train import AdamW, Recorded, State, largest_matrix
+    from minipeft.train import AdamW, State
+    from minipeft.train.fast import Recorded, largest_matrix
+    from minipeft.train.loop import gradients
 
     keep_freed_memory()
     s, graph = settings(size), graph and backend.name() in graphs.RECORDERS
@@ -133,13 +135,12 @@ def our_step(
     if graph:
         recorded = Recorded(adapted, optimiser, State(theta, optimiser.init(theta)), dict.fromkeys(theta, 1.0), None)
         count = itertools.count(1)
-        return lambda: recorded.step([inputs], (1e-4, None, 0, next(count), 0))
+        return lambda: recorded([inputs], (1e-4, None, 0, next(count), 0))
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
     def step() -> float:
-        with sharing_cores(2 * largest_matrix(adapted) * ids.size):  # as `fit` does
-            loss, grads = adapted.value_and_grad(inputs, held["theta"], train=True)
+        loss, grads = gradients(adapted, inputs, held["theta"], rng)
         held["t"] += 1
         held["theta"], held["state"] = optimiser.step(held["theta"], grads, held["state"], held["t"], lr)
         return float(to_host(loss))
