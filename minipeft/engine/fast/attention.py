@@ -20,15 +20,11 @@ QUERIES = 64  # in a block where they are kept
 
 @replaces(ops.attention, "numpy")
 def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, wanted: tuple = ()) -> Any:
-    """softmax(scale · q kᵀ + bias) v with grouped heads (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1).
+    """Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
 
-    q (b, h, t, d); k, v (b, g, s, d) with g dividing h, each serving h/g heads; bias broadcasts to (b, h, t, s).
-    Returns (b, h, t, d), laid out so that joining the heads copies nothing.
-
-    Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
     adding whole rows. Sequences are computed in blocks of queries, each without the keys at the end that the bias hides from
     all of it. Of a long sequence the weights p are not kept: the largest score and the sum are, and the backward pass
-    computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1).
+    computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). The result lies with the heads last.
     """
     b, h, t, d = q.shape
     groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype

@@ -142,10 +142,7 @@ def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
 
 @replaces(ops.block_matmul, "numpy")
 def block_matmul(x: Array, R: Array) -> Any:
-    """x diag(R_1, …, R_K) for x (..., K β) and R (K, β, γ): (..., K γ). R (1, β, γ) stands for every R_k.
-
-    Each product is written where it belongs: nothing is copied to bring the blocks together.
-    """
+    """Each product is written where it belongs: nothing is copied to bring the blocks together."""
     beta, gamma = R.shape[1:]
     K, n, one = x.shape[-1] // beta, math.prod(x.shape[:-1]), len(R) == 1
     flops = 2 * x.size * gamma

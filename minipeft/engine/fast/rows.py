@@ -205,10 +205,7 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
 
 @replaces(ops.cross_entropy, "numpy")
 def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
-    """The mean of −log softmax(logits)[label] over the labels that are not `ignore`; logits (..., V), labels (...).
-
-    0 where every label is ignored. Raises ValueError if a label lies outside 0 … V−1.
-    """
+    """One number a row is kept; probabilities are formed where their gradient is."""
     V = logits.shape[-1]
     x, y = logits.reshape(-1, V), labels.reshape(-1)
     kept = y != ignore
