@@ -355,6 +355,21 @@ def folders_of(folders: Sequence[Path], base: Path | None) -> tuple[Path, list[P
     return base_folder(base), list(folders[:-1]), folders[-1]
 
 
+def refuse_place(out: Path, kind: str, *read: Path) -> None:
+    """Raises `Bad` if an adapter of this kind, "minipeft" or "PEFT", cannot have `out` as its folder.
+
+    It cannot be one that is `read`, a checkpoint, which transformers would load with the adapter, or hold an adapter of
+    the other kind, since a folder is read as one or the other.
+    """
+    from minipeft.checkpoints.files import refuse_read
+
+    refuse_read(out, *read)
+    other = "adapter_config.json" if kind == "minipeft" else "adapter.json"
+    for name, what in (("config.json", "a checkpoint"), (other, "an adapter of the other kind")):
+        if (out / name).exists():
+            raise Bad(f"{out}: holds {name}, so it is {what}; give another folder for an adapter of {kind}")
+
+
 def opened(base: Path, folders: Sequence[Path], dtype: str | None = None) -> Any:
     """A base with adapter folders of either kind, in their order; the base is held as they were trained, unless `dtype` says how.
 

@@ -398,7 +398,7 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
         return None
     if arch.head in ("lm", "mlm"):
         if arch.transform:
-            h = norm(run, "head.norm", ACTIVATIONS[arch.act](run.linear("head.transform", h)))
+            h = norm(run, "head.norm", ACTIVATIONS[arch.transform](run.linear("head.transform", h)))
         h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
     if arch.head == "classify":
