@@ -74,6 +74,24 @@ def test_a_rate_of_nothing_is_a_rate(task, name, usual):
     assert asked.lr == usual and not np.array_equal(asked.losses, before)
 
 
+def test_the_peak_is_that_of_the_widest_batch(task):
+    """Wherever that batch stands."""
+    wide = max(task.train, key=lambda b: b.input_ids.shape[1])
+    narrow = dataclasses.replace(wide, input_ids=wide.input_ids[:, :3], attention_mask=wide.attention_mask[:, :3])
+    peaks = [
+        job.measure(dataclasses.replace(task, train=train, steps=2), "lora").peak_bytes
+        for train in ((narrow, wide), (wide, narrow), (wide,), (narrow,))
+    ]
+    assert peaks[0] == pytest.approx(peaks[2], rel=0.02) and peaks[1] == pytest.approx(peaks[2], rel=0.02)
+    assert peaks[3] < 0.7 * peaks[2]
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_result(task, monkeypatch):
+    monkeypatch.setattr(measuring, "judged", lambda *_: (np.array([1.0, np.nan]), np.array([True, False])))
+    with pytest.raises(Bad, match="after 3 steps the held-out loss is not finite"):
+        job.measure(task, "lora", with_peak=False)
+
+
 def test_a_curve_leaves_penalties_out(task):
     """Zero rate, so that the same model gives every loss: with a penalty as without one."""
     curves = [job.measure(task, METHODS["adalora"](gamma=g), lr=0.0, with_peak=False).curve for g in (0.0, 100.0)]
