@@ -93,6 +93,21 @@ def test_while_numpy_is_read():
     assert (done.returncode, done.stderr) == (130, "minipeft: interrupted\n")
 
 
+WITHIN_EXEC = """
+import signal
+from minipeft.cli import main
+
+main([], run=lambda *args, **more: exec("signal.raise_signal(signal.SIGINT)"))
+"""
+
+
+def test_the_status_is_the_same_within_exec(tmp_path):
+    (tmp_path / "within.py").write_text(WITHIN_EXEC)
+    env = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "within"], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "minipeft: interrupted\n")
+
+
 STUCK = """
 import sys
 import numpy as np
