@@ -98,13 +98,15 @@ def our_step(
     """
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
-    from minipeft.engine.blocks import sharing_cores
+    from minipeft.engine.fast.blocks import sharing_cores
     from minipeft.method import method_class
     from minipeft.model import graph as graphs
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
     from minipeft.run import Adapted, attach
-    from minipeft.train import AdamW, Recorded, State, largest_matrix
+    from minipeft.train import AdamW, State
+    from minipeft.train.fast import Recorded, largest_matrix
+    from minipeft.train.loop import gradients
 
     keep_freed_memory()
     s, graph = settings(size), graph and backend.name() in graphs.RECORDERS
@@ -133,13 +135,12 @@ def our_step(
     if graph:
         recorded = Recorded(adapted, optimiser, State(theta, optimiser.init(theta)), dict.fromkeys(theta, 1.0), None)
         count = itertools.count(1)
-        return lambda: recorded.step([inputs], (1e-4, None, 0, next(count), 0))
+        return lambda: recorded([inputs], (1e-4, None, 0, next(count), 0))
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
     def step() -> float:
-        with sharing_cores(2 * largest_matrix(adapted) * ids.size):  # as `fit` does
-            loss, grads = adapted.value_and_grad(inputs, held["theta"], train=True)
+        loss, grads = gradients(adapted, inputs, held["theta"], rng)
         held["t"] += 1
         held["theta"], held["state"] = optimiser.step(held["theta"], grads, held["state"], held["t"], lr)
         return float(to_host(loss))
@@ -270,7 +271,7 @@ def _peak_of_arrays(side: str) -> Callable[[], int]:
     from minipeft.engine import backend
 
     backend.name()
-    from minipeft.engine.cuda import watched_memory
+    from minipeft.engine.fast.graph import watched_memory
 
     return watched_memory()
 
@@ -313,8 +314,9 @@ def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "
 def matrix_rate(n: int = 1024, seconds: float = 1.0, dtype: str = "float32") -> float:
     """GFLOP/s of an n × n matrix product here, of factors in float32 or, on a GPU, bfloat16: the best of one second."""
     if on_gpu():
+        from minipeft.engine.backend import xp
         from minipeft.engine.bfloat16 import bfloat16
-        from minipeft.engine.cuda import product, xp
+        from minipeft.engine.fast.cuda import product
 
         n = 8192
         x, out = xp.ones((n, n), xp.float32), xp.empty((n, n), xp.float32)
@@ -647,7 +649,7 @@ def profile(
 
     `so_far` is called after each step with the same of the steps until then.
     """
-    from minipeft.engine import ops, tensor
+    from minipeft.engine import operators, ops, tensor
     from minipeft.train import AdamW
 
     spent: dict[tuple[str, str], list[float]] = {}
@@ -689,7 +691,7 @@ def profile(
     try:
         for name, f in known.items():
             setattr(ops, name, watched(name, f))
-        ops._operators()
+        operators.give()
         tensor._accumulate, AdamW.step = timed("sums", "backward", kept[0]), timed("AdamW", "update", kept[1])  # type: ignore[method-assign]
         whole = 0.0
         for done in range(1, steps + 1):
@@ -701,7 +703,7 @@ def profile(
     finally:
         for name, f in known.items():
             setattr(ops, name, f)
-        ops._operators()
+        operators.give()
         tensor._accumulate, AdamW.step = kept  # type: ignore[method-assign]
     return rows
 

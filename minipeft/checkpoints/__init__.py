@@ -80,7 +80,7 @@ def read_arch(config: dict[str, Any], beside: dict[str, Any] | None = None) -> A
     if labels == 1 and problem == "single_label_classification":
         raise Bad("config.json: problem_type='single_label_classification' with one label: expected at least two")
     return dataclasses.replace(
-        headed(arch, head, labels), family=config["model_type"], problem=problem, **generation(values, beside)
+        headed(arch, head, labels), family=config["model_type"], problem=problem, **generation(values, config, beside)
     )
 
 

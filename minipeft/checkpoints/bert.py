@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKEN, TOKENS, WHOLE, Fields, activation, divides
+from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKEN, WHOLE, Fields, activation, divides
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 
@@ -36,7 +36,7 @@ _BERT = Fields(
 )
 FIELDS = {
     "bert": replace(_BERT, read=_BERT.read | dict(pad_token_id=TOKEN.or_(0, null=True))),
-    "roberta": replace(_BERT, read=_BERT.read | dict(pad_token_id=TOKEN.or_(1), eos_token_id=TOKENS.or_(2, null=True))),
+    "roberta": replace(_BERT, read=_BERT.read | dict(pad_token_id=TOKEN.or_(1))),
 }
 
 
@@ -62,7 +62,7 @@ def arch(config: dict[str, Any], head: str) -> Arch:
         max_positions=config["max_position_embeddings"],
         first_position=pad + 1 if roberta else 0,
         tied=config["tie_word_embeddings"],
-        transform=True,
+        transform="gelu" if roberta else activation(config["hidden_act"]),  # transformers: RoBERTa's is always GELU
         pool="first",
         biased=("q", "k", "v", "o", "up", "down", "head"),
     )

@@ -194,11 +194,14 @@ GENERATION = {
 }  # fmt: skip  # what changes which tokens come out, is no argument of `generate`, and the value that does nothing
 
 
-def generation(config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> dict[str, Any]:
+def generation(
+    values: Mapping[str, Any], config: Mapping[str, Any], beside: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The end tokens, what a row that has ended is filled with, and a decoder's first token: fields of an `Arch`.
 
-    `beside` is generation_config.json, which counts alone where there is one; `config` the values of config.json. Raises `Bad`
-    for what are no tokens.
+    `beside` is generation_config.json, which counts alone where there is one; else what stands in `config` itself, as in
+    transformers, which takes no end token where none is named. `values` are those of config.json with what is taken where a
+    field is absent. Raises `Bad` for what are no tokens.
     """
     place = "config.json" if beside is None else "generation_config.json"
     of = config if beside is None else beside
@@ -207,17 +210,24 @@ def generation(config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> d
             raise Bad(f"{place}: {name}: expected {kind.expected}, found {of[name]!r}")
     eos = of.get("eos_token_id")
     ends = tuple(x for x in (eos if isinstance(eos, list) else [] if eos is None else [eos]) if x >= 0)
-    start, other = config["decoder_start_token_id"], of.get("decoder_start_token_id")
+    start, other = values["decoder_start_token_id"], of.get("decoder_start_token_id")
     if start is not None and other is not None and start != other:
         note(f"decoder_start_token_id: config.json says {start}, generation_config.json {other}; the first counts")
     if strange := sorted(k for k, v in GENERATION.items() if of.get(k, v) not in (v, None, [])):
         note(f"{place}: not honoured by generation: {', '.join(f'{k}={of[k]!r}' for k in strange)}")
     pad = _token(of.get("pad_token_id"))
+    read = {
+        "decoder_start_token_id": _token(other if start is None else start),
+        "pad_token_id": _token(values["pad_token_id"]),
+    }
+    for name, token in read.items() if values.get("is_encoder_decoder") else ():  # they stand in its decoder's inputs
+        if token is not None and token >= values["vocab_size"]:
+            raise Bad(f"{name}: expected a token below vocab_size={values['vocab_size']}, found {token}")
     return dict(
         eos_ids=ends,
         fill_id=pad if pad is not None or not ends else ends[0],
-        start_id=_token(other if start is None else start),
-        pad_id=_token(config["pad_token_id"]),
+        start_id=read["decoder_start_token_id"],
+        pad_id=read["pad_token_id"],
     )
 
 

@@ -54,6 +54,13 @@ def existing(path: str | Path, what: str = "file") -> Path:
     return path
 
 
+def refuse_read(out: str | Path, *folders: str | Path) -> None:
+    """Raises `Bad` if a folder to write is one of the folders that are read, under whatever name."""
+    out = Path(out)
+    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in folders):
+        raise Bad(f"{out}: this is a folder that is read from; give another one to write")
+
+
 def read_json(path: str | Path) -> Any:
     """The contents of a JSON file. Raises `Bad` if it is absent or is no JSON."""
     path = existing(path)

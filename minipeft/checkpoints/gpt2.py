@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKENS, WHOLE, Fields, activation, divides
+from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, WHOLE, Fields, activation, divides
 from minipeft.model.arch import Arch
 
 FIELDS = Fields(
@@ -22,7 +22,6 @@ FIELDS = Fields(
         activation_function=TEXT.or_("gelu_new"),
         scale_attn_weights=FLAG.or_(True),
         tie_word_embeddings=FLAG.or_(True),
-        eos_token_id=TOKENS.or_(50256, null=True),
     ),
     only=dict(scale_attn_by_inverse_layer_idx=(False,)),
     idle={

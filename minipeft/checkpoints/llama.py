@@ -13,7 +13,6 @@ from minipeft.checkpoints.config import (
     OBJECT,
     POSITIVE,
     TEXT,
-    TOKENS,
     WHOLE,
     WORDS,
     Fields,
@@ -39,7 +38,6 @@ _SHARED = dict(
     rope_theta=POSITIVE.or_(10000.0, null=True),
     tie_word_embeddings=FLAG.or_(False),
 )
-_ENDS = dict(eos_token_id=TOKENS.or_(2, null=True))
 _ONLY: dict[str, tuple] = dict(
     partial_rotary_factor=(1, 1.0), attn_logit_softcapping=(), final_logit_softcapping=(), clip_qkv=()
 )
@@ -49,10 +47,9 @@ _IDLE = {
     "nothing looks at it": "is_decoder",
 }
 FIELDS = {
-    "llama": Fields(_SHARED | _ENDS | dict(attention_bias=FLAG.or_(False), mlp_bias=FLAG.or_(False)), _ONLY, _IDLE),
+    "llama": Fields(_SHARED | dict(attention_bias=FLAG.or_(False), mlp_bias=FLAG.or_(False)), _ONLY, _IDLE),
     "mistral": Fields(
         _SHARED
-        | _ENDS
         | dict(
             max_position_embeddings=WHOLE.or_(131072),
             num_key_value_heads=WHOLE.or_(8, null=True),

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import load
-from minipeft.checkpoints.files import write_bytes
+from minipeft.checkpoints import _ours, _theirs, load
+from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
 from minipeft.engine.tensor import value
-from minipeft.errors import Bad
+from minipeft.errors import Bad, note
 from minipeft.model.arch import Batch, Model, batch
 from minipeft.model.sensitivity import sensitivity
 from minipeft.run import Adapted, merge
@@ -95,6 +95,7 @@ def save_merged(
         for name, data in carried(base).items():
             write_bytes(folder / name, data)
         _place(folder, out)
+        _tell_unwritten(adapted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return found
@@ -110,9 +111,7 @@ def _standing(path: Path) -> Path:
 
 
 def _refuse_place(base: Path, out: Path, spared: Sequence[str | Path]) -> None:
-    for folder in (base, *map(Path, spared)):
-        if out.exists() and folder.exists() and out.samefile(folder):
-            raise Bad(f"{out}: this is a folder that is read from; give another one for the merged checkpoint")
+    refuse_read(out, base, *spared)
     if not _standing(out).is_dir():
         raise Bad(f"{out}: cannot be written: {_standing(out)} is a file")
     if out.exists():
@@ -242,6 +241,15 @@ def _compared(wide: Adapted, folded: Model, written: Mapping[str, Any], folder: 
             )
     kind = main_type(written)
     return Merged(read, kind, float(after.max()), float(after.mean()), float(before.max()), float(abs(want).max()))
+
+
+def _tell_unwritten(adapted: Adapted) -> None:
+    """Notes changes of a part that the checkpoint has and no head here computes: it is written as the base has it."""
+    model = adapted.model
+    held = {_ours(model.names, k, model.arch) for k in model.spare}
+    for a in adapted.in_use:
+        if lost := sorted(site for site in a.options.get("idle", {}) if site in held):
+            note(f"{a.name!r} also changes {_theirs(model.names, lost[0])}, which nothing here computes: the merged file has the base's")  # fmt: skip
 
 
 def _lost(wide: Adapted, base: Path) -> tuple[float, float] | None:

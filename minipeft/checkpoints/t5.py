@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from minipeft.checkpoints.config import FLAG, POSITIVE, TEXT, TOKEN, TOKENS, WHOLE, Fields, activation
+from minipeft.checkpoints.config import FLAG, POSITIVE, TEXT, TOKEN, WHOLE, Fields, activation
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 
@@ -25,9 +26,8 @@ FIELDS = Fields(
         relative_attention_max_distance=WHOLE.or_(128),
         is_encoder_decoder=FLAG.or_(True),
         tie_word_embeddings=FLAG.or_(True),
-        scale_decoder_outputs=FLAG.or_(None),
+        scale_decoder_outputs=replace(FLAG, default=None),
         pad_token_id=TOKEN.or_(0, null=True),
-        eos_token_id=TOKENS.or_(1, null=True),
     ),
     idle={
         "dropout": "dropout_rate classifier_dropout",

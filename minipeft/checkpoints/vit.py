@@ -68,6 +68,7 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
         "layers.{n}.mlp.down": f"{layer}mlp.fc2",
         "layers.{n}.mlp.norm": f"{layer}layernorm_after",
         "final.norm": "vit.layernorm",
+        "pooler": "vit.pooler.dense",  # which no head here has
         "score": "classifier",
     }, ()
 

@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
 
 
 def _status(argv: Sequence[str] | None, run: Callable) -> int:
-    from minipeft.engine.backend import explained
-
     usage, shown = typer.BadParameter.__mro__[1:3]
     try:
+        from minipeft.engine.backend import explained  # NumPy, which takes a while: Ctrl-C may come meanwhile
+
         with explained(), warnings.catch_warnings():
             warnings.showwarning = _noted
             return run(argv, prog_name="minipeft", standalone_mode=False) or 0

@@ -257,8 +257,9 @@ def chosen_settings(
     """
     methods = {cls.name: cls for cls in classes}
     out: dict[str, dict[str, Any]] = {name: {} for name in methods}
-    for word in [*(given or ()), *([f"targets={targets}"] if targets is not None else [])]:
-        flag = "--targets" if targets is not None and word == f"targets={targets}" else "--set"
+    words = [("--set", word, word) for word in given or ()]
+    words += [("--targets", targets, f"targets={targets}")] if targets is not None else []
+    for flag, said, word in words:
         key, eq, text = word.partition("=")
         only, dot, field = key.rpartition(".")
         if not eq or not key:
@@ -275,8 +276,8 @@ def chosen_settings(
             raise Bad(f"--set {word}: {whose} {has} {field!r}{near(field, every)}{rest}")
         for cls in having:
             if field in out[cls.name]:
-                raise Bad(f"{flag} {word}: {field} of {cls.name} is given twice")
-            out[cls.name][field] = typed(f"{flag} {text if flag == '--targets' else word}", text, fields_of(cls)[field])
+                raise Bad(f"{flag} {said}: {field} of {cls.name} is given twice")
+            out[cls.name][field] = typed(f"{flag} {said}", text, fields_of(cls)[field])
     for name, values in out.items():
         dataclasses.replace(methods[name](), **values)  # what the method itself refuses, before any work
     return out
@@ -355,6 +356,21 @@ def folders_of(folders: Sequence[Path], base: Path | None) -> tuple[Path, list[P
     return base_folder(base), list(folders[:-1]), folders[-1]
 
 
+def refuse_place(out: Path, kind: str, *read: Path) -> None:
+    """Raises `Bad` if an adapter of this kind, "minipeft" or "PEFT", cannot have `out` as its folder.
+
+    It cannot be one that is `read`, a checkpoint, which transformers would load with the adapter, or hold an adapter of
+    the other kind, since a folder is read as one or the other.
+    """
+    from minipeft.checkpoints.files import refuse_read
+
+    refuse_read(out, *read)
+    other = "adapter_config.json" if kind == "minipeft" else "adapter.json"
+    for name, what in (("config.json", "a checkpoint"), (other, "an adapter of the other kind")):
+        if (out / name).exists():
+            raise Bad(f"{out}: holds {name}, so it is {what}; give another folder for an adapter of {kind}")
+
+
 def opened(base: Path, folders: Sequence[Path], dtype: str | None = None) -> Any:
     """A base with adapter folders of either kind, in their order; the base is held as they were trained, unless `dtype` says how.
 
@@ -393,6 +409,5 @@ def attached(model: Any, folder: Path, name: str | None = None) -> Any:
     if (folder / "adapter_config.json").exists():
         return load_peft(model, folder, name or "default")
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    raise Bad(
-        f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {', '.join(found) or 'nothing'}"
-    )
+    shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    raise Bad(f"{folder}: expected adapter.json (ours) or adapter_config.json (PEFT's), found {shown or 'nothing'}")

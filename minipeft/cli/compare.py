@@ -98,7 +98,7 @@ def compare(
     seconds = time.perf_counter() - begun
     about = (
         f"{base or 'The decoder of the package'} on {data or 'the snippets of the package'}, {_some(task.classes)}: "
-        f"{steps} steps of {task.train[0].rows} texts of at most {task.length} tokens, seeds {seed} … {seed + seeds - 1}, "
+        f"{steps} steps of {task.train[0].rows} texts of at most {task.length} tokens, {_seeds(seed, seeds)}, "
         f"judged on {len(task.labels):,} held-out texts. {seconds:.0f} seconds."
     )
     if kept.interrupted:
@@ -114,6 +114,10 @@ def compare(
         raise Bad("a base array was changed")
     if all(r.note for r in found.rows if r.method in names):
         raise Bad(f"no method could be trained: {found.sentences[-1]}")
+
+
+def _seeds(first: int, n: int) -> str:
+    return f"seed {first}" if n == 1 else f"seeds {first} … {first + n - 1}"
 
 
 def _some(words: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Base, Dtype, folders_of, opened
+from minipeft.cli.common import Base, Dtype, folders_of, opened, refuse_place
 from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
 
@@ -35,10 +35,12 @@ def convert(
     base, adapters, out = folders_of(folders, base)
     if len(adapters) > 1:
         raise Bad(f"expected one adapter folder and one to write, found {', '.join(map(str, [*adapters, out]))}")
+    ours = (adapters[0] / "adapter.json").exists()
+    kind = "PEFT" if ours else "minipeft"
+    refuse_place(out, kind, base, *adapters)
     with progress("converting") as tick:
         tick.doing("reading base and adapter")
         adapted = opened(base, adapters, dtype)
-        ours = (adapters[0] / "adapter.json").exists()
         (save_peft if ours else save_adapter)(adapted, out)
     a = adapted.adapters[0]
-    print(plain(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {'PEFT' if ours else 'minipeft'}"))
+    print(plain(f"{out}: {a.method.name}, {a.size:,} trained numbers, written for {kind}"))

@@ -18,6 +18,11 @@ from minipeft.processes import end_children
 PATIENCE = 0.4, 0.9  # seconds until the processes it started are killed, and until it ends itself
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal. A KeyboardInterrupt itself, raised within `exec` (as of every dataclass), would make Python end by
+    SIGINT in the end, whatever was caught and whatever status was asked for (`run_eval_code_obj` in CPython's pythonrun.c)."""
+
+
 class Interrupts:
     """`status` is what the command ends with: 130 after Ctrl-C, 143 after SIGTERM, 0 while there was neither."""
 
@@ -52,7 +57,7 @@ def interruptible() -> Iterator[Interrupts]:
         asked.status = 128 + number
         if next(times):
             asked.now()
-        raise KeyboardInterrupt
+        raise Interrupted
 
     def watch() -> None:  # the byte is written when the signal arrives, also while the main thread is not in Python
         with contextlib.suppress(OSError):

@@ -25,6 +25,7 @@ from minipeft.cli.common import (
     known,
     note,
     one_of,
+    refuse_place,
     settings,
 )
 from minipeft.cli.terminal import plain, progress
@@ -73,6 +74,7 @@ def train(
     known("--schedule", schedule, SCHEDULES)
     if out.exists() and not out.is_dir():
         raise Bad(f"{out}: expected a folder, found a file")
+    refuse_place(out, "minipeft")
     rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
     kept = out / "training.safetensors"
     with progress(f"training {method}", steps) as tick, _told(kept):

@@ -146,6 +146,7 @@ def _sentences(rows: Sequence[Row], groups: Sequence[Sequence[str]]) -> list[str
         for s in (
             *_against_frozen(methods, by_name.get("frozen")),
             _told_apart(methods, groups),
+            _one_seed(rows),
             _cost(methods, by_name.get("frozen")),
             _text(methods),
             *(f"{r.method} failed{'' if not r.loss else ' in part'}: {r.note}." for r in rows if r.note),
@@ -180,6 +181,16 @@ def _told_apart(methods: Sequence[Row], groups: Sequence[Sequence[str]]) -> str:
     shown = "; ".join(listed(g) for g in groups)
     rest = "" if any(len(g) == len(methods) for g in groups) else " Every other two can."
     return f"Not to be told from one another: {shown}.{rest}"
+
+
+def _one_seed(rows: Sequence[Row]) -> str:
+    """What has no interval over seeds."""
+    some = [r for r in rows if r.loss]
+    alone = [r.method for r in some if len(r.seeds) == 1]
+    if not alone:
+        return ""
+    who = "There was one seed" if len(alone) == len(some) else f"There was one seed of {listed(alone)}"
+    return f"{who}: such intervals are over other examples alone, and another seed may say otherwise."
 
 
 def _range(rows: Sequence[Row], what: str, show: Any) -> str:

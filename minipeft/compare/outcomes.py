@@ -154,6 +154,8 @@ def _trained(task: Task, begun: Adapted, name: str, lr: float, seed: int, with_p
     out.optimiser_bytes = done.optimiser_bytes
     out.curve = [loss - more for loss, more in zip(done.losses, done.penalties, strict=True)]
     out.losses, out.right = judged(after, task.test)
+    if not np.isfinite(out.losses).all():
+        raise Bad(f"after {task.steps} steps the held-out loss is not finite")
     out.text_on, out.text_off = text_loss(after, task), text_loss(after.using(), task)
     out.base_unchanged = after.model.digest() == digest
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "method": ("The method; it leads to its paper.", lambda r: r.method),
     "family": ("Where it acts.", lambda r: r.family),
     "accuracy %": (
-        "Held-out examples whose class is found, in percent, with a 95 % interval over other seeds and other examples.",
+        "Held-out examples whose class is found, in percent, with a 95 % interval over other examples and, with several seeds, other seeds.",
         lambda r: with_interval(r.accuracy, 100, 1),
     ),
     "loss": ("Mean loss on held-out examples after training, in nats.", lambda r: with_interval(r.loss, 1, 3)),
@@ -236,6 +236,7 @@ tr.frozen td,tr.majority td{background:#f3f3ef;font-weight:600}
 figure{margin:0}svg{width:100%;height:auto;background:#fff}
 dt{font-weight:600;margin-top:.4rem}dd{margin:0}
 a{color:inherit}
+:root{color-scheme:light dark}
 @media(prefers-color-scheme:dark){body,td:first-child,th:first-child{background:#181818;color:#ddd}
 .about,figcaption,details{color:#aaa}th,td{border-color:#444}
 tr.frozen td,tr.majority td{background:#2a2a2a}}

@@ -10,7 +10,7 @@ from minipeft.compare.statistics import Estimate
 
 WIDTH = 80
 LEGEND = (
-    "±: 95 % intervals over other seeds and other examples. loss−frozen: held-out loss less that of the classifier on the "
+    "±: 95 % intervals over other examples and, with several seeds, other seeds. loss−frozen: held-out loss less that of the classifier on the "
     "frozen model, on the same examples; * can be told from it. trained: numbers, the classifier not counted. ms: a step. "
     "MB: most memory in a step, on the widest batch. text: what the loss on plain text rises by with the adapter on."
 )

@@ -1,8 +1,8 @@
 """The array library: NumPy on the host or CuPy on a GPU, chosen once per process, before any array is made.
 
 Every file says `from minipeft.engine.backend import xp` and writes `xp.exp(...)`. `use("cupy")`, or the environment
-variable MINIPEFT_BACKEND, decides what `xp` stands for; "strict" is a stand-in for CuPy that needs no GPU, for tests. Random
-numbers are always drawn on the host, so that initial values are the same bits on all.
+variable MINIPEFT_BACKEND, decides what `xp` stands for. Random numbers are always drawn on the host, so that initial values
+are the same bits on both.
 
 Arrays cross between host and device in `to_device`, `to_host` and `once` alone.
 """
@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import importlib
 import os
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
@@ -21,8 +20,8 @@ from typing import Any
 
 from minipeft.errors import Bad, near
 
-NAMES = ("numpy", "cupy", "strict")
-MODULES = {"strict": "minipeft.engine.strict"}  # where it is not the name
+NAMES = ["numpy", "cupy", *os.environ.get("MINIPEFT_STAND_IN", "").split()]  # of modules
+_listeners: list[Callable[[str, bool], None]] = []
 
 
 class _Backend:
@@ -35,7 +34,7 @@ class _Backend:
         if name not in NAMES:
             raise Bad(f"backend {name!r} is unknown; expected one of {', '.join(NAMES)}{near(name, NAMES)}")
         try:
-            module = importlib.import_module(MODULES.get(name, name))
+            module = importlib.import_module(name)
             if name == "cupy" and module.cuda.runtime.getDeviceCount() == 0:
                 raise RuntimeError("no CUDA device")
         except Exception as why:  # whatever the library or its driver raises, at whatever length
@@ -45,8 +44,8 @@ class _Backend:
             ) from None
         self.__dict__.clear()
         self._name, self._module = name, module
-        if name == "cupy" or "minipeft.engine.cuda" in sys.modules:  # the kernels that ops take there
-            importlib.import_module("minipeft.engine.cuda").install(name == "cupy")
+        for tell in _listeners:
+            tell(name, _fast)
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -59,27 +58,65 @@ class _Backend:
 
 
 xp: Any = _Backend()
+_fast = os.environ.get("MINIPEFT_FAST", "1") != "0"
 
 
-def use(name: str) -> None:
+def use(name: str | None = None, *, fast: bool | None = None) -> None:
     """Choose the array library for this process and those it starts, before any array is made.
 
-    Raises `Bad` if it is unknown or cannot run here.
+    With `fast=False`, or MINIPEFT_FAST=0, every op is computed as its text says; see `minipeft.engine.fast`.
+    Raises `Bad` if the library is unknown or cannot run here.
     """
+    global _fast
+    if fast is not None:
+        _fast, os.environ["MINIPEFT_FAST"] = fast, str(int(fast))
+    if name is None:
+        xp.ndarray  # noqa: B018  (the first access chooses)
+        name = xp._name
     xp._choose(name)
     os.environ["MINIPEFT_BACKEND"] = name
 
 
 def name() -> str:
-    """The chosen library: 'numpy', 'cupy' or 'strict'."""
+    """The chosen library, 'numpy' or 'cupy'."""
     xp.ndarray  # noqa: B018  (the first access chooses)
     return xp._name
 
 
+def add(name: str) -> None:
+    """Let a module be chosen that is neither of the two, here and in processes started from here: a stand-in for a device."""
+    NAMES.append(name)
+    os.environ["MINIPEFT_STAND_IN"] = name
+
+
+def when_chosen(tell: Callable[[str, bool], None]) -> None:
+    """Have `tell(name, fast)` called whenever a library is chosen."""
+    _listeners.append(tell)
+
+
 def erf(x: Any) -> Any:
     """The error function of every element, from SciPy or cupyx.scipy, in the dtype of x."""
-    special = {"numpy": "scipy.special", "cupy": "cupyx.scipy.special", "strict": "minipeft.engine.strict"}[name()]
+    special = {"numpy": "scipy.special", "cupy": "cupyx.scipy.special"}.get(name(), name())
     return importlib.import_module(special).erf(x)
+
+
+def solve(M: Any, y: Any) -> Any:
+    """M⁻¹ y for stacks of matrices M (..., n, n) and y (..., n, k), broadcast; also where the library's own takes neither that
+    nor an empty y."""
+    shape = xp.broadcast_shapes(M.shape[:-2], y.shape[:-2])
+    M, y = (xp.broadcast_to(a, (*shape, *a.shape[-2:])) for a in (M, y))
+    return xp.linalg.solve(M, y) if y.size else xp.zeros(y.shape, y.dtype)
+
+
+def lowest(dtype: Any) -> float:
+    """The lowest number of a dtype. Half of it, added to a score, hides a key from `attention`."""
+    return float(xp.finfo(dtype).min)
+
+
+def refuse(wrong: Any, message: Callable[[], str]) -> None:
+    """Raise ValueError if any number of `wrong` is true. On the host alone: a device would have to be waited for."""
+    if name() == "numpy" and wrong.any():
+        raise ValueError(message())
 
 
 # --- host and device ------------------------------------------------------------------------------------------------
@@ -123,7 +160,7 @@ def _lasting() -> Any:
 def library(x: Any) -> str:
     """The name of the backend that an array or a Tensor belongs to, "" if it is something else."""
     owner = type(getattr(x, "value", x)).__module__
-    owner = "strict" if owner == MODULES["strict"] else owner.partition(".")[0]
+    owner = owner.partition(".")[0]
     return owner if owner in NAMES else ""
 
 

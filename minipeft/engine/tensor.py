@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import wraps
-from inspect import signature
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
+from minipeft.engine.backend import name as backend_name
 from minipeft.engine.backend import xp
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 OPS: dict[str, Callable] = {}  # name -> op, in the order of definition
-FUSED: dict[str, Callable] = {}  # name -> another way to compute the same, which a GPU takes: filled by cuda.py
 
 _order = count()
 
@@ -60,44 +59,113 @@ class Tensor:
 class Put:
     """A gradient that is zero but at `index`: the backward pass adds it there instead of spreading it out first."""
 
-    __slots__ = ("g", "index", "repeats")
+    __slots__ = ("g", "index")
 
-    def __init__(self, index: Any, g: Array, repeats: bool) -> None:
-        self.index, self.g, self.repeats = index, g, repeats
+    def __init__(self, index: Any, g: Array) -> None:
+        self.index, self.g = index, g
+
+
+# --- ops and what may stand for them ----------------------------------------------------------------------------------
+
+
+class Replacement(NamedTuple):
+    """Another way to compute what a function of the text does: see `minipeft.engine.fast`.
+
+    `when(*args, **constants)`, if given, says whether it may; `asks` whether it wants to be told, as `wanted`, for which
+    arguments a gradient will be asked.
+    """
+
+    by: Callable
+    when: Callable[..., bool] | None = None
+    asks: bool = False
+
+
+class _Unchosen(dict):
+    """Stands for the replacements until a backend is chosen, which it then is."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        backend_name()
+        return _replaced.get(name, default)
+
+
+_replaced: dict[str, Replacement] = _Unchosen()
+
+
+def take(replacements: dict[str, Replacement]) -> dict[str, Replacement]:
+    """From now on these stand for the functions of their names; returns those that did."""
+    global _replaced
+    before, _replaced = _replaced, replacements
+    return before
+
+
+def _instead(name: str, args: tuple, constants: dict[str, Any]) -> Replacement | None:
+    found = _replaced.get(name)
+    return found if found is None or found.when is None or found.when(*args, **constants) else None
 
 
 def op(f: Callable) -> Callable:
     """Make a differentiable op of a function on arrays.
 
-    `f(*arrays, **constants)` returns `(value, vjps)`. `vjps` is a tuple with one closure `g -> gradient` for each
-    positional argument (None where it has none), or one closure `(g, wanted) -> gradients` where the gradients share
-    work; `wanted` says for which arguments a gradient is needed. The op takes arrays and Tensors alike: without a
-    Tensor among its arguments it returns a plain array and tapes nothing.
+    `f(*arrays, **constants)` returns `(value, vjps)`, with one closure `g -> gradient` in `vjps` for each positional argument.
+    The op takes arrays and Tensors alike: without a Tensor among its arguments it returns a plain array and tapes nothing.
     """
-    knows_wanted = "wanted" in signature(f).parameters
-    name = f.__name__
+    own = Replacement(f)
 
     @wraps(f)
     def call(*args: Any, **constants: Any) -> Any:
-        wanted = tuple([type(a) is Tensor for a in args])  # (lists: a generator costs as much as a small op)
-        compute = FUSED.get(name, f)
-        if knows_wanted:
-            constants["wanted"] = wanted
-        if True not in wanted:
-            return compute(*args, **constants)[0]
-        value, vjps = compute(*[a.value if type(a) is Tensor else a for a in args], **constants)
-        if callable(vjps):
-            parents = tuple([a.node if type(a) is Tensor else None for a in args])
-        else:  # drop the closures, and with them the activations, that nobody will ask for
-            # (an argument left at its default has a closure too, hence no strict zip)
-            kept = [(a.node, vjp) for a, vjp in zip(args, vjps, strict=False) if type(a) is Tensor and vjp is not None]
-            if not kept:
-                return value
-            parents, vjps = zip(*kept, strict=True)
-        return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
+        return _taped(_instead(f.__name__, args, constants) or own, args, constants)
 
-    OPS[name] = call
+    OPS[f.__name__] = call
     return call
+
+
+def composed(f: Callable) -> Callable:
+    """Make an op of a function that is written in other ops, so that it needs no closures of its own."""
+
+    @wraps(f)
+    def call(*args: Any, **constants: Any) -> Any:
+        other = _instead(f.__name__, args, constants)
+        return f(*args, **constants) if other is None else _taped(other, args, constants)
+
+    OPS[f.__name__] = call
+    return call
+
+
+def replaceable(f: Callable) -> Callable:
+    """Let a function on arrays that is no op have replacements."""
+
+    @wraps(f)
+    def call(*args: Any) -> Any:
+        other = _instead(f.__name__, args, {})
+        return (f if other is None else other.by)(*args)
+
+    return call
+
+
+def _taped(way: Replacement, args: tuple, constants: dict[str, Any]) -> Any:
+    """The value of an op, with a place on the tape if an argument has one.
+
+    A replacement may give, in place of a closure for each argument, one `(g, wanted) -> gradients` where they share work.
+    """
+    if way.asks:
+        constants["wanted"] = tuple(
+            [type(a) is Tensor for a in args]
+        )  # (lists: a generator costs as much as a small op)
+    value, vjps = way.by(*[a.value if type(a) is Tensor else a for a in args], **constants)
+    if callable(vjps):
+        parents = tuple([a.node if type(a) is Tensor else None for a in args])
+        if not any(parents):
+            return value
+    else:  # drop the closures, and with them the activations, that nobody will ask for
+        # (an argument left at its default has a closure too, hence no strict zip)
+        kept = [(a.node, vjp) for a, vjp in zip(args, vjps, strict=False) if type(a) is Tensor and vjp is not None]
+        if not kept:
+            return value
+        parents, vjps = zip(*kept, strict=True)
+    return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
+
+
+# --- back through the tape --------------------------------------------------------------------------------------------
 
 
 def unbroadcast(g: Array, shape: tuple) -> Array:
@@ -136,6 +204,12 @@ def backward(root: Tensor, g: Array) -> dict[Node, Array]:
     return grads
 
 
+@replaceable
+def add_at(x: Array, index: Any, g: Array) -> None:
+    """x[index] += g in place; entries named twice add up."""
+    xp.add.at(x, index, g)
+
+
 def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Array | Put) -> None:
     have = grads.get(node)
     if isinstance(part, Put):
@@ -143,10 +217,7 @@ def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Arr
             have = xp.zeros(node.shape, node.dtype)
         elif id(node) not in owned:
             have = have.copy()
-        if part.repeats:
-            xp.add.at(have, part.index, part.g)
-        else:
-            have[part.index] += part.g
+        add_at(have, part.index, part.g)
         grads[node] = have
         owned.add(id(node))
         return

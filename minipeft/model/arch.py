@@ -52,7 +52,7 @@ class Arch:
     encoder_layers: int = 0  # > 0: an encoder-decoder; `layers` then counts the decoder's
     tied: bool = False  # the head is the token table
     head: str = "lm"  # "lm" | "mlm" | "classify" | "tokens" | "none"
-    transform: bool = False  # BERT: a dense layer, the activation and a norm in front of the head
+    transform: str = ""  # BERT: the activation of a dense layer, with a norm behind it, in front of the head
     head_scale: float = 1.0  # T5 scales the hidden state before a tied head
     pool: str = "last"  # "last" | "first" | "mean": the token a classifier reads
     labels: int = 0  # of a classifier
@@ -424,8 +424,7 @@ class Batch:
             raise Bad(f"labels: expected numbers of at most 1e18, whose squares float32 holds, found {abs(x).max():g}")
         if name == "labels" and not self._measured(arch):
             classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
-            y = x[:, 1:] if arch.head == "lm" and not arch.encoder_layers else x
-            wrong = y[~((y >= 0) & (y < classes) | (y == IGNORE))]
+            wrong = x[~((x >= 0) & (x < classes) | (x == IGNORE))]  # the first counts too, behind virtual tokens
             if classes and wrong.size:
                 raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(wrong[0])}")
         if name == "position_ids" and arch.causal and self.attention_mask is None and (np.diff(x, axis=1) != 1).any():

@@ -117,7 +117,7 @@ def generate(
         made.append(following)
         if done.all():
             break
-        new = following[:, None]
+        new = np.minimum(following, arch.vocab - 1)[:, None]  # what fills a row need be no token of the model
         if replay is not None:  # the mask shows all room that there will be
             past, fresh, positions = past + 1, new, None if positions is None else positions + 1
         elif use_cache:

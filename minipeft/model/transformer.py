@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import lowest, read_only, xp
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.model.activations import ACTIVATIONS
@@ -193,8 +193,8 @@ def visibility(tokens: Tokens, keys: int, extra: int, causal: bool, window: int 
                         & ((distance < window) | ~xp.asarray((False,) * (extra - len(slides)) + slides))[None, None]
                     )
                 allowed = xp.concatenate([before, allowed], axis=-1)
-            hidden = xp.full((), ops.lowest(dtype) / 2, dtype)
-            allowed = ops.keys_first(xp.where(allowed, xp.zeros((), dtype), hidden))
+            hidden = xp.full((), lowest(dtype) / 2, dtype)
+            allowed = read_only(xp.where(allowed, xp.zeros((), dtype), hidden))
         tokens.shared[at] = allowed
     return tokens.shared[at]
 
@@ -398,7 +398,7 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
         return None
     if arch.head in ("lm", "mlm"):
         if arch.transform:
-            h = norm(run, "head.norm", ACTIVATIONS[arch.act](run.linear("head.transform", h)))
+            h = norm(run, "head.norm", ACTIVATIONS[arch.transform](run.linear("head.transform", h)))
         h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
     if arch.head == "classify":
@@ -429,7 +429,7 @@ def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
         labels = xp.concatenate([labels[:, 1:], last], axis=1)
     if tuple(logits.shape[:-1]) != tuple(labels.shape):
         raise Bad(f"labels: expected shape {tuple(logits.shape[:-1])} like the logits, found {tuple(labels.shape)}")
-    return ops.cross_entropy(logits, labels=labels, ignore=IGNORE, checked=True)  # by `Batch.check`
+    return ops.cross_entropy(logits, labels=labels, ignore=IGNORE)
 
 
 def forward(run: Any, batch: Batch, past: int = 0) -> Output:

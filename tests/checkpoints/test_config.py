@@ -74,7 +74,8 @@ REFUSED = {
     "bert": [dict(position_embedding_type="relative_key"), dict(add_cross_attention=True), dict(is_encoder_decoder=True)],
     "roberta-mlm": [dict(pad_token_id=None), dict(pad_token_id=-1)],
     "t5": [dict(feed_forward_proj="gated-gelu-new"), dict(dense_act_fn="xielu"), dict(is_encoder_decoder=False),
-           dict(relative_attention_num_buckets=2), dict(architectures=["T5ForSequenceClassification"])],
+           dict(relative_attention_num_buckets=2), dict(scale_decoder_outputs=None), dict(decoder_start_token_id=99), dict(pad_token_id=99),
+           dict(architectures=["T5ForSequenceClassification"])],
     "vit": [dict(image_size=[8, 12]), dict(patch_size=0), dict(use_mean_pooling=True)],
 }  # fmt: skip
 
@@ -109,6 +110,10 @@ def test_windows_are_where_transformers_has_them():
 def test_end_tokens():
     ids = lambda eos, beside=None: read_arch(CONFIGS["llama"] | dict(eos_token_id=eos), beside).eos_ids
     assert [ids(5), ids([5, 6]), ids([]), ids(None), ids(-1)] == [(5,), (5, 6), (), (), ()]
+    absent = {k: v for k, v in CONFIGS["llama"].items() if k != "eos_token_id"}
+    assert (
+        read_arch(absent).eos_ids == () and read_arch(absent).fill_id == absent["pad_token_id"]
+    )  # no default of the family's
     assert ids(5, dict(eos_token_id=[7, 8])) == (7, 8) and ids(5, {}) == ()
     arch = read_arch(CONFIGS["t5"], dict(pad_token_id=3, eos_token_id=9))
     assert (arch.pad_id, arch.fill_id, arch.start_id) == (0, 3, 0)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from computed import held, ratios
 
-from minipeft.checkpoints import FAMILIES, _family, load
+from minipeft.checkpoints import FAMILIES, _family, load, read_arch
 from minipeft.checkpoints.config import ACTS, NEEDED, Fields
+from minipeft.checkpoints.files import read_json, write_json
 from minipeft.checkpoints.peft_io import load_peft
 from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
@@ -45,6 +46,33 @@ def test_every_field_of_transformers_is_accounted_for(family):
     for name, kind in fields.read.items():
         if kind.default is not NEEDED and name not in derived:
             assert getattr(config, name) == kind.default, name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "qwen2", "bert", "roberta", "t5"])
+def test_end_and_fill_tokens_are_those_of_transformers(family, tmp_path):
+    """Without a generation_config.json, what stands in config.json counts, and no default of the family's."""
+    import transformers
+
+    name = {"bert": "bert-decoder", "roberta": "roberta-lm"}.get(family, family)
+    given = read_json(HERE / "data" / "bases" / name / "config.json")
+    cls = getattr(transformers, given["architectures"][0])
+    for change in (
+        {},
+        {"eos_token_id": [3, 4]},
+        {"eos_token_id": None},
+        {"pad_token_id": 7},
+        {"pad_token_id": 7, "eos_token_id": 5},
+    ):
+        for absent in ((), ("eos_token_id",), ("pad_token_id",), ("eos_token_id", "pad_token_id")):
+            config = {k: v for k, v in (given | change).items() if k not in absent}
+            write_json(tmp_path / "config.json", config)
+            settings = transformers.GenerationConfig.from_pretrained(tmp_path, "config.json", _from_model_config=True)
+            model = cls(cls.config_class(**config))
+            model.generation_config = settings
+            model._prepare_special_tokens(settings, kwargs_has_attention_mask=True, device="cpu")
+            ends, fill = (None if x is None else x.tolist() for x in (settings._eos_token_tensor, settings._pad_token_tensor))  # fmt: skip
+            arch = read_arch(config)
+            assert (list(arch.eos_ids), arch.fill_id) == (ends or [], fill), (change, absent)
 
 
 def test_activations_are_those_of_transformers():

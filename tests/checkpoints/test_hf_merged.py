@@ -10,8 +10,9 @@ import pytest
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
+from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance.laws import K, sensitivity
-from minipeft.errors import Bad, Unfit
+from minipeft.errors import Bad, Note, Unfit
 from minipeft.method import METHODS, load_methods
 from minipeft.run import Adapted, attach
 
@@ -174,3 +175,25 @@ def test_the_check_is_needed(hf, tmp_path):
     write_tensors(tmp_path / "m" / "model.safetensors", tensors, {"format": "pt"})
     given = probe(adapted.model)
     assert abs(by_transformers(hf, tmp_path / "m", given) - by_us(adapted, given)).max() > 1
+
+
+@pytest.mark.parametrize("name", ["bert", "vit-5"])
+def test_a_change_of_a_pooler_that_nothing_computes_is_told(name, hf, tmp_path):
+    """PEFT's adapter on every dense layer, the pooler among them: the hidden states are PEFT's."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import layer
+    from transformers import AutoModel
+
+    given = probe(load(BASES / name))
+    with hf.as_float64(layer):
+        base = AutoModel.from_pretrained(BASES / name, dtype=torch.float64, attn_implementation="eager")
+        peft = get_peft_model(base, LoraConfig(target_modules=["dense", "o_proj"], r=2, init_lora_weights=False)).eval()
+        peft.save_pretrained(tmp_path / "a")
+        with torch.no_grad():
+            want = peft.double()(**{k: torch.tensor(given.host(k)) for k in given.arrays}).last_hidden_state.numpy()
+    adapted = load_peft(load(BASES / name, np.float64), tmp_path / "a")
+    with pytest.warns(Note, match=rf"'default' also changes {name[:3]}\w*\.pooler\.dense\.weight"):
+        save_merged(adapted, BASES / name, tmp_path / "m", dtype="float64")
+    assert abs(by_us(adapted, given) - by_us(Adapted(adapted.model), given)).max() > 1e-3
+    agree(adapted, given, shown(given, want), load(tmp_path / "m", np.float64))

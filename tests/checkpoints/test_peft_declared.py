@@ -67,6 +67,7 @@ def test_a_declared_part_that_is_absent_is_missed(case, out, missed, bases):
         ("llama/loha", dict(modules_to_save=["norm"]), "input_layernorm.weight, of the modules that are saved whole and 4 more"),
         ("llama/lora", dict(trainable_token_indices=[3]), "the rows of 'model.embed_tokens' that"),
         ("llama/lora", dict(trainable_token_indices={"lm_head": [3]}), "the rows of 'lm_head' that"),
+        ("llama/lora-trainable-tokens", dict(trainable_token_indices={"embed_tokens": [3, 7, 19], "lm_head": [3]}), "the rows of 'lm_head' that"),
         ("llama/lora", dict(bias="all"), "q_proj.bias, of bias='all' and "),
         ("llama/oft", dict(bias="oft_only"), "of bias='oft_only'"),
         ("llama/lora", dict(use_dora=True), "lora_magnitude_vector"),

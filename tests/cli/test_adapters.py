@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,25 @@ def test_convert_both_ways(call, tmp_path):
         np.testing.assert_array_equal(v, adapted.theta[k])
     ours, again = ((tmp_path / n / "adapter.safetensors").read_bytes() for n in ("ours", "again"))
     assert len(ours) == len(again)
+
+
+def test_an_adapter_has_a_folder_of_its_own(call, mistake, tmp_path):
+    """Not its base's, which transformers would then load with it, nor one with an adapter of the other kind."""
+    adapter(tmp_path / "a")
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert call("convert", tmp_path / "a", tmp_path / "p")[0] == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    words = ("--base", tmp_path / "base")
+    for out in (tmp_path / "base", tmp_path / "a", tmp_path / "link"):
+        assert "a folder that is read from" in mistake("convert", tmp_path / "a", out, *words)
+    assert "a folder that is read from" in mistake("convert", tmp_path / "p", tmp_path / "p")
+    assert "holds config.json, so it is a checkpoint" in mistake("train", "lora", tmp_path / "base", *words)
+    assert "holds config.json, so it is a checkpoint" in mistake("convert", tmp_path / "p", tmp_path / "base")
+    assert "holds adapter.json" in mistake("convert", shutil.copytree(tmp_path / "a", tmp_path / "b"), tmp_path / "a")
+    assert "holds adapter_config.json" in mistake("train", "lora", tmp_path / "p")
+    shutil.rmtree(tmp_path / "b")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_replay(call):

@@ -73,6 +73,41 @@ def test_compare_shows_the_rows_it_has_and_its_processes_end_with_it(started):
     assert status == 130 and "majority" in out and "Interrupted" in out
 
 
+EARLY = """
+import sys
+from minipeft.cli import main
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "numpy":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+main(["list"])
+"""
+
+
+def test_while_numpy_is_read():
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", EARLY], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "minipeft: interrupted\n")
+
+
+WITHIN_EXEC = """
+import signal
+from minipeft.cli import main
+
+main([], run=lambda *args, **more: exec("signal.raise_signal(signal.SIGINT)"))
+"""
+
+
+def test_the_status_is_the_same_within_exec(tmp_path):
+    (tmp_path / "within.py").write_text(WITHIN_EXEC)
+    env = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "within"], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "minipeft: interrupted\n")
+
+
 STUCK = """
 import sys
 import numpy as np

@@ -1,5 +1,7 @@
 """Rows and sentences from made-up outcomes whose truth is known."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from made_up import SEEDS, outcomes
@@ -47,6 +49,42 @@ def test_rows_stay_where_a_method_fails():
     assert rows["lora"].seeds == (3, 5) and rows["lora"].note == "with seed 4: step 3: the loss is nan"
     assert {"bitfit failed: targets match nothing: it has no biases.", "lora failed in part: with seed 4: step 3: the loss is nan."} < set(found.sentences)  # fmt: skip
     assert "bitfit" in table(found.rows) and "it has no biases" in " ".join(table(found.rows).split())
+
+
+def test_many_methods_are_judged_together():
+    """Twelve methods that do not differ: of their 78 pairs one in twenty differs by chance, judged each for itself."""
+    names = ["lora", "dora", "oft", "ia3", "vera", "loha", "pissa", "adalora", "houlsby", "pfeiffer", "poly", "shira"]
+    made = outcomes(**dict.fromkeys(names, 0.0))
+    pairs = combinations([*names, "frozen"], 2)
+    p = [estimate(np.stack([a.losses - b.losses for a, b in zip(made[x], made[y])])).p for x, y in pairs]
+    assert min(p) < 0.05
+    found = summarise(made)
+    assert [sorted(g) for g in found.groups] == [sorted(names)] and not any(r.better for r in found.rows)
+
+
+def test_two_methods_are_held_against_each_other_on_the_seeds_that_both_have():
+    """Seeds differ by far more than methods do."""
+    made = outcomes(lora=-0.3, ia3=-0.2)
+    for some in made.values():
+        for o in some:
+            o.losses = o.losses + 100 * o.seed
+    made["lora"][0] = Outcome("lora", 3, note="why not")
+    made["ia3"][1] = Outcome("ia3", 4, note="why not")
+    found = summarise(made)
+    rows = {r.method: r for r in found.rows}
+    assert rows["lora"].gain.mean == pytest.approx(-0.3, abs=0.02) and rows["ia3"].gain.mean == pytest.approx(
+        -0.2, abs=0.02
+    )
+    assert not found.groups and rows["lora"].better and rows["ia3"].better
+
+
+def test_one_seed_says_so():
+    made = outcomes(lora=-0.3, ia3=-0.2)
+    assert not any("one seed" in s for s in summarise(made).sentences)
+    one = {name: some[:1] for name, some in made.items()}
+    assert any(s.startswith("There was one seed: such intervals are over other examples alone") for s in summarise(one).sentences)  # fmt: skip
+    made["ia3"] = made["ia3"][:1]
+    assert any(s.startswith("There was one seed of ia3: ") for s in summarise(made).sentences)
 
 
 def test_without_the_frozen_classifier_nothing_is_claimed():

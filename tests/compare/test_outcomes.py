@@ -55,7 +55,7 @@ def test_the_majority_by_hand(task):
     uneven = dataclasses.replace(task, shares=(0.1, 0.6, 0.1, 0.2))
     found = job.measure(uneven, "majority")
     labels = task.labels
-    assert found.right.mean() == np.mean(labels == 1)
+    assert np.array_equal(found.right, labels == 1)
     assert found.losses.mean() == pytest.approx(-np.mean(np.log(np.array(uneven.shares))[labels]))
 
 
@@ -72,6 +72,24 @@ def test_a_rate_of_nothing_is_a_rate(task, name, usual):
     before = job.judged(job.start(task, LoRA()), task.test)[0]
     assert still.lr == 0 and np.array_equal(still.losses, before)
     assert asked.lr == usual and not np.array_equal(asked.losses, before)
+
+
+def test_the_peak_is_that_of_the_widest_batch(task):
+    """Wherever that batch stands."""
+    wide = max(task.train, key=lambda b: b.input_ids.shape[1])
+    narrow = dataclasses.replace(wide, input_ids=wide.input_ids[:, :3], attention_mask=wide.attention_mask[:, :3])
+    peaks = [
+        job.measure(dataclasses.replace(task, train=train, steps=2), "lora").peak_bytes
+        for train in ((narrow, wide), (wide, narrow), (wide,), (narrow,))
+    ]
+    assert peaks[0] == pytest.approx(peaks[2], rel=0.02) and peaks[1] == pytest.approx(peaks[2], rel=0.02)
+    assert peaks[3] < 0.7 * peaks[2]
+
+
+def test_a_held_out_loss_that_is_not_finite_is_no_result(task, monkeypatch):
+    monkeypatch.setattr(measuring, "judged", lambda *_: (np.array([1.0, np.nan]), np.array([True, False])))
+    with pytest.raises(Bad, match="after 3 steps the held-out loss is not finite"):
+        job.measure(task, "lora", with_peak=False)
 
 
 def test_a_curve_leaves_penalties_out(task):

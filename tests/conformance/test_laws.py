@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from minipeft.conformance import laws, tiny
+from minipeft.engine import fast
 from minipeft.engine.tensor import OPS, op
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, frozen, load_methods
@@ -28,6 +29,14 @@ def test_every_law_holds(name, dtype):
     verdicts = list(laws.check(METHODS[name], dtype=dtype))
     assert {v.law for v in verdicts if v.outcome == "pass"} == set(laws.LAWS)
     assert not [f"{v.law} on {v.family}: {v.reason}" for v in verdicts if v.outcome == "fail"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_law_holds_on_the_text_alone(name):
+    with fast.text():
+        verdicts = list(laws.check(METHODS[name], ["bert" if name == "bitfit" else "llama"], dtype=np.float64))
+    assert {v.law for v in verdicts if v.outcome == "pass"} == set(laws.LAWS)
+    assert not [f"{v.law}: {v.reason}" for v in verdicts if v.outcome == "fail"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -17,6 +17,8 @@ import pytest
 
 from minipeft.engine import backend, use
 
+backend.add("strict")  # strict.py beside this file
+
 STARTED = time.monotonic()
 GPU = os.environ.get("MINIPEFT_GPU_BACKEND", "cupy")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from both import on_numpy
 
-from minipeft.engine import ops, value_and_grad
-from minipeft.engine.backend import to_device, to_host, xp
+from minipeft.engine import fast, ops, value_and_grad
+from minipeft.engine.backend import lowest, to_device, to_host, xp
 from minipeft.engine.bfloat16 import bfloat16
 from minipeft.engine.tensor import value
 from minipeft.train import AdamW
@@ -22,7 +22,7 @@ def cuda(device):
     """The kernels, which the stand-in for CuPy has not."""
     if device.__name__ != "cupy":
         pytest.skip("kernels need CuPy")
-    from minipeft.engine import cuda
+    from minipeft.engine.fast import cuda
 
     return cuda
 
@@ -144,7 +144,7 @@ def test_linears_over_bfloat16(lowrank, cuda, measured):
         return {"y": to_host(value(y))} | {k: to_host(v) for k, v in grads.items()}
 
     want = on_numpy(computed)
-    for context in (cuda.composed(), contextlib.nullcontext()):
+    for context in (fast.text(), contextlib.nullcontext()):
         with context:
             got = computed()
         for k, w in want.items():
@@ -181,7 +181,7 @@ def causal(t):
 def blind(t):
     """A causal mask from which the first third of the keys is missing: its queries see nothing."""
     hidden = np.triu(np.ones((t, t)), 1) + (np.arange(t) < t // 3) > 0
-    return constants(hidden * (ops.lowest(WORKS_IN[0]) / 2))[0][None, None]
+    return constants(hidden * (lowest(WORKS_IN[0]) / 2))[0][None, None]
 
 
 def turned(*shape):
@@ -239,9 +239,9 @@ def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
             found, grads = value_and_grad(total)(theta)
         return {"value": to_host(found)} | {k: to_host(g) for k, g in grads.items()}
 
-    exact = computed(cuda.composed(), arrays, np.float64)
+    exact = computed(fast.text(), arrays, np.float64)
     nudged = [a * (1 + 2.0**-26 * np.random.default_rng(1).choice([-1.0, 1.0], a.shape)) for a in arrays]
-    there = computed(cuda.composed(), nudged, np.float64)
+    there = computed(fast.text(), nudged, np.float64)
     got = computed(contextlib.nullcontext(), arrays, dtype)
     for k, want in exact.items():
         cond = 4 * max(abs(want).max(), abs(there[k] - want).max() * 2.0**26)
@@ -254,6 +254,8 @@ def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
 
 
 def test_adamw_in_place_is_adamw(cuda, device):
+    from minipeft.engine.fast import graph
+
     rng = np.random.default_rng(0)
     optimiser = AdamW(lr=1e-2, weight_decay=0.1)
     theta = {"x": to_device(rng.standard_normal((5, 7)))}
@@ -264,6 +266,6 @@ def test_adamw_in_place_is_adamw(cuda, device):
         g = to_device(rng.standard_normal((5, 7)))
         theta, state = optimiser.step(theta, {"x": g}, state, step, {"x": 2e-2})
         t += 1
-        cuda.adamw(x, g, m, v, t, lr, 2.0, optimiser)
+        graph.adamw(x, g, m, v, t, lr, 2.0, optimiser)
     for mine, other in ((x, theta["x"]), (m, state["m/x"]), (v, state["v/x"])):
         assert (abs(to_host(mine) - to_host(other)) <= 32 * 2.0**-53 * abs(to_host(other)).max()).all()

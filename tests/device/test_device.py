@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from test_ops import CASES
 
-import minipeft.train
+import minipeft.train.loop
+import minipeft.train.state
 from minipeft import generate
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.native import load_adapter, save_adapter
@@ -247,7 +248,8 @@ def fetching_once_a_step(device, monkeypatch):
         with cupyx.allow_synchronize(True):
             return to_host(x)
 
-    monkeypatch.setattr(minipeft.train, "to_host", fetch)
+    for file in (minipeft.train.loop, minipeft.train.state):
+        monkeypatch.setattr(file, "to_host", fetch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # CuPy has nothing to take its place yet
         with cupyx.allow_synchronize(False):

@@ -6,16 +6,18 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import strict
 from both import agree
 from scipy import special
+from strict import traffic
 
 from minipeft.checkpoints import native
 from minipeft.conformance import tiny
-from minipeft.engine import Tensor, backend, strict, use, value, xp
-from minipeft.engine.strict import traffic
+from minipeft.engine import Tensor, backend, use, value, xp
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import batch
@@ -337,4 +339,7 @@ def test_the_command_line_and_the_processes_it_starts(capsys):
         main(["check", "lora", "--family", "llama", "--backend", "strict"])
     assert ended.value.code == 0 and backend.name() == "strict" and "10 hold" in capsys.readouterr().out
     asked = [sys.executable, "-c", "from minipeft.engine import backend; print(backend.name())"]
-    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == "strict\n"
+    assert (
+        subprocess.run(asked, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
+        == "strict\n"
+    )

@@ -75,6 +75,11 @@ def test_tokens_end_with_the_end_token():
     model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=(int(first),)))
     found = generate(Adapted(model), batch(input_ids=np.array([[5, 9], [7, 7]])), 6)
     assert found[0, 0] == first and (found[0, 1:] == model.arch.pad_id).all()
+    beyond = dataclasses.replace(model, arch=dataclasses.replace(model.arch, fill_id=model.arch.vocab + 5))
+    filled = generate(
+        Adapted(beyond), batch(input_ids=np.array([[5, 9], [7, 7]])), 6
+    )  # what fills a row is not computed with
+    assert (filled[0, 1:] == model.arch.vocab + 5).all() and (filled[1] == found[1]).all()
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------

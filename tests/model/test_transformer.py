@@ -108,6 +108,8 @@ IDS = np.array([[5, 9, 3]])
         ("llama", dict(input_ids=IDS, pixel_values=np.ones((1, 3, 8, 8))), "pixel_values: this llama model does not read it"),
         ("llama", dict(input_ids=[[1, 2], [3]]), "input_ids: expected rows of one length"),
         ("llama", dict(input_idz=IDS), r"'input_idz' is unknown \(did you mean input_ids"),
+        ("llama", dict(input_ids=IDS, labels=np.array([[50, 2, 3]])), "labels must lie in 0 … 49 or be -100, found 50"),
+        ("llama", dict(input_ids=IDS, labels=np.array([[-1, 2, 3]])), "labels must lie in 0 … 49 or be -100, found -1"),
         ("llama", dict(input_ids=IDS, labels=IDS * 1.0), "labels: expected integers, found float64"),
         ("bert", dict(input_ids=IDS, token_type_ids=IDS * 0 - 1), "token_type_ids: expected 0 … 1, found -1"),
         ("bert", dict(input_ids=IDS, position_ids=IDS - 4), "position_ids: expected 0 … 39, found -1"),

@@ -164,7 +164,8 @@ def bases() -> dict[str, Base]:
         "bert-pretraining": Base(tf.BertForPreTraining, tf.BertConfig(**bert, hidden_act="relu"), reads=tf.BertForMaskedLM,
             edit=renamed((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))),
         "bert-mlm-untied": Base(tf.BertForMaskedLM, tf.BertConfig(**bert, tie_word_embeddings=False)),
-        "roberta-lm": Base(tf.RobertaForCausalLM, tf.RobertaConfig(**roberta, is_decoder=True, tie_word_embeddings=False)),
+        "roberta-lm": Base(tf.RobertaForCausalLM, tf.RobertaConfig(
+            **roberta, is_decoder=True, tie_word_embeddings=False, hidden_act="relu")),
         "t5-old": Base(tf.T5ForConditionalGeneration, tf.T5Config(**t5, feed_forward_proj="gated-silu"), edit=with_more(
             decoder__block__0__layer__1__EncDecAttention__relative_attention_bias__weight=(8, 4))),
         "vit-5": Base(tf.ViTModel, tf.ViTConfig(**vit | dict(image_size=[10, 10]), hidden_act="quick_gelu", qkv_bias=False), edit=renamed(

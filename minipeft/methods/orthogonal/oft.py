@@ -103,7 +103,7 @@ class OFT(Method):
             Q = stop_gradient(self._project(Q)) + (Q - stop_gradient(Q))
         K, beta = Q.shape[0], (1 + math.isqrt(1 + 8 * Q.shape[1])) // 2
         i, j = _above_diagonal(beta)
-        Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta), repeats=False)
+        Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta))
         Q = Q - ops.swapaxes(Q)
         I = xp.eye(beta, dtype=Q.dtype)
         if self.cayley == "exact":

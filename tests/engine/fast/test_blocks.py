@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from minipeft.engine import blocks, ops
+from minipeft.engine import ops
+from minipeft.engine.backend import read_only
+from minipeft.engine.fast import attention, blocks
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value_and_grad
 
@@ -37,16 +39,16 @@ def test_attention_in_blocks_equals_attention_in_one(monkeypatch, groups, masked
     if masked == "padded":  # the first queries of a row see nothing
         bias = np.minimum(causal(t), np.where(np.arange(t) < 5, causal(2)[0, 0, 0, 1], 0))
     whole, one = attended(q, k, v, bias)
-    monkeypatch.setattr(ops, "KEPT", 1 << 10)
+    monkeypatch.setattr(attention, "KEPT", 1 << 10)
     cut, many = attended(q, k, v, bias)
-    assert len(ops._query_blocks(2, t, t, ops._split_bias(bias, groups), q.dtype)) > 1
+    assert len(attention._query_blocks(2, t, t, attention._split_bias(bias, groups), q.dtype)) > 1
     np.testing.assert_allclose(cut, whole, rtol=1e-12)
     for name in one:
         np.testing.assert_allclose(many[name], one[name], rtol=1e-10, atol=1e-12)
 
 
 def test_attention_in_blocks_has_the_gradient_of_finite_differences(monkeypatch):
-    monkeypatch.setattr(ops, "KEPT", 1 << 8)
+    monkeypatch.setattr(attention, "KEPT", 1 << 8)
     t = 40
     q, k, v, bias = normal((1, 2, t, 4), (1, 1, t, 4), (1, 1, t, 4), (1, 2, t, t))
     gradcheck(lambda a: ops.sum(ops.attention(a["q"], a["k"], a["v"], scale=0.5) * weights(q)), dict(q=q, k=k, v=v))
@@ -54,15 +56,19 @@ def test_attention_in_blocks_has_the_gradient_of_finite_differences(monkeypatch)
 
 
 def test_long_causal_attention_leaves_out_hidden_keys():
-    found = ops._query_blocks(1, 1024, 1024, ops._split_bias(causal(1024, np.float32), 1), np.float32)
+    found = attention._query_blocks(1, 1024, 1024, attention._split_bias(causal(1024, np.float32), 1), np.float32)
     assert [n for _, n in found] == [at.stop for at, _ in found]
 
 
-def test_a_mask_that_is_laid_out_keys_first_is_the_same_and_is_not_copied():
-    laid = ops.keys_first(causal(70))
-    np.testing.assert_array_equal(laid, causal(70))
-    assert np.shares_memory(ops._turned(ops._split_bias(laid, 1)), laid)
-    assert not np.shares_memory(ops._turned(ops._split_bias(causal(70), 1)), causal(70))
+def test_a_mask_that_nobody_can_write_to_is_laid_out_once():
+    mask, other = read_only(causal(70)), causal(70)
+    laid = attention._keys_first(mask)
+    np.testing.assert_array_equal(laid, mask)
+    assert laid.swapaxes(-1, -2).flags.c_contiguous
+    assert attention._keys_first(mask) is laid and attention._keys_first(read_only(causal(70))) is not laid
+    attention._keys_first(other)
+    other[...] = 1
+    np.testing.assert_array_equal(attention._keys_first(other), other)
 
 
 @pytest.mark.parametrize("n, width, count", [(512, 512, 1), (512, 4096, 4), (509, 4096, 1), (0, 8, 1), (48, 10**6, 1)])

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minipeft import train as training
 from minipeft.checkpoints.files import write_tensors
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
@@ -111,37 +110,6 @@ def test_adafactor_keeps_all_second_moments_of_a_vector():
     v1, beta = grads[0] ** 2, 1 - 2**-0.8
     v2 = beta * v1 + (1 - beta) * grads[1] ** 2
     assert np.allclose(got, x - 0.1 * np.sign(grads[0]) - 0.1 * grads[1] / np.sqrt(v2), rtol=1e-12)
-
-
-def test_adamw_on_runs_of_arrays_is_adamw_on_each(monkeypatch):
-    """Whatever lies in one vector, of whatever sizes, rates and types, and though a method replaces arrays between steps."""
-    rng, shapes = np.random.default_rng(0), {"e": (0, 2), "a": (3, 4), "c": (7,), "b": (), "d": (2, 5)}
-    start = {k: np.asarray(rng.standard_normal(shape)) for k, shape in shapes.items()}
-    start["f"] = start["a"].astype(np.float32)
-    lr = dict.fromkeys(start, 0.1) | {"c": 0.3}
-
-    def trained(size):
-        monkeypatch.setattr(training, "RUN", size)
-        o, theta = AdamW(weight_decay=0.1), dict(start)
-        state, seen = o.init(theta), []
-        for t in range(1, 5):
-            theta, state = o.step(theta, {k: np.cos(t * x) for k, x in theta.items()}, state, t, lr)
-            seen.append(
-                training.joined(theta, training.runs(theta, lr)[0]) is theta.runs.get(("e", "a", "b"), [None])[0]
-            )
-            assert list(theta) == list(start)  # sums over all arrays go in one order, resumed or not
-            if size == 0:  # nothing but arrays
-                theta, state = dict(theta), dict(state)
-            if t == 2:
-                theta["b"], theta["a"] = theta["b"] + 1, theta["a"] * 2
-        return dict(theta) | dict(state), seen
-
-    each, _ = trained(0)
-    some, seen = trained(22)
-    assert seen == [True] * 4 and each.keys() == some.keys()
-    for k in each:
-        assert each[k].dtype == some[k].dtype
-        np.testing.assert_array_equal(some[k], each[k])
 
 
 @pytest.mark.parametrize("o", [SGD(momentum=0.9, weight_decay=0.1), AdamW(weight_decay=0.1), Adafactor()], ids=repr)

@@ -1,8 +1,4 @@
-"""The GPU's own: matrix products by cuBLAS, some ops in one kernel each, and a whole step as one CUDA graph.
-
-Nothing here says what an op computes: that is `ops.py`. `KERNELS` maps names of ops to functions that compute the same in
-fewer passes over memory. The decorator `op` takes them where the backend is CuPy; the tests check their gradients and compare
-each with its composition. `composed()` goes without them.
+"""On a GPU: matrix products by cuBLAS, and some ops in one kernel each, in fewer passes over memory.
 
 CuPy refuses cuBLAS while a stream is captured, so products call the library that CuPy has loaded by themselves, with a
 workspace of their own; so does `@` while a graph is recorded. A float32 product is exact to float32 unless `tf32` is on
@@ -11,21 +7,20 @@ workspace of their own; so does `@` while a graph is recorded. A float32 product
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import lowest, xp
 from minipeft.engine.bfloat16 import Bfloat16
-from minipeft.engine.ops import _check_labels, _heads_last, _in_blocks, _rows, lowest
-from minipeft.engine.tensor import FUSED
+from minipeft.engine.fast import replaces
+from minipeft.engine.fast.layout import heads_last, in_blocks
+from minipeft.engine.ops import operands, rows
 
 Array = Any
 
@@ -258,7 +253,7 @@ extern "C" __global__ void entropy_forward(const T* x, const long long* labels, 
     if (!threadIdx.x) {
         long long y = labels[blockIdx.x];
         lse[blockIdx.x] = total;
-        loss[blockIdx.x] = y == ignore ? (T)0 : total - x[y];
+        loss[blockIdx.x] = y == ignore ? (T)0 : y < 0 || y >= n ? (T)(0.0 / 0.0) : total - x[y];
     }
 }
 extern "C" __global__ void entropy_backward(const T* x, const long long* labels, long long ignore, const T* lse, const T* g, const T* count, T* gx, int n) {
@@ -345,25 +340,10 @@ def _number(like: Array, x: float) -> Any:
     return like.dtype.type(x)
 
 
-KERNELS: dict[str, Callable] = {}
-
-
-def fused(f: Callable) -> Callable:
-    """Enter a function as the GPU's way to an op of the same name."""
-    KERNELS[f.__name__] = f
-    return f
-
-
-def install(on: bool) -> None:
-    """Whether ops take the ways below."""
-    FUSED.clear()
-    FUSED.update(KERNELS if on else {})
-
-
 def _factors(x: Array, W: Any) -> tuple[Array, Array]:
     """x and W as they meet in `product`: beside a W held in bfloat16 the bits of both."""
     if type(W) is not Bfloat16 or x.dtype != W.dtype:
-        return ops._factors(x, W)
+        return operands(x, W)
     x = xp.ascontiguousarray(x)
     x = x.copy() if x.data.ptr % 16 else x
     bits = xp.empty(x.shape, xp.uint16)
@@ -371,36 +351,36 @@ def _factors(x: Array, W: Any) -> tuple[Array, Array]:
     return bits, W.values
 
 
-@fused
+@replaces(ops.linear, "cupy")
 def linear(x: Array, W: Any, b: Array | None = None) -> Any:
-    x2, V = _factors(_rows(x), W)
+    x2, V = _factors(rows(x), W)
     y = product(x2, V.T)
     if b is not None:
         y += b
     shape = x.shape
     vjps = (
-        lambda g: product(*_factors(_rows(g), W)).reshape(shape),
-        lambda g: product(_rows(g).T, x2),
+        lambda g: product(*_factors(rows(g), W)).reshape(shape),
+        lambda g: product(rows(g).T, x2),
         (lambda g: g) if b is not None else None,
     )
     return y.reshape(*shape[:-1], len(W)), vjps
 
 
-@fused
+@replaces(ops.matmul, "cupy")
 def matmul(x: Array, y: Array) -> Any:
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"matmul needs matrices, not shapes {x.shape} and {y.shape}")
 
     def vjp_y(g: Array) -> Array:
-        return product(_rows(x).T, _rows(g)) if y.ndim == 2 else product(xp.swapaxes(x, -1, -2), g)
+        return product(rows(x).T, rows(g)) if y.ndim == 2 else product(xp.swapaxes(x, -1, -2), g)
 
-    z = product(_rows(x), y).reshape(*x.shape[:-1], y.shape[-1]) if y.ndim == 2 else product(x, y)
+    z = product(rows(x), y).reshape(*x.shape[:-1], y.shape[-1]) if y.ndim == 2 else product(x, y)
     return z, (lambda g: product(g, xp.swapaxes(y, -1, -2)), vjp_y)
 
 
-@fused
+@replaces(ops.linear_lowrank, "cupy")
 def linear_lowrank(x: Array, W: Any, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
-    x2 = _rows(x)
+    x2 = rows(x)
     xV, V = _factors(x2, W)
     y = product(xV, V.T)
     h = product(x2, A.T, alpha=s)
@@ -409,7 +389,7 @@ def linear_lowrank(x: Array, W: Any, A: Array, B: Array, b: Array | None = None,
         y += b
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        g2 = _rows(g)
+        g2 = rows(g)
         gx = product(*_factors(g2, W)) if wanted[0] else None
         gA, gB = _lowrank_grads(g2, gx, x2, h, A, B, s, wanted[2], wanted[3])
         gW = product(g2.T, x2) if wanted[1] else None
@@ -418,15 +398,15 @@ def linear_lowrank(x: Array, W: Any, A: Array, B: Array, b: Array | None = None,
     return y.reshape(*x.shape[:-1], len(W)), vjp
 
 
-@fused
+@replaces(ops.add_lowrank, "cupy")
 def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
-    x2, z = _rows(x), _rows(y).copy()
+    x2, z = rows(x), rows(y).copy()
     h = product(x2, A.T, alpha=s)
     product(h, B.T, out=z, beta=1.0)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         gx = xp.zeros(x2.shape, x.dtype) if wanted[1] else None
-        gA, gB = _lowrank_grads(_rows(g), gx, x2, h, A, B, s, wanted[2], wanted[3])
+        gA, gB = _lowrank_grads(rows(g), gx, x2, h, A, B, s, wanted[2], wanted[3])
         return g if wanted[0] else None, None if gx is None else gx.reshape(x.shape), gA, gB
 
     return z.reshape(y.shape), vjp
@@ -447,23 +427,23 @@ def _lowrank_grads(
     return gA, gB
 
 
-@fused
+@replaces(ops.block_matmul, "cupy")
 def block_matmul(x: Array, R: Array) -> Any:
     K, one = x.shape[-1] // R.shape[1], len(R) == 1
 
     def placed(x: Array, R: Array) -> Array:
         y = xp.empty((*x.shape[:-1], K * R.shape[2]), x.dtype)
-        product(_in_blocks(x, K, one), R, out=_in_blocks(y, K, one))
+        product(in_blocks(x, K, one), R, out=in_blocks(y, K, one))
         return y
 
     vjps = (
         lambda g: placed(g, xp.swapaxes(R, -1, -2)),
-        lambda g: product(xp.swapaxes(_in_blocks(x, K, one), -1, -2), _in_blocks(g, K, one)),
+        lambda g: product(xp.swapaxes(in_blocks(x, K, one), -1, -2), in_blocks(g, K, one)),
     )
     return placed(x, R), vjps
 
 
-@fused
+@replaces(ops.rms_norm, "cupy")
 def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     x, w = _dense(x, w)
     n = x.shape[-1]
@@ -482,7 +462,7 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     return y, vjp
 
 
-@fused
+@replaces(ops.layer_norm, "cupy")
 def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
     x, w, b = _dense(x, w, b)
     n = x.shape[-1]
@@ -509,7 +489,7 @@ def _elementwise(given: str, made: str, body: str, name: str) -> Any:
 _SIGMOID = "T s = x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));"
 
 
-@fused
+@replaces(ops.silu_mul, "cupy")
 def silu_mul(x: Array, y: Array) -> Any:
     z = _elementwise("T x, T y", "T z", _SIGMOID + "z = x * s * y;", "silu_mul")(x, y)
 
@@ -525,7 +505,7 @@ def silu_mul(x: Array, y: Array) -> Any:
     return z, vjp
 
 
-@fused
+@replaces(ops.gelu, "cupy")
 def gelu(x: Array) -> Any:
     y = _elementwise("T x", "T y", "y = x * (T)0.5 * (1 + erf(x * (T)0.70710678118654752));", "gelu")(x)
     body = """T P = (T)0.5 * (1 + erf(x * (T)0.70710678118654752));
@@ -533,7 +513,7 @@ def gelu(x: Array) -> Any:
     return y, (lambda g: _elementwise("T x, T g", "T gx", body, "gelu_backward")(x, g),)
 
 
-@fused
+@replaces(ops.gelu_tanh, "cupy")
 def gelu_tanh(x: Array) -> Any:
     t = "T c = 0.79788456080286536, a = 0.044715, t = tanh(c * x * (1 + a * x * x));"
     y = _elementwise("T x", "T y", t + "y = (T)0.5 * x * (1 + t);", "gelu_tanh")(x)
@@ -541,7 +521,7 @@ def gelu_tanh(x: Array) -> Any:
     return y, (lambda g: _elementwise("T x, T g", "T gx", body, "gelu_tanh_backward")(x, g),)
 
 
-@fused
+@replaces(ops.rope, "cupy")
 def rope(x: Array, *, cos: Array, sin: Array) -> Any:
     b, h, t, d = x.shape
     steps = [s // x.itemsize for s in xp.broadcast_to(cos, (b, 1, t, d // 2)).strides]
@@ -559,13 +539,13 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
         return y
 
     y = turned(x, xp.empty(x.shape, x.dtype), 1.0)
-    return y, (lambda g: turned(g, _heads_last(b, t, h, d, x.dtype), -1.0),)
+    return y, (lambda g: turned(g, heads_last(b, t, h, d, x.dtype), -1.0),)
 
 
 KEPT = 32 << 20  # bytes of attention weights that are kept for the backward pass; more are computed again
 
 
-@fused
+@replaces(ops.attention, "cupy")
 def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, wanted: tuple = ()) -> Any:
     b, h, t, d = q.shape
     groups, s, e, dtype = k.shape[1], k.shape[2], v.shape[-1], q.dtype
@@ -588,7 +568,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         return p
 
     p = weights()
-    o = _heads_last(b, t, h, e, dtype)
+    o = heads_last(b, t, h, e, dtype)
     product(p, v5, out=split(o))
     kept = p if p.nbytes <= KEPT else None
 
@@ -604,7 +584,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
             if bias is not None and wanted[3]:
                 gbias = gs.reshape(b, h, t, s)
             if wanted[0]:
-                gq = _heads_last(b, t, h, d, dtype)
+                gq = heads_last(b, t, h, d, dtype)
                 product(gs, k5, out=split(gq), alpha=scale)
             if wanted[1]:
                 gk = _grouped(gs, q5, scale)
@@ -616,20 +596,19 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
 def _grouped(p: Array, g: Array, alpha: float = 1.0) -> Array:
     """alpha pᵀ g summed over the heads of a group, (b, g, s, d), laid out as (b, s, g, d)."""
     b, groups, shared, _, s = p.shape
-    out = _heads_last(b, s, groups, g.shape[-1], g.dtype)
+    out = heads_last(b, s, groups, g.shape[-1], g.dtype)
     for i in range(shared):
         product(xp.swapaxes(p[:, :, i], -1, -2), g[:, :, i], out=out, alpha=alpha, beta=float(i > 0))
     return out
 
 
-@fused
-def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: bool = False) -> Any:
+@replaces(ops.cross_entropy, "cupy")
+def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
+    """A label out of range makes the loss NaN: a device is not waited for to refuse it."""
     V = logits.shape[-1]
     x = xp.ascontiguousarray(logits.reshape(-1, V))
     y = xp.ascontiguousarray(labels.reshape(-1)).astype("int64", copy=False)
     kept = y != ignore
-    if not checked:
-        _check_labels(y, V, ignore)
     count = xp.maximum(kept.sum(), 1).astype(x.dtype)
     lse, each = xp.empty(len(x), x.dtype), xp.empty(len(x), x.dtype)
     _run("entropy_forward", x, len(x), (x, y, ignore, lse, each, V), V)
@@ -642,88 +621,3 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100, checked: 
         return gx.reshape(logits.shape)
 
     return loss, (vjp,)
-
-
-@contextlib.contextmanager
-def composed() -> Iterator[None]:
-    """Within this context ops are computed as `ops.py` says, without the kernels above."""
-    before = bool(FUSED)
-    install(False)
-    try:
-        yield
-    finally:
-        install(before)
-
-
-# --- a step as one graph ----------------------------------------------------------------------------------------------
-
-
-def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
-    """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
-    o, (g,) = settings, _dense(g)
-    args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
-    _spread("adamw", x, x.size, args)
-
-
-def watched_memory() -> Callable[[], int]:
-    """From now on CuPy's arrays are counted: a function that tells the most bytes that were held at once."""
-
-    class Counter(xp.cuda.MemoryHook):
-        name = "counter"
-        held = most = 0
-
-        def malloc_postprocess(self, **about: Any) -> None:
-            self.held += about["mem_size"]
-            self.most = max(self.most, self.held)
-
-        def free_preprocess(self, **about: Any) -> None:
-            self.held -= about["mem_size"]
-
-    counter = Counter()
-    counter.__enter__()
-    return lambda: counter.most
-
-
-@contextlib.contextmanager
-def _own_products() -> Iterator[None]:
-    """Within this context `x @ y` of CuPy's arrays is `product`, for methods may write `@` where nothing is differentiated."""
-    theirs = xp.ndarray.__matmul__
-
-    def matmul(x: Array, y: Any) -> Any:
-        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in _TYPES
-        return product(x, y) if own else theirs(x, y)
-
-    xp.ndarray.__matmul__ = matmul
-    try:
-        yield
-    finally:
-        del xp.ndarray.__matmul__  # what it inherits is theirs
-
-
-class Graph:
-    """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
-
-    It runs once before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory comes
-    from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may share
-    one. `result` is what the function returned, in place: a replay of this graph, or of another with the same pool, overwrites
-    it. Raises RuntimeError, which speaks of the capture, if the function does what cannot be recorded: copies from or to the
-    host, waiting.
-    """
-
-    def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
-        self.pool, self.stream = pool or xp.cuda.MemoryPool(), xp.cuda.Stream()
-        xp.cuda.get_current_stream().synchronize()
-        with self.stream, xp.cuda.using_allocator(self.pool.malloc), _own_products():
-            f()
-            self.stream.synchronize()
-            self.stream.begin_capture()
-            try:
-                self.result = f()
-            except BaseException:
-                with contextlib.suppress(Exception):
-                    self.stream.end_capture()  # the graph of a failed recording is no use
-                raise
-            self.graph = self.stream.end_capture()
-
-    def __call__(self) -> None:
-        self.graph.launch(self.stream)

@@ -36,9 +36,9 @@ _threads = 1  # more inside sharing_cores()
 def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
     """Call f(slice) for slices that together make range(rows), in any order, perhaps at the same time.
 
-    f writes its own rows of arrays made before; `nbytes` is the size of one operand. On a GPU f is called once.
+    f writes its own rows of arrays made before; `nbytes` is the size of one operand.
     """
-    _share(f, rows, 1 if backend.name() != "numpy" else _blocks(nbytes), nbytes >= PAYS)
+    _share(f, rows, _blocks(nbytes), nbytes >= PAYS)
 
 
 def over_products(f: Callable[[slice], None], rows: int, flops: float, nbytes: int = 0) -> None:
@@ -62,12 +62,12 @@ def thin(n: int, width: int) -> int:
     """Into how many equal pieces to cut n rows for products with few columns, of `width` multiplications a row.
 
     Up to UNPACKED multiplications OpenBLAS reads its factors where they lie; above, it copies both first, which is most of
-    the work where one of them is thin. On a GPU, and where the pieces would be of a few rows, it is one.
+    the work where one of them is thin. Where the pieces would be of a few rows, it is one.
     """
     count = max(1, -(-n * width // UNPACKED))
     while n % count and n >= FEW * count:
         count += 1
-    return 1 if n < FEW * count or backend.name() != "numpy" else count
+    return 1 if n < FEW * count else count
 
 
 def _blocks(nbytes: int) -> int:

@@ -52,7 +52,9 @@ def _held(x: Any) -> Any:
     """A result of NumPy as an array of the device; numbers are arrays without axes."""
     if isinstance(x, np.ndarray | np.generic):
         return ndarray(np.asarray(x))
-    return tuple(map(_held, x)) if isinstance(x, tuple) else x
+    if isinstance(x, list | tuple):  # a result may be a tuple with names
+        return (list if isinstance(x, list) else tuple)(map(_held, x))
+    return x
 
 
 def _index(index: Any) -> tuple:
@@ -379,7 +381,7 @@ def _write(there: Any, found: Any) -> None:
 def adamw(
     x: ndarray, g: ndarray, m: ndarray, v: ndarray, t: ndarray, lr: ndarray, factor: float, settings: Any
 ) -> None:
-    """`minipeft.engine.cuda.adamw`, by NumPy."""
+    """`minipeft.engine.fast.graph.adamw`, by NumPy."""
     o, (x_, g_, m_, v_) = settings, (a._held for a in (x, g, m, v))
     lr_, fix1, fix2 = float(lr._held) * factor, 1 - o.beta1 ** int(t._held), (1 - o.beta2 ** int(t._held)) ** 0.5
     m_[...] = o.beta1 * m_ + (1 - o.beta1) * g_

@@ -1,0 +1,81 @@
+"""CUDA graphs: a function recorded once and replayed, with what has to be different while it is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from minipeft.engine.backend import xp
+from minipeft.engine.fast.cuda import _TYPES, Array, _dense, _spread, product
+
+
+def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
+    """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
+    o, (g,) = settings, _dense(g)
+    args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
+    _spread("adamw", x, x.size, args)
+
+
+def watched_memory() -> Callable[[], int]:
+    """From now on CuPy's arrays are counted: a function that tells the most bytes that were held at once."""
+
+    class Counter(xp.cuda.MemoryHook):
+        name = "counter"
+        held = most = 0
+
+        def malloc_postprocess(self, **about: Any) -> None:
+            self.held += about["mem_size"]
+            self.most = max(self.most, self.held)
+
+        def free_preprocess(self, **about: Any) -> None:
+            self.held -= about["mem_size"]
+
+    counter = Counter()
+    counter.__enter__()
+    return lambda: counter.most
+
+
+@contextlib.contextmanager
+def _own_products() -> Iterator[None]:
+    """Within this context `x @ y` of CuPy's arrays is `product`, for methods may write `@` where nothing is differentiated."""
+    theirs = xp.ndarray.__matmul__
+
+    def matmul(x: Array, y: Any) -> Any:
+        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in _TYPES
+        return product(x, y) if own else theirs(x, y)
+
+    xp.ndarray.__matmul__ = matmul
+    try:
+        yield
+    finally:
+        del xp.ndarray.__matmul__  # what it inherits is theirs
+
+
+class Graph:
+    """A function of no arguments, whose arrays stay where they are, recorded once as a CUDA graph and replayed by a call.
+
+    It runs once before it is recorded, so that all kernels are compiled and all constants are on the device. Its memory comes
+    from a pool of its own, which nothing else takes from between two replays; graphs that never run at the same time may share
+    one. `result` is what the function returned, in place: a replay of this graph, or of another with the same pool, overwrites
+    it. Raises RuntimeError, which speaks of the capture, if the function does what cannot be recorded: copies from or to the
+    host, waiting.
+    """
+
+    def __init__(self, f: Callable[[], Any], pool: Any = None) -> None:
+        self.pool, self.stream = pool or xp.cuda.MemoryPool(), xp.cuda.Stream()
+        xp.cuda.get_current_stream().synchronize()
+        with self.stream, xp.cuda.using_allocator(self.pool.malloc), _own_products():
+            f()
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                self.result = f()
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self.stream.end_capture()  # the graph of a failed recording is no use
+                raise
+            self.graph = self.stream.end_capture()
+
+    def __call__(self) -> None:
+        self.graph.launch(self.stream)

@@ -1,0 +1,110 @@
+"""Every replacement against its text: values, all gradients, dtypes, and that one can be done without."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_ops import CASES, CONDITIONS, K, frozen, gradients
+
+from minipeft.engine import OPS, fast, ops, tensor, value_and_grad
+from minipeft.engine.fast import REPLACEMENTS
+from minipeft.engine.tensor import unbroadcast
+
+np.zeros(())
+ops.add(np.zeros(1), 1.0)  # a backend is chosen, and its replacements registered
+FAST = sorted(REPLACEMENTS["numpy"].keys() & OPS.keys())
+
+
+def test_what_is_replaced_has_a_bound():
+    importlib.import_module("minipeft.train")  # whose replacements are entered then
+    assert set(FAST) <= set(CONDITIONS), "an op that has a replacement needs a bound in test_ops.CONDITIONS"
+    assert REPLACEMENTS["numpy"].keys() - OPS.keys() == {"add_at", "adamw", "gradients"}  # below; tests/train
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", FAST)
+@given(data=st.data())
+def test_a_replacement_equals_its_text(name, dtype, data):
+    case = data.draw(CASES[name][0]).astype(dtype)
+    exact, everything = case.astype(np.float64), tuple(range(len(case.args)))
+    with fast.text():
+        g = frozen(case.cotangent(OPS[name](*case.args, **case.constants).shape).astype(dtype))
+        want, want_grads = gradients(OPS[name], exact, everything, g.astype(np.float64))
+    y, grads = gradients(OPS[name], case, everything, g)
+    bound, bounds = CONDITIONS[name](g.astype(np.float64), *exact.args, **exact.constants)
+    u = np.finfo(dtype).eps / 2
+    assert (y.shape, y.dtype) == (want.shape, dtype)
+    assert (abs(y - want) <= K * u * bound).all(), "value"
+    for i, a in enumerate(exact.args):
+        got = grads[str(i)]
+        assert (got.shape, got.dtype) == (a.shape, dtype)
+        assert (abs(got - want_grads[str(i)]) <= K * u * unbroadcast(bounds[i], a.shape)).all(), f"argument {i}"
+
+
+@pytest.mark.parametrize("name", FAST)
+@given(data=st.data())
+def test_the_comparison_sees_a_replacement_that_is_wrong(name, data):
+    """One whose value is off by 1e-6 of itself is far outside of the bound in float64."""
+    case = data.draw(CASES[name][0])
+    with fast.text():
+        want = OPS[name](*case.args, **case.constants)
+    bound, _ = CONDITIONS[name](np.ones(want.shape), *case.args, **case.constants)
+    off = abs(1e-6 * want) > K * np.finfo(np.float64).eps / 2 * np.broadcast_to(bound, want.shape)
+    assert off[abs(want) > 1e-3].all()
+
+
+INDICES = [3, slice(1, 4), (slice(None), 2), (Ellipsis, slice(0, 2)), np.array([0, 2, 2, 0]), (np.array([1, 1]), np.array([3, 3])),
+           (slice(None), np.array([0, 0, 1])), np.array([True, False, True, True, False]), None]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_adding_at_an_index(index):
+    x = np.arange(20.0).reshape(5, 4)
+    g = np.random.default_rng(0).standard_normal(x[index].shape)
+    one, other = x.copy(), x.copy()
+    tensor.add_at(one, index, g)
+    with fast.text():
+        tensor.add_at(other, index, g)
+    np.testing.assert_allclose(one, other, rtol=1e-15)
+
+
+def test_an_index_is_known_by_itself_and_its_shape():
+    """Entries named once and twice by indices that look alike, at the same place in memory perhaps."""
+    for _ in range(300):
+        for i in ([0, 1, 2], [0, 1, 1]):
+            index = (slice(None), np.array(i))
+            got = ops.put(np.ones((2, 3)), index=index, shape=(2, 3))
+            np.testing.assert_array_equal(got, [[1, 1, 1]] * 2 if i[-1] == 2 else [[1, 2, 0]] * 2)
+            del index
+
+
+@pytest.mark.parametrize("asked", ["MINIPEFT_FAST=0", "use(fast=False)"])
+def test_the_text_alone_can_be_asked_for(asked):
+    code = "import minipeft, numpy as np\nfrom minipeft.engine import ops, tensor\n"
+    code += "minipeft.use(fast=False)\n" if "use" in asked else ""
+    code += "ops.add(np.ones(2), 1.0); print(len(tensor._replaced))"
+    env = os.environ | ({} if "use" in asked else {"MINIPEFT_FAST": "0"})
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+        == "0\n"
+    )
+
+
+def test_a_replacement_may_say_where_it_applies():
+    def doubled(x):
+        return 2 * np.exp(x), (lambda g: g,)
+
+    before = tensor.take({"exp": tensor.Replacement(doubled, when=lambda x: x.size > 1)})
+    try:
+        assert ops.exp(np.zeros(1))[0] == 1 and ops.exp(np.zeros(2))[0] == 2
+        assert value_and_grad(lambda t: ops.sum(ops.exp(t["x"])))({"x": np.zeros(2)})[0] == 4
+    finally:
+        tensor.take(before)
