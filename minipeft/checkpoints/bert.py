@@ -101,4 +101,6 @@ def table(arch: Arch) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 PREFIX = {"bert": "bert.", "roberta": "roberta."}
+UNREAD = ("bert.pooler", "roberta.pooler", "cls.seq_relationship", "cls.predictions.bias", "lm_head.bias")
+# what changes no output here where it is no parameter: a pooler without its classifier, an untied head's second bias
 SPARE = ("cls", "lm_head", "classifier", "qa_outputs", "bert.pooler", "roberta.pooler")  # what other heads have

@@ -117,7 +117,9 @@ def with_brought_base(model: Model, parts: Parts, folder: Path) -> tuple[Model, 
     for name, a in brought.items():
         if tuple(a.shape) != expected[name]:
             raise Bad(f"{folder}: the base's {name}: expected shape {expected[name]}, found {tuple(a.shape)}")
-        if a.dtype.kind == "f" and not np.isfinite(a).all():
+        if a.dtype.kind != "f":
+            raise Bad(f"{folder}: the base's {name}: expected floating-point numbers, found {a.dtype}")
+        if not np.isfinite(a).all():
             raise Bad(f"{folder}: the base's {name} has NaN or infinite values")
         held = params[name]
         new = to_device(np.ascontiguousarray(a).astype(model.dtype))

@@ -173,7 +173,7 @@ LAYOUT = "PEFT finds out by itself how each layer stores its weight"
 COMMON = {
     "peft_type": Field(Kind("a text", lambda v: isinstance(v, str)), needed=True),
     "task_type": read(optional(among(*TASKS))),
-    "auto_mapping": plain("names the class of the base"),
+    "auto_mapping": read(optional(Kind("a dictionary", lambda v: isinstance(v, dict)))),
     "peft_version": plain("who wrote the file"),
     "base_model_name_or_path": plain("the base is given"),
     "revision": plain("the base is given"),

@@ -29,8 +29,8 @@ def refuse_absent(
     `found` are the method's arrays by our site, `parts` all that the file has.
     """
     kind, every = config["peft_type"], sites(naming.model)
-    own = {s: key for s in every if every[s].kind != "activation" and (key := _key_of(naming, s))}
-    whole = {*parts.whole, *(s for s, how in parts.idle.items() if how == "whole")}
+    own = {s: key for s in every if every[s].kind != "activation" and naming.has(s) and (key := _key_of(naming, s))}
+    whole = {*parts.whole, *parts.idle_sites(naming, "whole")}
     lost = [
         *_modules(kind, config, own, whole, parts.spare, naming.model.arch),
         *_biases(config, own, found, whole),
@@ -103,10 +103,8 @@ def _tokens(
     tied = every[TABLE].arch.shares_table
     for name in given if isinstance(given, dict) else [tables[TABLE]]:
         named = [site for site, module in tables.items() if module.endswith(name)] or [TABLE]
-        for (
-            site
-        ) in named:  # a tied head, and what goes by a name of the table's that is none of ours, has the table's rows
-            if (TABLE if tied and site == HEAD else site) not in tokens:
+        for site in named:  # a tied head may have the table's rows, and so has what goes by a name that is none of ours
+            if site not in tokens and not (tied and site == HEAD and TABLE in tokens):
                 yield f"the rows of {name!r} that trainable_token_indices declares"
 
 

@@ -6,7 +6,7 @@ What stands where is in `minipeft.checkpoints.peft_specs`. Module names go throu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def load_peft_parts(
     naming = Naming.of(base, (body_of(key) for key in tensors))
     parts = sorted_keys(naming, spec, config, tensors, folder)
     base, brought = with_brought_base(base, parts, folder)
+    brought += [n for n in parts.base if n not in adapted.model.params and n not in {*parts.whole, *brought}]
     naming = dataclasses.replace(naming, model=base)
     if base is not adapted.model:
         if adapted.adapters:
@@ -101,7 +102,7 @@ def load_peft_parts(
             _refuse_huge(folder, size, per_site.get(site, {}).get(size, fields.get(size)), arrays)
     method = cls(**fields)
     if not spec.on_blocks and found:
-        _same_targets(naming, config, spec, found, parts.idle, folder)
+        _same_targets(naming, config, spec, found, parts.idle_sites(naming, "whole", "adapted"), folder)
     if parts.rows and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class("full")
@@ -124,7 +125,7 @@ def load_peft_parts(
 
 
 def _same_targets(
-    naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Mapping[str, str], folder: Path
+    naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Collection[str], folder: Path
 ) -> None:
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
     wanted = targeted(config, naming)
@@ -237,7 +238,10 @@ def _filled(
             return f"{ROOT}{modules[site]}.{keys[array].suffix}"
         return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
 
-    if lost := sorted(adapter.trained - set(new)):
+    stored = {
+        k for k in adapter.arrays if (s := k.rpartition(":"))[0] in modules and s[2] in keys_at(spec, every[s[0]])
+    }
+    if lost := sorted((adapter.trained | stored) - set(new)):
         raise Bad(
             f"{folder}: adapter_model.safetensors lacks {label(lost[0])}"
             + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
@@ -252,6 +256,8 @@ def _filled(
             raise Bad(
                 f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {expected}, found {tuple(a.shape)}{turned}"
             )
+        if (a.dtype.kind == "f") != (arrays[key].dtype.kind == "f"):
+            raise Bad(f"{folder}: {label(key)}: expected {arrays[key].dtype}, found {a.dtype}")
         if a.dtype.kind == "f" and not np.isfinite(a).all():
             raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
@@ -283,8 +289,8 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         method = adapter.at[site]
         if method.name == "full":
             module, _, leaf = site.rpartition(".")
-            bare = model.names.theirs(site)
-            theirs = bare or f"{their_name(model, module)}.{leaf}"
+            copied = leaf == "bias" and f"{module}.weight" in adapter.at  # with its module, a tied head's bias too
+            theirs = (not copied and model.names.theirs(site)) or f"{their_name(model, module)}.{leaf}"
             inner = (
                 leaf == "bias" and f"{module}.weight" in adapter.at and adapter.at[f"{module}.weight"].name != "full"
             )
@@ -308,6 +314,11 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     return out
 
 
+def _in_base(model: Model, module: str) -> str:
+    """The base's own name of a module that an adapter names."""
+    return body_of(plain_key(model, ROOT + module))
+
+
 def _saved_module(model: Model, site: str) -> str:
     """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
     module = their_name(model, site.rpartition(".")[0])
@@ -317,11 +328,17 @@ def _saved_module(model: Model, site: str) -> str:
 def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
     """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
     out = {}
+    idle = {_in_base(model, module): kind for module, kind in adapter.options.get("idle", {}).items()}
+    around = {
+        "whole": "original_module.",
+        "adapted": "base_layer.",
+    }  # what PEFT puts between a module and its own weight
     for name in adapter.options.get("brought", ()):
         module, _, leaf = name.rpartition(".")
         method = adapter.at.get(name)
         inner = {"full": "original_module.", "trainable_tokens": "token_adapter.base_layer."}
-        wrapper = "" if method is None else inner.get(method.name, "base_layer.")
+        wrapper = around.get(idle.get(model.names.theirs(module) or "", ""), "")
+        wrapper = wrapper if method is None else inner.get(method.name, "base_layer.")
         if method is not None and type(method) is type(adapter.method):
             wrapper = "base_layer."
         theirs = model.names.theirs(name) or f"{their_name(model, module)}.{wrapper}{leaf}"
@@ -417,9 +434,9 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
             for n in leaves
         }
         tensors = own | tensors
-    for site, kind in adapter.options.get("idle", {}).items():
+    for module, kind in adapter.options.get("idle", {}).items():
         field = "target_modules" if kind == "adapted" else "modules_to_save"
-        config[field] = sorted({*(config.get(field) or ()), their_name(model, site.rpartition(".")[0])})
+        config[field] = sorted({*(config.get(field) or ()), _in_base(model, module)})
     tensors = (
         {plain_key(model, k): to_host(a) for k, a in adapter.spare.items()}
         | _brought(adapted.model, adapter, spec)

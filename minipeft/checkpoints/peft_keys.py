@@ -22,6 +22,7 @@ from minipeft.targets import sites
 
 ROOT = "base_model.model."  # in front of every module's name in their files
 TABLE, HEAD = "embed.tokens.weight", "head.weight"
+WRAPPER = re.compile(r"\.(token_adapter\.base_layer|original_module|base_layer|modules_to_save)(?=\.)")  # PEFT's
 ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -35,7 +36,11 @@ class Parts:
     rows: dict[str, Any] = field(default_factory=dict)  # our site -> trained tokens beside another method
     base: dict[str, Any] = field(default_factory=dict)  # the base's own parameters, as they were in training
     spare: dict[str, Any] = field(default_factory=dict)  # their key -> what this model has no use for
-    idle: dict[str, str] = field(default_factory=dict)  # our site of that -> "whole" or "adapted"
+    idle: dict[str, str] = field(default_factory=dict)  # their module of that -> "whole" or "adapted"
+
+    def idle_sites(self, naming: Naming, *kinds: str) -> set[str]:
+        """Our sites of what this model has no use for, where they have a name of ours."""
+        return {f"{ours}.weight" for m, kind in self.idle.items() if kind in kinds and (ours := naming.ours(m))}
 
 
 def body_of(key: str) -> str:
@@ -61,11 +66,9 @@ def _split(body: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
 
 
 def plain_body(body: str) -> tuple[str, str]:
-    """A parameter's name without PEFT's wrapper around its module, and which wrapper that was, "" for none."""
-    for mark in ("token_adapter.base_layer", "original_module", "base_layer", "modules_to_save"):
-        if f".{mark}." in body:
-            return body.replace(f".{mark}.", "."), mark
-    return body, ""
+    """A parameter's name without PEFT's wrappers around its module, and which the outermost was, "" for none."""
+    found = WRAPPER.search(body)
+    return WRAPPER.sub("", body), found[1] if found else ""
 
 
 def _param(naming: Naming, body: str) -> str | None:
@@ -138,6 +141,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     meant: dict[tuple[str, str], str] = {}  # what a key means -> the key
     stacks: list[tuple[str, str, Any]] = []
     strange = []
+    copied = _copied(naming, config, tensors)
 
     def once(key: str, *what: str) -> None:
         other = meant.setdefault(what, key)  # type: ignore[arg-type]
@@ -146,6 +150,8 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
 
     for key in sorted(tensors):
         a = tensors[key]
+        if not (a.ndim and a.size):
+            raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
         shared = [
             n for n, k in spec.root_keys.items() if re.fullmatch(re.escape(k.suffix) + r"(\.[^.]+)?", unwrapped(key))
         ]
@@ -155,13 +161,13 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             continue
         body = body_of(key)
         if found := _split(body, suffixes):
-            theirs, suffix = found
+            theirs, suffix = found[0].removesuffix(".base_layer"), found[1]  # of a layer that is adapted too
             site = _our_site(naming, spec, theirs, every)
             if site is None and theirs in STACKS and model.arch.encoder_layers:
                 stacks.append((key, suffix, a))
-            elif site is not None and _is_idle(model, site, suffix):
+            elif _is_idle(naming, f"{theirs}.weight", site, suffix):
                 parts.spare[key] = a
-                parts.idle[site] = "adapted"
+                parts.idle[theirs] = "adapted"
             elif site is None or site not in every:
                 known = [n for s in every if (n := model.names.theirs(s.rpartition(".")[0]))]
                 raise Bad(
@@ -173,6 +179,9 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             else:
                 once(key, site, suffix)
                 for name, k in keys_at(spec, every[site]).items():
+                    if k.suffix == suffix and not k.fits(a):
+                        shape = ", ".join("n" if n is None else str(n) for n in k.shape or ())
+                        raise Bad(f"{folder}: {key}: expected shape ({shape}), found {tuple(a.shape)}")
                     if k.suffix == suffix and _fits(name, a):
                         parts.at.setdefault(site, {})[name] = k.ours(a, model.arch)
             continue
@@ -182,19 +191,20 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             stacks.append((key, "weight" if mark or not is_whole(config, plain) else "whole", a))
             continue
         kind = _kind(config, param or "", plain, mark)
-        if param is not None and _is_idle(model, param, kind):
+        if param in copied and naming.ours(plain) == param:
             parts.spare[key] = a
-            if kind == "whole" and not param.endswith("bias"):
-                parts.idle[param] = kind
-            continue
-        if param is None or param not in every:
+        elif _is_idle(naming, plain, param, kind):
+            parts.spare[key] = a
+            if kind == "whole" and plain.endswith(".weight"):
+                parts.idle[plain.removesuffix(".weight")] = kind
+        elif param is None or param not in every:
             strange.append(key)
-            continue
-        a = our_layout(model.names, param, a)
-        if kind == "base" and param == HEAD and model.arch.shares_table:
-            param = TABLE
-        once(key, param, kind)
-        (parts.whole if kind == "whole" else parts.base)[param] = a
+        else:
+            a = our_layout(model.names, param, a)
+            if kind == "base" and param == HEAD and model.arch.shares_table:
+                param = TABLE
+            once(key, param, kind)
+            (parts.whole if kind == "whole" else parts.base)[param] = a
     if strange:
         known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
@@ -207,21 +217,32 @@ def _equal(a: Any, b: Any) -> bool:
     return a.shape == b.shape and bool((a == b).all())
 
 
+def _copied(naming: Naming, config: Config, keys: Iterable[str]) -> set[str]:
+    """The parameters without a module of their own that a module saved whole has a copy of: the bias of a tied head,
+
+    which its decoder has too. Nothing reads the first then.
+    """
+    plain = [plain_body(body_of(key))[0] for key in keys]
+    return {p for name in plain if naming.ours(name) is None and is_whole(config, name) and (p := _param(naming, name))}
+
+
 def _kind(config: Config, param: str, plain: str, mark: str) -> str:
     """Whether a parameter was trained whole or is the base's own, by its wrapper and by what the configuration says."""
-    biased = param.endswith("bias") and (config.get("bias") or "none") != "none" and mark in ("", "base_layer")
+    option = config.get("bias") or "none"
+    marks = ("", "base_layer") if option != "all" else ("", "base_layer", "token_adapter.base_layer")
+    biased = param.endswith("bias") and option != "none" and mark in marks
     saved = mark == "modules_to_save" or (not mark and is_whole(config, plain))
     return "whole" if biased or saved else "base"
 
 
-def _is_idle(model: Model, param: str, what: str) -> bool:
-    """Whether the model computes the same without this: a pooler that no head reads; a change of T5's shared table, whose
+def _is_idle(naming: Naming, theirs: str, ours: str | None, what: str) -> bool:
+    """Whether the model computes the same without this parameter: one that nothing reads; a change of T5's shared table,
 
-    stacks look tokens up in tables of their own, but for trained tokens, which PEFT ties to those.
+    whose stacks look tokens up in tables of their own, but for trained tokens, which PEFT ties to those.
     """
-    if param == TABLE and model.arch.encoder_layers:
+    if ours == TABLE and naming.model.arch.encoder_layers:
         return what != "base" and not what.endswith("trainable_tokens_delta")
-    return param.startswith("pooler.") and param not in model.params
+    return ours not in naming.model.params and naming.is_unread(theirs)
 
 
 def _fits(name: str, a: np.ndarray) -> bool:

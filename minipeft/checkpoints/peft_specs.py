@@ -33,6 +33,13 @@ class Key:
     suffix: str
     ours: Callable[[Any, Arch], Any] = lambda a, arch: a  # their layout -> ours
     theirs: Callable[[Any, Arch], Any] = lambda a, arch: a  # ours -> theirs; linear, so it serves gradients too
+    shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
+
+    def fits(self, a: Any) -> bool:
+        """Whether an array of their file has this shape."""
+        if self.shape is None:
+            return True
+        return a.ndim == len(self.shape) and all(n in (None, m) for n, m in zip(self.shape, a.shape, strict=True))
 
 
 def _t(a: Any, arch: Arch) -> Any:
@@ -275,9 +282,14 @@ def _stacks(config: Config, arch: Arch) -> int:
     return int(stacks)
 
 
+def _prompted(arch: Arch) -> int:
+    """For how many stacks PEFT has virtual tokens where it reads both: not without a head, where it uses all rows."""
+    return 2 if arch.encoder_layers and arch.head == "lm" else 1
+
+
 def _prompt_rows(config: Config, arch: Arch) -> Config:
     """With two stacks PEFT makes twice as many rows as it uses."""
-    if _stacks(config, arch) == 1:
+    if _stacks({"num_transformer_submodules": _prompted(arch)} | config, arch) == 1:
         return {}
     p = config.get("num_virtual_tokens")
 
@@ -385,7 +397,7 @@ SPECS: dict[str, Spec] = {
     "lora_ga": dataclasses.replace(_LORA, plain=_as_lora, config=lambda m, arch: _lora_config(_doubled_rank(m), arch)),
     "adalora": Spec(
         "ADALORA",
-        keys={"P": Key("lora_B"), "Q": Key("lora_A"), "lam": Key("lora_E", _vector, _column)},
+        keys={"P": Key("lora_B"), "Q": Key("lora_A"), "lam": Key("lora_E", _vector, _column, (None, 1))},
         fields=lambda c, arch: dict(
             r=c["init_r"], target_r=min(c["target_r"], c["init_r"]), alpha=float(c["lora_alpha"]), dropout=float(c.get("lora_dropout") or 0),
             tinit=c["tinit"], tfinal=c["tfinal"], deltaT=c["deltaT"], beta1=c["beta1"], beta2=c["beta2"],
@@ -426,8 +438,8 @@ SPECS: dict[str, Spec] = {
     ),
     "oft": Spec(
         "OFT",
-        keys={"Q": Key("oft_R.weight")},
-        embedding_keys={"Q_emb": Key("oft_embedding_R.weight")},
+        keys={"Q": Key("oft_R.weight", shape=(None, None))},
+        embedding_keys={"Q_emb": Key("oft_embedding_R.weight", shape=(None, None))},
         fields=lambda c, arch: dict(
             cayley="neumann" if c.get("use_cayley_neumann", True) else "exact",
             terms=c.get("num_cayley_neumann_terms", 5),
@@ -468,7 +480,8 @@ SPECS: dict[str, Spec] = {
         "SHIRA",
         sizes=("r",),
         keys={"v": Key("shira_weight"),
-              "rows": Key("shira_indices", lambda a, arch: a[0]), "cols": Key("shira_indices", lambda a, arch: a[1])},
+              "rows": Key("shira_indices", lambda a, arch: a[0], shape=(2, None)),
+              "cols": Key("shira_indices", lambda a, arch: a[1], shape=(2, None))},
         fields=lambda c, arch: dict(r=c["r"], seed=c.get("random_seed")),
         config=lambda m, arch: dict(r=m.r, random_seed=m.seed, mask_type="random"),
         plain=_scaled_values,
@@ -488,7 +501,7 @@ SPECS: dict[str, Spec] = {
         fields=_prompt_fields,
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
-            num_transformer_submodules=2 if arch.encoder_layers else 1, prompt_tuning_init="RANDOM",
+            num_transformer_submodules=_prompted(arch), prompt_tuning_init="RANDOM",
         ),
         plain=_as_prompt,
     ),
@@ -500,7 +513,7 @@ SPECS: dict[str, Spec] = {
         fields=lambda c, arch: {},
         config=lambda m, arch: dict(
             num_virtual_tokens=m.p, token_dim=arch.d, num_layers=arch.layers, num_attention_heads=arch.heads,
-            num_transformer_submodules=2 if arch.encoder_layers else 1, encoder_reparameterization_type=m.encoder.upper(),
+            num_transformer_submodules=_prompted(arch), encoder_reparameterization_type=m.encoder.upper(),
             encoder_hidden_size=m.hidden or arch.d, encoder_num_layers=m.layers, encoder_dropout=m.dropout,
         ),
         plain=_as_prompt,
@@ -517,7 +530,7 @@ SPECS: dict[str, Spec] = {
     "llama_adapter": Spec(
         "ADAPTION_PROMPT",
         sizes=("K",),
-        keys={"A": Key("adaption_prompt", lambda a, arch: a[0], lambda a, arch: a[None]), "g": Key("adaption_gate")},
+        keys={"A": Key("adaption_prompt", lambda a, arch: a[0], lambda a, arch: a[None], (1, None, None)), "g": Key("adaption_gate")},
         fields=lambda c, arch: dict(K=c["adapter_len"], adds=_adds(arch)),
         config=_adaption_config,
         on_blocks=True,

@@ -84,6 +84,21 @@ class Naming:
             raise Bad(f"{module} has no name in a {self.model.arch.family} checkpoint")
         return found.removeprefix(prefix_of(self.model.arch)) if self.bare else found
 
+    def has(self, name: str) -> bool:
+        """Whether a parameter of ours is in the model that the adapter was trained on: a bare one has no head."""
+        names = self.model.names
+        theirs = names.theirs(name) or names.theirs(name.rpartition(".")[0]) or ""
+        return not self.bare or theirs.startswith(prefix_of(self.model.arch))
+
+    def is_unread(self, parameter: str) -> bool:
+        """Whether their parameter is one that files of this family have and no output here depends on."""
+        from minipeft.checkpoints import _family
+
+        known = getattr(_family(self.model.arch.family), "UNREAD", ())
+        return any(
+            f"{start}{parameter}.".startswith(f"{u}.") for u in known for start in ("", prefix_of(self.model.arch))
+        )
+
     def modules(self) -> dict[str, str]:
         """{their name: our site} of every linear and table that PEFT could adapt, in the base's order."""
         out = {}

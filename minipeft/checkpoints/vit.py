@@ -89,4 +89,5 @@ def stored(arch: Arch) -> dict[str, str]:
 
 BIASES = {"vit": {"qkv_bias": ("q", "k", "v")}}
 PREFIX = {"vit": "vit."}
+UNREAD = ("vit.pooler",)  # changes no output
 SPARE = ("vit.pooler", "vit.embeddings.mask_token", "classifier", "decoder")  # what other heads have

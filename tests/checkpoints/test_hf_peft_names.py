@@ -194,6 +194,98 @@ def test_a_drawn_adapter_computes_the_same(seed, hf, tmp_path):
     assert (computed(load_peft(bare, tmp_path / "again"), given) == got).all()
 
 
+PLACES = [  # family, the head of the base's file, the model that is adapted, options
+    ("bert", "lm", "lm", dict(modules_to_save=["decoder"])),
+    ("bert", "lm", "lm", dict(modules_to_save=["decoder"], bias="all")),
+    ("roberta", "lm", "lm", dict(modules_to_save=["decoder", "word_embeddings"], bias="all")),
+    ("bert", "lm", "lm", dict(bias="all", trainable_token_indices={"decoder": [3, 4]})),
+    ("roberta", "lm", "lm", dict(target_modules=["query", "decoder"], bias="all", trainable_token_indices={"word_embeddings": [3, 4]})),
+    ("bert", "lm", "lm", dict(target_modules=["query", "decoder"], bias="lora_only", trainable_token_indices={"word_embeddings": [3, 4]})),
+    ("llama tied", "lm", "lm", dict(trainable_token_indices={"lm_head": [3, 4]})),
+    ("bert untied", "lm", "lm", dict(bias="all", modules_to_save=["decoder"])),
+    ("bert untied", "lm", "lm", dict(bias="all", trainable_token_indices={"decoder": [3, 4]})),
+    ("bert", "pre", "pre", dict(target_modules="all-linear", bias="all")),
+    ("bert", "pre", "pre", dict(modules_to_save=["seq_relationship"])),
+    ("vit", "bare", "bare", dict(target_modules="all-linear", bias="all")),
+    ("vit", "bare", "bare", dict(modules_to_save=["pooler"])),
+    ("llama", "bare", "lm", dict(target_modules=["q_proj", "lm_head"])),
+    ("llama", "cls", "lm", dict(target_modules=["q_proj", "lm_head"])),
+    ("t5", "lm", "lm", dict(modules_to_save=["shared", "lm_head"], rows=VOCAB - 4)),
+    ("t5", "bare", "bare", "prompt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(len(PLACES)))
+def test_adapters_at_heads_and_at_what_nothing_reads(place, hf, tmp_path):
+    """PEFT's file read here, written again and read again by both: the same numbers."""
+    import torch
+    import transformers
+    from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+    from peft.tuners.lora import layer as lora_layer
+
+    family, head, trained, options = PLACES[place]
+    untied = family == "bert untied"
+    family = "bert" if untied else family
+    end = {"pre": "ForPreTraining", "bare": "Model", "lm": "ForConditionalGeneration" if family == "t5" else ""}
+    settings = FAMILIES.get(family, ("ViT", dict(BODY, image_size=8, patch_size=4)))
+    options = dict(options) if options != "prompt" else options
+    rows = options.pop("rows", 0) if options != "prompt" else 0
+    names = {"llama": ["q_proj"], "llama tied": ["q_proj"], "t5": ["q"], "vit": ["q_proj"]}.get(family, ["query"])
+
+    def cls(h):
+        return getattr(transformers, settings[0] + (end.get(h) or settings[2][h]))
+
+    def read():
+        model = cls(trained).from_pretrained(tmp_path / "base", dtype=torch.float64, attn_implementation="eager")
+        if rows:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+            noise([model.get_input_embeddings().weight], 7)
+        return model.eval()
+
+    def computed_by_peft(folder):
+        model = PeftModel.from_pretrained(read(), folder).double().eval()
+        with torch.no_grad():
+            out = model(**{k: torch.tensor(v) for k, v in given.items()})
+        y = next(out[k] for k in ("logits", "prediction_logits", "last_hidden_state") if k in out)
+        return y.numpy()
+
+    if family == "vit":
+        given = dict(pixel_values=np.random.default_rng(0).standard_normal((2, 3, 8, 8)))
+    else:
+        given = inputs(family, VOCAB - 4) | dict(attention_mask=np.ones((2, 7), int))
+    if (family, head) == ("t5", "bare"):
+        given["decoder_input_ids"] = given.pop("labels")
+    with hf.as_float64(lora_layer), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{settings[0]}Config")(
+            **settings[1] | (dict(tie_word_embeddings=False) if untied else {})
+        )
+        model = cls(head)(config).double()
+        noise(model.parameters(), 0)
+        model.save_pretrained(tmp_path / "base")
+        torch.manual_seed(1)
+        made = (
+            PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
+            if options == "prompt"
+            else LoraConfig(r=2, lora_alpha=5, **dict(target_modules=names) | options)
+        )
+        adapted = get_peft_model(read(), made).eval()
+        noise([p for p in adapted.parameters() if p.requires_grad], 1)
+        adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True if rows else "auto")
+        want = computed_by_peft(tmp_path / "adapter")
+        base = load(tmp_path / "base", np.float64)
+        ours = load_peft(base, tmp_path / "adapter")
+        save_peft(ours, tmp_path / "again")
+        exact = 1e-6 if options == "prompt" else 1e-11  # PEFT reads prompts into float32
+        for got in (
+            computed(ours, given),
+            computed(load_peft(base, tmp_path / "again"), given),
+            computed_by_peft(tmp_path / "again"),
+        ):
+            assert abs(got - want).max() <= exact * abs(want).max()
+
+
 @pytest.mark.parametrize("head", ["lm", "cls", "tok"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_an_adapter_of_the_bare_model_on_a_base_with_a_head(family, head, hf, tmp_path):

@@ -43,6 +43,7 @@ CASES = [  # a recorded adapter, the end of the keys that are taken out, what is
     ("llama/adaption-prompt", "layers.0.self_attn.adaption_prompt", "layers.0.self_attn.adaption_prompt"),
     ("llama/adaption-prompt", ("0.self_attn.adaption_prompt", "0.self_attn.adaption_gate"), "of layers.0, of adapter_layers=2"),
     ("llama/poly", "0.self_attn.q_proj.poly_router.module_logits", "poly_router.module_logits"),
+    ("llama/shira-unseeded", "0.mlp.down_proj.shira_indices", "0.mlp.down_proj.shira_indices"),
 ]  # fmt: skip
 
 
@@ -152,3 +153,32 @@ def test_prefixes_that_peft_would_compute_otherwise_are_not_written(bases, tmp_p
         with pytest.raises(Bad, match=line):
             save_peft(attach(bases[base], method, targets=targets), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("case", "end", "change", "told"),
+    [
+        ("llama/oft", "oft_R.weight", lambda a: a.reshape(-1), r"expected shape \(n, n\), found"),
+        ("llama/shira", "shira_indices", lambda a: a[None], r"expected shape \(2, n\), found"),
+        ("llama/shira", "shira_indices", lambda a: a.astype(np.float32), "expected int.*, found float32"),
+        ("llama/adaption-prompt", "adaption_prompt", lambda a: a[:0], "expected numbers along one axis or more"),
+        ("llama/adaption-prompt", "adaption_prompt", lambda a: a[0], r"expected shape \(1, n, n\), found"),
+        ("llama/adalora", "lora_E", lambda a: a.T, r"expected shape \(n, 1\), found"),
+        ("llama/lora", "lora_A.weight", lambda a: a.astype(np.int64), "expected float64, found int64"),
+        ("llama/lora-embedding-resized", "base_layer.weight", lambda a: a.astype(np.int64), "expected floating-point numbers, found int64"),
+    ],
+)  # fmt: skip
+def test_tensors_of_another_shape_or_type_are_refused(case, end, change, told, bases):
+    folder = ROOT / case / "adapter"
+    tensors = read_tensors(folder / "adapter_model.safetensors")
+    changed = {k: change(a) if k.endswith(end) else a for k, a in tensors.items()}
+    assert any(changed[k] is not tensors[k] for k in tensors)
+    config = checked(json.loads((folder / "adapter_config.json").read_text()))
+    with pytest.raises(Bad, match=told):
+        load_peft_parts(bases[case.split("/")[0]], config, changed, folder)
+
+
+@pytest.mark.parametrize("value", ["text", 1.5, True, [1]])
+def test_the_class_of_the_base_is_a_dictionary(value, bases):
+    with pytest.raises(Bad, match="auto_mapping: expected a dictionary or null"):
+        read(bases, ROOT / "bert-cls" / "lora-bert-cls" / "adapter", auto_mapping=value)
