@@ -28,12 +28,9 @@ def replay(
     import numpy as np
 
     from minipeft.checkpoints import load
-    from minipeft.checkpoints.files import existing
     from minipeft.conformance.replay import replay as one
 
     outputs = Outputs(json=json_)
-    for case in cases:
-        existing(case, "folder")
     reports: Kept[Any] = Kept()
     with reports, progress("replaying", len(cases)) as tick:
         tick.doing("the base")

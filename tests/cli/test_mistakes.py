@@ -63,7 +63,6 @@ PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
         (["merge", "a", "b", "--base", "/no/such"], "/no/such: no such folder"),
         (["convert", "/no/such", "b"], "/no/such: no such folder"),
         (["replay", "--base", "/no/such", PEFT_CASES], "/no/such: no such folder"),
-        (["replay", PEFT_CASES / "lora", "/no/such"], "/no/such: no such folder"),
         (["bench", "--size", "XXL"], "expected one of S, M, L"),
         (["bench", "lroa"], "did you mean lora"),
         (["bench", "--against", "pft"], "did you mean peft"),
