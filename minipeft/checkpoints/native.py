@@ -11,15 +11,18 @@ import numpy as np
 
 from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from minipeft.checkpoints.peft_base import OF_VOCABULARY
 from minipeft.engine.backend import read_only, to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16
+from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
+from minipeft.model.transformer import shapes as shapes_of
 from minipeft.quantize import NF4
 from minipeft.run import Adapted, Adapter, sites
 
 FORMAT = 2
+BROUGHT = "base:"  # in front of parameters of the base that came with the adapter: the table of a resized vocabulary
 
 
 def encode(value: Any) -> Any:
@@ -63,6 +66,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         if m not in distinct:
             distinct.append(m)
     every = sites(adapted.model)
+    without = replaced(adapter.at) | {n for n in adapter.options.get("brought", ()) if n in adapted.model.params}
     about = {
         "format": FORMAT,
         "name": adapter.name,
@@ -71,14 +75,18 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         "at": [[site, list(every[site].shape), distinct.index(m)] for site, m in adapter.at.items()],
         "arrays": [[key, list(a.shape), key in adapter.trained] for key, a in adapter.arrays.items()],
         "options": {k: encode(v) for k, v in adapter.options.items()} | ({"classes": list(classes)} if classes else {}),
-        "base": adapted.model.digest(without=replaced(adapter.at)),
-        "body": adapted.model.digest(without=replaced(adapter.at) | _heads(adapted.model)),
+        "base": adapted.model.digest(without=without),
+        "body": adapted.model.digest(without=without | _heads(adapted.model)),
+        "brought": sorted(without - replaced(adapter.at)),
         "held": held_in(adapted.model, adapter.at),
         "family": adapted.model.arch.family,
         "head": [adapted.model.arch.head, adapted.model.arch.labels],
         "weight": adapted.weights.get(adapter.name, 1.0),
     }
-    arrays = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
+    arrays: dict[str, Any] = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
+    for n in about["brought"]:
+        W = adapted.model.params[n]
+        arrays[BROUGHT + n] = W if type(W) is Bfloat16 else np.ascontiguousarray(to_host(widened(W)))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", arrays, {"format": "minipeft"})
@@ -117,7 +125,7 @@ def load_adapter(
     """Attach an adapter saved by `save_adapter`; the base is held as the adapter's method holds it, quantised perhaps.
 
     An adapter that was trained with a classifier brings it: a base with another head gets that one. Any other adapter fits
-    the same body under every head that has its sites. `name` is another name for it.
+    the same body under every head that has its sites. What it brought of its base, a resized vocabulary's table, is the base's. `name` is another name for it.
     Raises `Bad` for files that cannot be read or do not fit each other, and for an adapter trained on another base,
     unless `any_base`: then the sites must have the shapes they had.
     """
@@ -128,6 +136,9 @@ def load_adapter(
         found = about.get("format") if isinstance(about, dict) else type(about).__name__
         raise Bad(f"{folder / 'adapter.json'}: expected an adapter of format {FORMAT}, found {found}")
     try:
+        for key in ("methods", "at", "arrays", "brought"):
+            if not isinstance(about[key], list):
+                raise TypeError(f"its {key} are no list")
         methods = [decode(m) for m in about["methods"]]
         method, at = decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
         shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
@@ -140,8 +151,11 @@ def load_adapter(
         if head not in HEADS.values() or type(labels) is not int:
             raise TypeError("its head is malformed")
         options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        brought = [str(n) for n in about["brought"]]
         if not all(isinstance(m, Method) for m in [method, *methods]):
             raise TypeError("its methods are malformed")
+        if lost := [key for key in shapes if (site := key.rpartition(":")[0]) and site not in at]:
+            raise TypeError(f"{lost[0]} is at no site that it names")
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as why:
         if isinstance(why, Bad):
             raise
@@ -153,14 +167,20 @@ def load_adapter(
         if adapted.adapters:
             raise Bad(f"{folder}: this adapter brings a {head} head; attach it before the others")
         adapted = Adapted(with_head(adapted.model, head, labels))
+    arrays = read_tensors(folder / "adapter.safetensors")
+    if brought:
+        if adapted.adapters:
+            raise Bad(f"{folder}: this adapter brings {brought[0]} of its base; attach it before the others")
+        adapted = Adapted(_with_brought(adapted.model, brought, arrays, folder))
     known = sites(adapted.model)
     if held := {s: W for s, m in at.items() if s in known and (W := m.base(known[s])) is not None}:
         quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
         adapted = dataclasses.replace(adapted, model=quantised)
     heads = (head, labels), (adapted.model.arch.head, adapted.model.arch.labels)
-    same = base == (sha := adapted.model.digest(without=replaced(at)))
+    without = replaced(at) | set(brought)
+    same = base == (sha := adapted.model.digest(without=without))
     if not same and heads[0] != heads[1]:
-        same = about.get("body") == adapted.model.digest(without=replaced(at) | _heads(adapted.model))
+        same = about.get("body") == adapted.model.digest(without=without | _heads(adapted.model))
     if not (any_base or same):
         was, now = about.get("held"), held_in(adapted.model, at)
         typed = f", held in {now}" if isinstance(was, str) and was != now else ""
@@ -178,7 +198,7 @@ def load_adapter(
             raise Bad(
                 f"{folder}: site {site!r}: expected shape {shape}, found {tuple(known[site].shape)} in this model"
             )
-    arrays = _fitting(folder / "adapter.safetensors", read_tensors(folder / "adapter.safetensors"), shapes)
+    arrays = _fitting(folder / "adapter.safetensors", arrays, shapes)
     trained = frozenset(k for k, (_, is_trained) in shapes.items() if is_trained)
     placed = {k: to_device(a) if k in trained else read_only(to_device(a)) for k, a in arrays.items()}
     adapter = Adapter(name, method, at, placed, trained, options)
@@ -186,6 +206,31 @@ def load_adapter(
     if weights or weight != 1.0:
         weights = (weights or {a.name: 1.0 for a in adapted.adapters}) | {name: weight}
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter), weights=weights)
+
+
+def _with_brought(model: Model, names: Sequence[str], arrays: dict[str, np.ndarray], folder: Path) -> Model:
+    """The base with the parameters of these names, taken out of the file's arrays. Raises `Bad` for one that does not fit."""
+    found = {}
+    for n in names:
+        if (a := arrays.pop(BROUGHT + n, None)) is None:
+            raise Bad(f"{folder / 'adapter.safetensors'}: array {BROUGHT + n!r} is missing")
+        if a.dtype.kind != "f" or not np.isfinite(a).all():
+            raise Bad(f"{folder / 'adapter.safetensors'}: {BROUGHT + n}: expected finite numbers")
+        found[n] = a
+    rows = next((len(found[n]) for n in OF_VOCABULARY if n in found and found[n].ndim), model.arch.vocab)
+    arch = dataclasses.replace(model.arch, vocab=rows)
+    expected = shapes_of(arch)
+    params = dict(model.params)
+    for n, a in found.items():
+        if n not in params or a.shape != expected.get(n):
+            raise Bad(f"{folder}: {BROUGHT + n}: expected shape {expected.get(n)} in this base, found {a.shape}")
+        new = to_device(a.astype(model.dtype))
+        params[n] = bfloat16(new) if type(params[n]) is Bfloat16 else new
+    for n in OF_VOCABULARY:
+        if n in params and tuple(params[n].shape) != expected[n]:
+            raise Bad(f"{folder}: its vocabulary has {rows} tokens, the base's {n} {len(params[n])}")
+    size = {"vocab_size": rows} if "vocab_size" in model.config else {}
+    return dataclasses.replace(model, arch=arch, params=params, config={**model.config, **size})
 
 
 def _fitting(path: Path, arrays: dict[str, np.ndarray], shapes: dict[str, Any]) -> dict[str, np.ndarray]:

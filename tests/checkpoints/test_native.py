@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.native import load_adapter, save_adapter, trained_in
+from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
 from minipeft.run import Adapted, attach
+
+PEFT = Path(__file__).parents[1] / "data" / "peft" / "llama"
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
@@ -225,7 +228,9 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
         (lambda a: a["method"].update(r="many"), "r must be an integer, found 'many'"),
         (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
-        (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]]), "'layers.9.attn.q.weight' is not in this model"),
+        (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]], arrays=[]), "'layers.9.attn.q.weight' is not in this model"),
+        (lambda a: a.update(at=[]), "is at no site that it names"),
+        (lambda a: a.update(at=""), "its at are no list"),
     ],
 )  # fmt: skip
 def test_descriptions_that_do_not_fit(folder, change, says):
@@ -241,7 +246,10 @@ JUNK = st.sampled_from([None, 0, -1, 1.5, True, "", "lora", [], [[]], [1, 2], [[
 
 
 @given(
-    st.sampled_from(["format", "name", "method", "methods", "at", "arrays", "options", "base", "family", "head"]), JUNK
+    st.sampled_from(
+        ["format", "name", "method", "methods", "at", "arrays", "options", "base", "family", "head", "brought"]
+    ),
+    JUNK,
 )
 def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, junk):
     folder = tmp_path_factory.mktemp("adapter")
@@ -270,3 +278,38 @@ def test_a_truncated_file(folder):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(Bad, match="truncated"):
         load_adapter(tiny.model(), folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, "bfloat16"])
+@pytest.mark.parametrize("case", ["lora-resized", "lora-embedding-resized", "lora-trainable-tokens-resized"])
+def test_what_an_adapter_brought_of_its_base_goes_with_it(tmp_path, case, dtype):
+    """A resized vocabulary's table and output matrix, read from a file of PEFT's, on the base as it was."""
+    base = load(PEFT / "base", dtype)
+    adapted = load_peft(base, PEFT / case / "adapter")
+    assert adapted.model.arch.vocab != base.arch.vocab
+    save_adapter(adapted, tmp_path)
+    again = load_adapter(load(PEFT / "base", dtype), tmp_path)
+    assert again.model.digest() == adapted.model.digest()
+    given = tiny.example(adapted.model)
+    np.testing.assert_array_equal(again.logits(given), adapted.logits(given))
+    other = load(PEFT / "base", dtype)
+    moved = {**other.params, "layers.0.attn.k.weight": other.params["layers.1.attn.k.weight"]}
+    with pytest.raises(Bad, match="belongs to another base"):
+        load_adapter(dataclasses.replace(other, params=moved), tmp_path)
+
+
+def test_what_an_adapter_brought_must_be_there_and_fit(tmp_path):
+    base = load(PEFT / "base")
+    save_adapter(load_peft(base, PEFT / "lora-resized" / "adapter"), tmp_path)
+    whole = read_tensors(tmp_path / "adapter.safetensors")
+    key = next(k for k in whole if k.startswith("base:"))
+    for change, says in (
+        (lambda a: a.pop(key), "is missing"),
+        (lambda a: a.update({key: a[key][:, :-1]}), "expected shape"),
+        (lambda a: a.update({key: a[key] * np.nan}), "expected finite numbers"),
+    ):
+        arrays = dict(whole)
+        change(arrays)
+        write_tensors(tmp_path / "adapter.safetensors", arrays)
+        with pytest.raises(Bad, match=says):
+            load_adapter(base, tmp_path)
