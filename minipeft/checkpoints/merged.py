@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import _ours, _theirs, load
+from minipeft.checkpoints import _ours, load
 from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
@@ -248,8 +248,10 @@ def _tell_unwritten(adapted: Adapted) -> None:
     model = adapted.model
     held = {_ours(model.names, k, model.arch) for k in model.spare}
     for a in adapted.in_use:
-        if lost := sorted(site for site in a.options.get("idle", {}) if site in held):
-            note(f"{a.name!r} also changes {_theirs(model.names, lost[0])}, which nothing here computes: the merged file has the base's")  # fmt: skip
+        sites = (_ours(model.names, f"{module}.weight", model.arch) for module in a.options.get("idle", {}))
+        if lost := sorted(site for site in sites if site in held):
+            told = _theirs(model.names, lost[0] or "")
+            note(f"{a.name!r} also changes {told}, which nothing here computes: the merged file has the base's")
 
 
 def _lost(wide: Adapted, base: Path) -> tuple[float, float] | None:
