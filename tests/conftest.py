@@ -13,7 +13,7 @@ settings.register_profile(
     "default",
     deadline=None,  # the first example of a run pays for imports
     derandomize=True,  # the same examples on every machine
-    max_examples=25,
+    max_examples=20,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault of the test
 )

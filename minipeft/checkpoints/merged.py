@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import _ours, load
+from minipeft.checkpoints import _ours, _theirs, load
 from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host

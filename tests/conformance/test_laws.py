@@ -23,10 +23,14 @@ SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("m
 FAMILIES = list(tiny.ARCHS)
 
 
+# in float32 a decoder, an encoder and an encoder-decoder; the other families have no arithmetic of their own
+IN_FLOAT32 = ["llama", "bert", "t5"]
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_law_holds(name, dtype):
-    verdicts = list(laws.check(METHODS[name], dtype=dtype))
+    verdicts = list(laws.check(METHODS[name], None if dtype is np.float64 else IN_FLOAT32, dtype=dtype))
     assert {v.law for v in verdicts if v.outcome == "pass"} == set(laws.LAWS)
     assert not [f"{v.law} on {v.family}: {v.reason}" for v in verdicts if v.outcome == "fail"]
 
