@@ -248,9 +248,9 @@ def _tell_unwritten(adapted: Adapted) -> None:
     model = adapted.model
     held = {_ours(model.names, k, model.arch) for k in model.spare}
     for a in adapted.in_use:
-        sites = (_ours(model.names, f"{module}.weight", model.arch) for module in a.options.get("idle", {}))
-        if lost := sorted(site for site in sites if site in held):
-            told = _theirs(model.names, lost[0] or "")
+        sites = {_ours(model.names, f"{module}.weight", model.arch) for module in a.options.get("idle", {})}
+        if lost := sorted(site for site in sites & held if site):
+            told = _theirs(model.names, lost[0])
             note(f"{a.name!r} also changes {told}, which nothing here computes: the merged file has the base's")
 
 

@@ -41,10 +41,7 @@ def examples():
         assert lines, words
         for line in lines:
             marks = [pytest.mark.hf] if " peft" in line else []
-            if line == "minipeft compare" or words in (
-                ("verify", "field"),
-                ("bench",),
-            ):  # minutes; environments made by pip
+            if words in (("compare",), ("bench",), ("verify", "field")):  # many seconds; environments made by pip
                 marks = [pytest.mark.slow]
             found.append(pytest.param(line, marks=marks, id=line))
     return found
