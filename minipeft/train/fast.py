@@ -69,7 +69,7 @@ def runs(theta: Mapping[str, Any], lr: Mapping[str, float]) -> list[list[str]]:
 def adamw(
     theta: Arrays, grads: Arrays, state: Arrays, t: int, lr: Mapping[str, float], o: AdamW
 ) -> tuple[Arrays, Arrays]:
-    """In place, over runs of arrays."""
+    """Over runs of arrays, each in few passes; what is given is not written to."""
     new, after = Joined(theta), Joined(state)
     fix1, fix2 = 1 - o.beta1**t, math.sqrt(1 - o.beta2**t)
     for keys in runs(theta, lr):

@@ -20,10 +20,10 @@ QUERIES = 64  # in a block where they are kept
 
 @replaces(ops.attention, "numpy")
 def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, wanted: tuple = ()) -> Any:
-    """Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
+    """Blocks of queries, each without the keys at the end that the bias hides from all of it.
 
-    adding whole rows. Sequences are computed in blocks of queries, each without the keys at the end that the bias hides from
-    all of it. Of a long sequence the weights p are not kept: the largest score and the sum are, and the backward pass
+    Scores lie as (keys, queries), so that what belongs to a query, its largest score and the sum of its weights, is found by
+    adding whole rows. Of a long sequence the weights p are not kept: the largest score and the sum are, and the backward pass
     computes each block again (Dao et al. 2022, https://arxiv.org/abs/2205.14135, §3.1). The result lies with the heads last.
     """
     b, h, t, d = q.shape

@@ -18,7 +18,7 @@ CHANGED = 512  # rows of a changed W that are held at once
 
 @replaces(ops.matmul, "numpy")
 def matmul(x: Array, y: Array) -> Any:
-    """x @ y over the last two axes, broadcasting the others. Raises ValueError for vectors."""
+    """One product where y is one matrix, not one for each batch row."""
     if x.ndim < 2 or y.ndim < 2:
         raise ValueError(f"matmul needs matrices, not shapes {x.shape} and {y.shape}")
 
@@ -36,11 +36,7 @@ def matmul(x: Array, y: Array) -> Any:
 
 @replaces(ops.linear, "numpy")
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
-    """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None.
-
-    W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
-    and summed up in their own type. The gradient is that of the product without roundings.
-    """
+    """Shared out among threads. x is kept for W's gradient alone."""
     x2, V = operands(rows(x), W)
     y = _product(x2, V.T)
     if b is not None:
@@ -59,11 +55,10 @@ def linear(x: Array, W: Array, b: Array | None = None) -> Any:
 
 @replaces(ops.linear_lowrank, "numpy")
 def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
-    """x (W + s B A)ᵀ + b: `linear` and `add_lowrank` in one, writing to y and x's gradient in place.
+    """Written to y and to x's gradient in place.
 
     Where x has few rows it is x Wᵀ + s (x Aᵀ) Bᵀ + b. Where it has many, W is less to change than y: W + s B A is formed, some
-    rows at a time, and never kept. W may be a `Bfloat16`, as in `linear`: what the low rank adds is not rounded then, so it is
-    added to y.
+    rows at a time, and never kept. Over a W in bfloat16 what the low rank adds is not rounded, so it is added to y.
     """
     x2 = rows(x)
     xV, V = operands(x2, W)
@@ -113,7 +108,7 @@ def linear_lowrank(x: Array, W: Array, A: Array, B: Array, b: Array | None = Non
 
 @replaces(ops.add_lowrank, "numpy")
 def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
-    """y + s (x Aᵀ) Bᵀ for y (..., out), x (..., in), A (r, in), B (out, r), without forming B A."""
+    """Thin products in pieces, added where y lies."""
     x2, z = rows(x), rows(y).copy()
     h, sA = xp.empty((len(x2), len(A)), x.dtype), s * A
     flops = 2 * len(A) * (x2.size + z.size)

@@ -19,7 +19,7 @@ from minipeft.engine.tensor import Array
 
 @replaces(ops.gelu_tanh, "numpy")
 def gelu_tanh(x: Array) -> Any:
-    """x/2 (1 + tanh(√(2/π)(x + 0.044715 x³))), the approximation of Hendrycks & Gimpel 2016, §2."""
+    """The slope is formed from x again; nothing but x is kept."""
     c, a = math.sqrt(2 / math.pi), 0.044715
     y = xp.empty(x.shape, x.dtype)
     x2, y2 = rows(x), rows(y)
@@ -63,10 +63,7 @@ def gelu_tanh(x: Array) -> Any:
 
 @replaces(ops.silu_mul, "numpy")
 def silu_mul(x: Array, y: Array) -> Any:
-    """silu(x) · y, the gate of a gated feed-forward (Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6).
-
-    The backward pass computes σ(x) again rather than have it kept: it is as large as x.
-    """
+    """The backward pass computes σ(x) again rather than have it kept: it is as large as x."""
     x, y = xp.broadcast_arrays(x, y)
     z = xp.empty(x.shape, x.dtype)
     x2, y2, z2 = rows(x), rows(y), rows(z)
@@ -101,7 +98,7 @@ def silu_mul(x: Array, y: Array) -> Any:
 
 @replaces(ops.layer_norm, "numpy")
 def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
-    """(x − mean)/√(var + eps) · w + b over the last axis (Ba et al. 2016, https://arxiv.org/abs/1607.06450, eq. 4)."""
+    """What is kept is the normalised x, and a number a row."""
     xhat, y = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
     x2, xhat2, y2 = rows(x), rows(xhat), rows(y)
     rstd = xp.empty((len(x2), 1), x.dtype)
@@ -138,7 +135,7 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
 
 @replaces(ops.rms_norm, "numpy")
 def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
-    """x/√(mean x² + eps) · w over the last axis (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4)."""
+    """What is kept is x, and a number a row."""
     y = xp.empty(x.shape, x.dtype)
     x2, y2 = rows(x), rows(y)
     rstd = xp.empty((len(x2), 1), x.dtype)
@@ -174,10 +171,7 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 
 @replaces(ops.rope, "numpy")
 def rope(x: Array, *, cos: Array, sin: Array) -> Any:
-    """Rotary positions: rotate the pairs (x[i], x[i + d/2]) of x (b, h, t, d) by angles given as cos, sin (·, 1, t, d/2).
-
-    Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, with the halves paired as in Llama.
-    """
+    """Whole rows are multiplied, for every head at once; the result lies with the heads last."""
     b, h, t, d = x.shape
 
     def table(lo: Array, hi: Array) -> Array:  # (·, t, h, d): for every head, so that whole rows are multiplied
