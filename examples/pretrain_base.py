@@ -19,7 +19,8 @@ from minipeft.checkpoints.files import write_bytes
 from minipeft.data import BASE, corpus, held_out_text
 from minipeft.model.arch import batch
 from minipeft.model.transformer import shapes
-from minipeft.run import Adapted, merge
+from minipeft.adapted import Adapted
+from minipeft.merging import merge
 from minipeft.train import AdamW, progress_bar
 
 VOCAB, WIDTH, TIME, ROWS = 2048, 128, 64, 32

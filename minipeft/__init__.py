@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Adapted": "run",
+    "Adapted": "adapted",
     "Arch": "model.arch",
     "Bad": "errors",
     "Batch": "model.arch",
@@ -21,15 +21,14 @@ _WHERE = {
     "Model": "model.arch",
     "Site": "method",
     "Step": "method",
-    "attach": "run",
+    "attach": "attaching",
     "batch": "model.arch",
     "fit": "train",
-    "frozen": "method",
     "generate": "model.generate",
     "load": "checkpoints",
     "load_adapter": "checkpoints.native",
     "load_peft": "checkpoints.peft_io",
-    "merge": "run",
+    "merge": "merging",
     "save_adapter": "checkpoints.native",
     "save_merged": "checkpoints.merged",
     "save_model": "checkpoints",

@@ -103,7 +103,8 @@ def our_step(
     from minipeft.model import graph as graphs
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
-    from minipeft.run import Adapted, attach
+    from minipeft.adapted import Adapted
+    from minipeft.attaching import attach
     from minipeft.train import AdamW, State
     from minipeft.train.fast import Recorded, largest_matrix
     from minipeft.train.loop import gradients

@@ -1,8 +1,8 @@
 """The protocol: what a method is, where it attaches, and the registry of all methods.
 
-A method is a frozen dataclass whose fields are its hyper-parameters. It says where it attaches (`targets`), what arrays
-it brings (`init`, `shared`) and what it does with them: `weight` in weight space, `apply` on an activation, or `forward`
-on a linear whose change is no weight. Everything else is optional. Its family is which function it defines, at which site.
+A method is a frozen dataclass whose fields are its hyper-parameters (`minipeft.settings`). It says where it attaches
+(`targets`), declares the arrays that it brings (`minipeft.arrays`), and what it does with them: `change` or `weight` of a
+parameter, `apply` to an activation, or `forward` on a linear whose change is no weight. Everything else is optional.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.arrays import check_settings
+from minipeft.changes import Change, Dense, Sum, Weighed
+from minipeft.engine import ops
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.settings import check
-
-
-@dataclass(frozen=True)
-class frozen:
-    """Marks an array that a method brings but does not train: stored, without gradient or optimiser state."""
-
-    array: Any
 
 
 @dataclass(frozen=True)
@@ -164,18 +161,25 @@ class Base:
     second is the first.
     """
 
-    __slots__ = ("_W", "b", "call", "held", "plain", "table")
+    __slots__ = ("_W", "_call", "_weight", "b", "held", "table")
 
-    def __init__(self, W: Any, b: Any, call: Callable[[Any], Any], table: bool, plain: bool = False) -> None:
-        self.held, self.b, self.call, self.table, self.plain = W, b, call, table, plain
+    def __init__(
+        self, held: Any, b: Any = None, table: bool = False, call: Any = None, weight: Callable[[], Any] | None = None
+    ) -> None:
+        self.held, self.b, self.table, self._call, self._weight = held, b, table, call, weight
         self._W: Any = None
 
     @property
     def W(self) -> Any:
         """The weight, (out, in), or the table, an array or a Tensor."""
         if self._W is None:
-            self._W = widened(self.held)
+            self._W = widened(self.held) if self._weight is None else self._weight()
         return self._W
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is attached to it."""
+        return self._call is None and not self.table
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -183,28 +187,34 @@ class Base:
         return tuple(self.held.shape)
 
     def __call__(self, x: Any) -> Any:
-        return self.call(x)
+        if self._call is not None:
+            return self._call(x)
+        return ops.take(self.held, ids=x) if self.table else ops.linear(x, self.held, self.b)
 
 
-TAKES: dict[str, Callable[[Site], bool]] = {  # what a method may attach to, by the word that it has for it
+TAKES: dict[str, Callable[[Site], bool]] = {  # what a method may attach to, by the words that it has for it
     "matrices": lambda s: s.kind != "activation" and len(s.shape) == 2,
+    "linears and lookups": lambda s: s.kind != "activation" and len(s.shape) == 2,
     "linears": lambda s: s.kind == "linear",
     "biases": lambda s: s.kind == "bias",
+    "norms": lambda s: s.kind in ("norm", "bias") and ".norm" in f".{s.name}",
     "parameters": lambda s: s.kind != "activation",
+    "parameters one by one": lambda s: s.kind != "activation",
     "vectors": lambda s: s.kind == "activation" and len(s.shape) == 1,
     "vectors as wide as the model": lambda s: s.kind == "activation" and s.shape == (s.arch.d,),
     "keys and values": lambda s: s.name.endswith(".kv"),
     "embedded text": lambda s: s.name.endswith("embed.tokens.out"),
 }
+ALONE = ("linears and lookups", "linears", "parameters one by one")  # a change of a tied table leaves the head as it is
 
 
 def refuse_unfit(method: Method, site: Site) -> None:
     """Raise `Bad` for a site that a method cannot attach to."""
-    what = "a weight" if site.kind != "activation" else "a layer" if site.name.endswith(f"layers.{site.layer}") else ""
-    doing = {"a weight": ("weight", "forward"), "a layer": ("around",)}.get(what, ("apply",))
-    if not any(hasattr(method, f) for f in doing):
-        changes = "activations" if hasattr(method, "apply") else "layers" if hasattr(method, "around") else "weights"
-        raise Bad(f"{method.name} changes {changes}, but target {site.name} is {what or 'an activation'}")
+    weight, layer = site.kind != "activation", site.name.endswith(f"layers.{site.layer}")
+    if not (is_weight(method) or routes(method) if weight else hasattr(method, "apply")):
+        changes = "activations" if hasattr(method, "apply") else "weights"
+        what = "a weight" if weight else "a layer" if layer else "an activation"
+        raise Bad(f"{method.name} changes {changes}, but target {site.name} is {what}")
     if method.takes and not TAKES[method.takes](site):
         raise Bad(
             f"{method.name}: expected {method.takes}, found {site.name}, of kind {site.kind} and shape {site.shape}"
@@ -223,13 +233,14 @@ class Method:
     # Where it attaches by default: globs over sites, each matching a whole name or its end after a dot; alternatives are
     # separated by "|", and the first that matches anything counts.
     takes: ClassVar[str] = ""  # one of TAKES; "": any parameter or activation, as it changes one or the other
-    needs: ClassVar[tuple[str, ...]] = ()  # "inputs" | "grads": measured on data before init
     identity: ClassVar[bool] = True  # the adapted model equals the base before training
-    ties: ClassVar[bool] = True  # a change of the token table changes a tied head too
-    caches: ClassVar[bool] = True  # generation may keep keys and values
     offset: ClassVar[int] = 0  # position of the first text token
-    usual_lr: ClassVar[float] = 1e-2  # a learning rate for AdamW that suits it on small models
-    parts: ClassVar[str] = ""  # the method it is built over, by `from_adapters`
+
+    # What it does with its arrays: one of these, or both of the first two, where the most derived counts.
+    change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
+    weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
+    apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h'       an activation; a pair at attn.kv; a layer h ↦ h'
+    forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays)     a linear, or a lookup with ids x
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -242,43 +253,9 @@ class Method:
             raise TypeError(f"two methods are named {cls.name!r}: {theirs} and {mine}")
         METHODS[cls.name] = cls
 
-    @classmethod
-    def sized(cls, arch: Arch) -> Method:
-        """An instance whose sizes suit a model of this architecture: what `compare` trains and the laws are tried on."""
-        return cls()
-
     def __post_init__(self) -> None:
         check(self, self.name)
-
-    # --- arrays
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        """The arrays at one site, by name; wrap in `frozen(...)` what is stored and not trained."""
-        return {}
-
-    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
-        """The same, one set for all sites."""
-        return {}
-
-    def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
-        """Arrays of all sites at once, for methods whose initial values at one site depend on the others."""
-        return {site.name: self.init(site, rng) for site in sites}
-
-    def settled(self, arrays: dict[str, Any]) -> Method:
-        """The instance that stands at a site, given the arrays drawn for it: EVA's rank is known only then."""
-        return self
-
-    def base(self, site: Site) -> Any:
-        """What is held in place of the base parameter, None to leave it: QLoRA holds it in four bits."""
-        return None
-
-    # --- what it does: a subclass defines one of these, or `forward` beside `weight` as a faster way to the same
-
-    weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'            weight space
-    bias: ClassVar[Callable[..., Any]]  # (b, **arrays) -> b'              with `weight`, where the bias changes as well
-    apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h'       an activation; a pair at attn.kv
-    around: ClassVar[Callable[..., Any]]  # (f, h, here, **arrays) -> h'   a whole layer, f being the layer
-    forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays)     a linear, or a lookup with ids x
+        check_settings(self)
 
     # --- training
 
@@ -286,12 +263,11 @@ class Method:
         """A scalar added to the loss, from {site: {name: array}}; None for none."""
         return None
 
-    def lr(self, name: str) -> float:
-        """Factor on the learning rate of the arrays of this name."""
-        return 1.0
-
     def before(self, here: Here, forward: Callable[[], Any], **shared: Any) -> None:
-        """Called before every forward pass; `forward()` runs the model as it stands, for methods of two passes."""
+        """Called before every forward pass; `forward()` runs the model as it stands, for methods of two passes.
+
+        A method that has one sees the whole sequence in every pass: generation keeps no keys and values.
+        """
 
     def after_backward(self, step: Step) -> None:
         """Change gradients before the optimiser sees them."""
@@ -299,22 +275,48 @@ class Method:
     def after_step(self, step: Step) -> None:
         """Change arrays after the optimiser has moved them: schedules, projections."""
 
-    # --- facts
 
-    @property
-    def intervenes(self) -> bool:
-        """Whether `after_backward` or `after_step` may change something."""
-        own = type(self)
-        return (own.after_backward, own.after_step) != (Method.after_backward, Method.after_step)
+# --- what follows from a method's functions ---------------------------------------------------------------------------
 
-    def sizes(self, site: Site) -> dict[str, int]:
-        """Symbols of the docstring's table and Size line at this site, beyond the fields and the site's own shape."""
-        return {}
 
-    @property
-    def merges(self) -> bool:
-        """Whether the change is an ordinary weight."""
-        return hasattr(self, "weight")
+def is_weight(method: Method | type[Method]) -> bool:
+    """Whether the change is an ordinary weight: then it merges."""
+    return hasattr(method, "change") or hasattr(method, "weight")
+
+
+def routes(method: Method | type[Method]) -> bool:
+    """Whether it computes a linear's output by a way of its own, that no weight has."""
+    return hasattr(method, "forward")
+
+
+def ties(method: Method) -> bool:
+    """Whether a change of the token table changes a tied head too."""
+    return is_weight(method) and method.takes not in ALONE
+
+
+def caches(method: Method) -> bool:
+    """Whether generation may keep keys and values."""
+    return type(method).before is Method.before
+
+
+@cache
+def _says(cls: type[Method]) -> str:
+    """Which of `change` and `weight` is the most derived."""
+    return next(n for c in cls.__mro__ for n in ("weight", "change") if n in c.__dict__)
+
+
+def change_of(method: Method, arrays: Mapping[str, Any]) -> Change:
+    """What a method makes of a parameter, from its arrays there."""
+    changed: Any = method.change(**arrays) if hasattr(method, "change") else Sum(())
+    if _says(type(method)) == "weight":
+        still = changed.steady if isinstance(changed, Sum) else Sum(())
+        return Weighed(lambda W: method.weight(W, **arrays), still)
+    return changed if isinstance(changed, Change) else Dense(changed)
+
+
+def weight_of(method: Method, W: Any, arrays: Mapping[str, Any]) -> Any:
+    """W', the parameter as a method makes it."""
+    return change_of(method, arrays).onto(W)
 
 
 def load_methods() -> None:

@@ -7,14 +7,15 @@
         start: str = choice("normal", "zero")
 
 A setting has the type that its annotation says (a number of NumPy's becomes Python's; an int is a float too, a bool is no
-int), is neither NaN nor infinite, and lies in its range. What else must hold, between two settings perhaps, a class says in
-`__post_init__` after `super().__post_init__()`.
+int), is neither NaN nor infinite, and lies in its range. What else must hold, between two settings perhaps, a class
+says by `minipeft.arrays.requires`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.errors import Bad, near
+from minipeft.expressions import evaluate
 
 MOST = 1 << 16  # of what an array has one row for: more is a slip, and is refused before it takes memory
 LARGEST, LEAST = 1e9, 1e-9  # of a factor: what lies beyond overflows in float32
@@ -52,34 +54,81 @@ class Choice:
         return f"be {' or '.join(quoted)}" if len(quoted) < 3 else f"be one of {', '.join(self.options)}"
 
 
-def _declared(default: Any, *rules: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"rules": rules})
+@dataclass(frozen=True)
+class Bound:
+    """What must hold between this setting and others: an expression over them."""
+
+    condition: str
+    says: str
+
+    def fits_in(self, made: Any, x: Any) -> bool:
+        return bool(evaluate(self.condition, _values(made) | {"it": x}))
+
+    def told(self, made: Any) -> str:
+        return re.sub(r"\{([^}]*)\}", lambda m: f"{m[1]} = {evaluate(m[1], _values(made))}", self.says)
 
 
-def at_least(low: float, default: Any, most: float = LARGEST) -> Any:
-    """A number from `low` on."""
-    return _declared(
-        default,
-        Range(lambda x: x >= low, f"be at least {low:g}"),
-        Range(lambda x: x <= most, f"be at most {most:,.0f}"),
+def _values(made: Any) -> dict[str, Any]:
+    return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+
+
+def _declared(default: Any, *rules: Any, small: Any = None, tried: Any = None) -> Any:
+    """A field: its rules, what suits a `small` model (a value, or a function of its architecture), what cases are `tried` with."""
+    return dataclasses.field(default=default, metadata=dict(rules=rules, small=small, tried=tried))
+
+
+def _most(most: float | str) -> Any:
+    if isinstance(most, str):
+        return Bound(f"it <= {most}", f"be at most {{{most}}}")
+    return Range(lambda x: x <= most, f"be at most {most:,.0f}")
+
+
+def free(default: Any, **about: Any) -> Any:
+    """A value with no range but its type's."""
+    return _declared(default, **about)
+
+
+def at_least(low: float, default: Any, most: float | str = LARGEST, **about: Any) -> Any:
+    """A number from `low` on, up to `most`, which may be an expression over other settings."""
+    return _declared(default, Range(lambda x: x >= low, f"be at least {low:g}"), _most(most), **about)
+
+
+def such_that(fits: Callable[[Any], bool], says: str, default: Any, **about: Any) -> Any:
+    """A value that fits; `says` completes "r must …"."""
+    return _declared(default, Range(fits, says), **about)
+
+
+def parts(cls: type, default: Any, *, fits: Callable[[Any], bool] = lambda x: True, says: str = "", **about: Any) -> Any:
+    """Methods of a class, one or more, that a method is built over."""
+    rule = Range(
+        lambda xs: bool(xs) and all(type(x) is cls and fits(x) for x in xs), f"be one or more {cls.__name__}{says}"
     )
+    made = _declared(default, rule, **about)
+    made.metadata = {**made.metadata, "parts": cls}
+    return made
 
 
-def count(default: Any, least: int = 1, most: int = MOST) -> Any:
+def part_of(cls: Any) -> tuple[str, Any] | None:
+    """The setting of a class that holds methods, and their class; None if it is built over none."""
+    return next(((f.name, p) for f in dataclasses.fields(cls) if (p := f.metadata.get("parts"))), None)
+
+
+def count(default: Any, least: int = 1, most: int | str = MOST, **about: Any) -> Any:
     """How many of something there are: the length of an array's axis."""
-    return at_least(least, default, most)
+    return at_least(least, default, most, **about)
 
 
-def positive(default: Any) -> Any:
+def positive(default: Any, **about: Any) -> Any:
     """A factor above 0."""
     return _declared(
         default,
         Range(lambda x: x > 0, "be positive"),
         Range(lambda x: LEAST <= x <= LARGEST, f"lie between {LEAST:g} and {LARGEST:g}"),
+        **about,
     )
 
 
-def within(interval: str, default: float) -> Any:
+def within(interval: str, default: float, **about: Any) -> Any:
     """A number in an interval, as it is written: "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
 
@@ -87,12 +136,26 @@ def within(interval: str, default: float) -> Any:
         above = x >= low if interval[0] == "[" else x > low
         return above and (x <= high if interval[-1] == "]" else x < high)
 
-    return _declared(default, Range(fits, f"lie in {interval}"))
+    return _declared(default, Range(fits, f"lie in {interval}"), **about)
 
 
-def choice(*options: str, default: str | None = None, reading: bool = False, varied: bool = True) -> Any:
+def choice(*options: str, default: str | None = None, reading: bool = False, varied: bool = True, **about: Any) -> Any:
     """One of these words, the first if no other is the default."""
-    return _declared(options[0] if default is None else default, Choice(options, reading, varied))
+    return _declared(options[0] if default is None else default, Choice(options, reading, varied), **about)
+
+
+def small(cls: Any, arch: Any) -> Any:
+    """An instance whose sizes suit a small model of this architecture: what is compared and what the laws are tried on."""
+    return cls(**{n: v(arch) if callable(v) else v for n, v in _about(cls, "small").items()})
+
+
+def tried(cls: Any, arch: Any) -> Any:
+    """An instance for recorded cases, under which nothing is 0 or 1 or equal to something else."""
+    return dataclasses.replace(small(cls, arch), **_about(cls, "tried"))
+
+
+def _about(cls: Any, what: str) -> dict[str, Any]:
+    return {f.name: x for f in dataclasses.fields(cls) if (x := f.metadata.get(what)) is not None}
 
 
 def choices(cls: Any) -> dict[str, Choice]:
@@ -143,9 +206,15 @@ def check(made: Any, name: str) -> None:
             expected = " or ".join(says for _, says in kinds)
             raise Bad(f"{name}: {f.name} must be {expected}, found {shortly(x)}")
         for rule in f.metadata.get("rules", ()) if x is not None else ():
+            if isinstance(rule, Bound):
+                continue
             if not rule.fits(x):
                 hint = near(x, rule.options) if isinstance(rule, Choice) else ""
                 raise Bad(f"{name}: {f.name} must {rule.says}, found {shortly(x)}{hint}")
+    for f in dataclasses.fields(made):
+        for rule in f.metadata.get("rules", ()) if (x := getattr(made, f.name)) is not None else ():
+            if isinstance(rule, Bound) and not rule.fits_in(made, x):
+                raise Bad(f"{name}: {f.name} must {rule.told(made)}, found {shortly(x)}")
 
 
 def shortly(x: Any) -> str:

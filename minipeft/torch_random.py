@@ -18,6 +18,7 @@ array([4, 0, 1, 3, 2])
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,12 @@ class TorchGenerator:
         radius = math.sqrt(-2 * math.log1p(-u))
         self._kept = radius * math.sin(2 * math.pi * v)
         return radius * math.cos(2 * math.pi * v)
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, n: int) -> np.ndarray:
+    """The numbers below n in an order that a seed fixes."""
+    return TorchGenerator(seed).permutation(n)
 
 
 def _kind(dtype: Any) -> np.dtype:

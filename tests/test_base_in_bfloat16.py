@@ -21,7 +21,7 @@ from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.methods.selective.trainable_tokens import TrainableTokens
 from minipeft.quantize import NF4
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 from minipeft.train import fit
 
 BASES = Path(__file__).parent / "data" / "bases"

@@ -16,7 +16,7 @@ from minipeft.conformance.laws import K
 from minipeft.data import BASE
 from minipeft.model.arch import batch
 from minipeft.model.sensitivity import sensitivity
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 from minipeft.text import encode, load_tokenizer
 
 pytestmark = pytest.mark.hf

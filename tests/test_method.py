@@ -14,7 +14,8 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Here, Method, Site, frozen, load_methods, method_class
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach, sites
+from minipeft.attaching import attach
+from minipeft.targets import sites
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))

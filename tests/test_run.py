@@ -14,7 +14,10 @@ from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.methods.selective.bitfit import BitFit
 from minipeft.methods.structured.vera import VeRA
-from minipeft.run import Adapted, attach, digest, merge, select, sites
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import digest, merge
+from minipeft.targets import select, sites
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 BASES = Path(__file__).parent / "data" / "bases"

@@ -11,7 +11,7 @@ from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Site, Step, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach
+from minipeft.attaching import attach
 from minipeft.settings import at_least, check, choice, choices, count, positive, within
 
 load_methods()

@@ -10,7 +10,8 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
-from minipeft.run import attach, select, sites
+from minipeft.attaching import attach
+from minipeft.targets import select, sites
 
 load_methods()
 DECODER_Q = ["layers.0.attn.q.weight", "layers.1.attn.q.weight"]

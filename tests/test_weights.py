@@ -14,7 +14,9 @@ from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.model.sensitivity import sensitivity
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 load_methods()
 Q = "layers.0.attn.q.weight"

@@ -27,7 +27,8 @@ from minipeft.engine.tensor import value
 from minipeft.errors import Bad, note
 from minipeft.model.arch import Batch, Model, batch
 from minipeft.model.sensitivity import sensitivity
-from minipeft.run import Adapted, merge
+from minipeft.adapted import Adapted
+from minipeft.merging import merge
 
 K = 32.0  # four times that of one computation: the adapter's way, the fold, its rounding, and the merged model's way
 CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe")  # tokenizers, templates, generation

@@ -19,7 +19,10 @@ from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes as shapes_of
 from minipeft.quantize import NF4
-from minipeft.run import Adapted, Adapter, sites
+from minipeft.arrays import declared
+from minipeft.attaching import holding
+from minipeft.adapted import Adapted, Adapter
+from minipeft.targets import sites
 
 FORMAT = 2
 BROUGHT = "base:"  # in front of parameters of the base that came with the adapter: the table of a resized vocabulary
@@ -105,7 +108,7 @@ def _heads(model: Model) -> set[str]:
 
 def held_in(model: Model, at: Mapping[str, Method] | None = None) -> str:
     """The type in which a base is held, as `load` has it, but for weights that the methods at these sites hold otherwise."""
-    own = {site for site, m in (at or {}).items() if type(m).base is not Method.base}
+    own = {site for site, m in (at or {}).items() if declared(type(m)).held}
     packed = [W for name, W in model.params.items() if isinstance(W, NF4) and name not in own]
     if packed and not model.config.get("quantization_config"):  # else its files hold it so
         return "nf4-double" if packed[0].double else "nf4"
@@ -173,9 +176,7 @@ def load_adapter(
             raise Bad(f"{folder}: this adapter brings {brought[0]} of its base; attach it before the others")
         adapted = Adapted(_with_brought(adapted.model, brought, arrays, folder))
     known = sites(adapted.model)
-    if held := {s: W for s, m in at.items() if s in known and (W := m.base(known[s])) is not None}:
-        quantised = dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
-        adapted = dataclasses.replace(adapted, model=quantised)
+    adapted = holding(adapted, at)
     heads = (head, labels), (adapted.model.arch.head, adapted.model.arch.labels)
     without = replaced(at) | set(brought)
     same = base == (sha := adapted.model.digest(without=without))

@@ -25,7 +25,9 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Arch, Model
-from minipeft.run import Adapted, Adapter, attach, sites
+from minipeft.adapted import Adapted, Adapter
+from minipeft.attaching import attach
+from minipeft.targets import sites
 
 # --- names ------------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from minipeft.errors import Bad, note
 from minipeft.method import Method
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.arch import Arch, Model
-from minipeft.run import Adapter
+from minipeft.adapted import Adapter
 
 Config = dict[str, Any]
 

@@ -24,7 +24,9 @@ from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods, method_class
 from minipeft.processes import deaf_to_interrupts, end_children
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 from minipeft.train import AdamW, fit
 
 HEAD_LR = 2e-2  # of the classifier alone

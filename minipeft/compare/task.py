@@ -16,7 +16,8 @@ from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.method import Method
 from minipeft.model.arch import Arch, Batch, Model, batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.text import ByteTokenizer, Tokenizer, cut, load_tokenizer, padded
 
 SHORT = 24  # tokens of a snippet of the package: enough to tell its source, and half the time of whole ones

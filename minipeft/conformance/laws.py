@@ -24,7 +24,10 @@ from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method
 from minipeft.model.arch import Batch, Model
 from minipeft.model.sensitivity import sensitivity
-from minipeft.run import Adapted, Adapter, attach, digest, merge, sites
+from minipeft.adapted import Adapted, Adapter
+from minipeft.attaching import attach
+from minipeft.merging import digest, merge
+from minipeft.targets import sites
 from minipeft.train import SGD, AdamW, fit
 
 K = 8.0  # the constant of the tolerance rule

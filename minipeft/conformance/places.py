@@ -1,7 +1,8 @@
 """Where a method acts, on plain arrays: one linear, one table, one activation. What recorded cases are made of.
 
-A `Place` names the arrays that meet a method there and calls it. Sizes are distinct, so that no transposition passes: batch 3,
-time 4, in 14, out 10; 4 heads over 2 of keys and values, of width 5; 11 words.
+A `Place` is a model of one part, and names the arrays that meet a method there; the method is run there as everywhere, by
+`Run`. Sizes are distinct, so that no transposition passes: batch 3, time 4, in 14, out 10; 4 heads over 2 of keys and values,
+of width 5; 11 words.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import array_of, declared, needs
+from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine import ops
 from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Unfit
-from minipeft.method import Base, Method, Site, frozen
-from minipeft.model.arch import Arch
+from minipeft.method import Method, Site, change_of
+from minipeft.model.arch import Arch, Batch, Model
 from minipeft.model.transformer import Tokens
+from minipeft.run import Run
 
 B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
+Q = "layers.0.attn.q"
 Arrays = dict[str, Any]
 
 
@@ -42,10 +48,35 @@ class Place:
     about: str = ""  # for the page of the format
 
 
-def here(**facts: Any) -> SimpleNamespace:
-    """An evaluation pass at one site."""
-    known = dict(train=False, prefill=True, state={}, site="layers.0", layer="layers.0", index=0, arch=ARCH)
-    return SimpleNamespace(**known | dict(tokens=Tokens(T), dropout=lambda x, p: x) | facts)
+class OneRun(Run):
+    """A `Run` of a model of one part, whose dropout mask may be given: `keep` is 1 where an element stays."""
+
+    keep: Any = None
+
+    def dropout(self, x: Any, p: float) -> Any:
+        return super().dropout(x, p) if self.keep is None else x * (self.keep * (1 / (1 - p)))
+
+
+def one(
+    method: Method, arrays: Arrays, params: Mapping[str, Any], sites: Mapping[str, Arrays] | tuple[str, ...] = (f"{Q}.weight",),
+    arch: Arch = ARCH, t: int = T, **options: Any,
+) -> OneRun:  # fmt: skip
+    """A method at one site of a model that has these parameters alone, to be run there: `one(…).linear(module, x)`.
+
+    `arrays` are the method's at that site, or `sites` maps several to theirs. What sites share goes by its declaration.
+    """
+    at = dict.fromkeys(sites, arrays) if isinstance(sites, tuple) else sites
+    named: Arrays = {}
+    for site, own in at.items():
+        for name, a in own.items():
+            shared = (it := array_of(type(method), name)) is not None and it.shared
+            named[f"{'' if shared else site}:{name}"] = a
+    dtype = next((value(a).dtype for a in (*params.values(), *named.values()) if value(a).dtype.kind == "f"), np.dtype(float))
+    model = Model(arch, {n: W for n, W in params.items() if W is not None}, dtype)
+    adapter = Adapter("one", method, dict.fromkeys(at, method), named, frozenset())
+    run = OneRun(Adapted(model, (adapter,)), **options)
+    run.tokens = Tokens(t)
+    return run
 
 
 def _site(name: str, shape: tuple[int, ...], kind: str) -> Site:
@@ -54,82 +85,62 @@ def _site(name: str, shape: tuple[int, ...], kind: str) -> Site:
 
 def held(method: Method, W: Any) -> Any:
     """The base weight as the method holds it: quantised and back, perhaps."""
-    if type(method).base is Method.base:
-        return W
-    held = method.base(Site("layers.0.attn.q.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
-    return W if held is None else held.dequantize()
+    made = declared(type(method)).held
+    W4 = made and made.make(method, Site(f"{Q}.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
+    return W if W4 is None else W4.dequantize()
 
 
 def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    x, W, b = inputs["x"], held(method, inputs["W"]), inputs["b"]
-    facts: Arrays = {}
-    if "task_ids" in inputs:
-        ids = inputs["task_ids"]
-        facts = dict(
-            task_ids=ids, run=SimpleNamespace(batch=SimpleNamespace(task_ids=ids)), host=lambda _: to_host(ids)
-        )
-    if "keep" in inputs:  # a training pass whose dropout mask is given
-        facts |= dict(train=True, dropout=lambda x, p: x * (inputs["keep"] * (1 / (1 - p))))
-    spot = here(**facts)
-    if "h" in inputs:  # a first pass of the model, whose hidden states choose
-        shared = {k: v for k, v in arrays.items() if k[0] in "Vv"}
-        method.before(spot, lambda: SimpleNamespace(hidden=inputs["h"]), **shared)  # type: ignore[arg-type]
-        arrays = {k: v for k, v in arrays.items() if k not in shared}
-    if hasattr(method, "forward"):
-        under = Base(W, b, lambda x: ops.linear(x, W, b), False)
-        return dict(y=method.forward(x, under, spot, **arrays))
-    return dict(y=ops.linear(x, method.weight(W, **arrays), bias_of(method, b, arrays)))
-
-
-def bias_of(method: Method, b: Any, arrays: Arrays) -> Any:
-    """The bias as the method makes it."""
-    return method.bias(b, **arrays) if hasattr(method, "bias") else b
+    params = {f"{Q}.weight": held(method, inputs["W"]), f"{Q}.bias": inputs["b"]}
+    run = one(method, arrays, params, train="keep" in inputs)
+    run.keep = inputs.get("keep")
+    run.batch = Batch(task_ids=inputs.get("task_ids"))
+    run.prepare(lambda: SimpleNamespace(hidden=inputs.get("h")))
+    return dict(y=run.linear(Q, inputs["x"]))
 
 
 def _bias(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    return dict(y=ops.linear(inputs["x"], inputs["W"], method.weight(inputs["b"], **arrays)))
+    run = one(method, arrays, {f"{Q}.weight": inputs["W"], f"{Q}.bias": inputs["b"]}, (f"{Q}.bias",))
+    return dict(y=run.linear(Q, inputs["x"]))
 
 
 def _table(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    W, ids = inputs["W"], inputs["ids"]
-    if hasattr(method, "forward"):
-        under = Base(W, None, lambda ids: ops.take(W, ids=ids), True)
-        return dict(y=method.forward(ids, under, here(site="embed.tokens.weight"), **arrays))
-    return dict(y=ops.take(method.weight(W, **arrays), ids=ids))
+    run = one(method, arrays, {"embed.tokens.weight": inputs["W"]}, ("embed.tokens.weight",))
+    return dict(y=run.lookup("embed.tokens", inputs["ids"]))
 
 
-def _output(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    a, u, x = inputs["a"], inputs["u"], inputs["x"]
-    return dict(y=method.apply(a, here(u=u, x=x, combine=lambda a: x + a), **arrays))
+def _at(site: str, of: str, **facts: str) -> Callable[[Method, Arrays, Arrays], Arrays]:
+    """At an activation, which is the input `of`; `facts` are what the transformer shows there, by the inputs' names."""
 
+    def call(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+        run = one(method, arrays, {f"layers.0.attn.{k[1:]}.weight": W for k, W in inputs.items() if k in ("Wk", "Wv")}, (site,))
+        shown = {name: inputs[k] for name, k in facts.items()}
+        if "x" in shown:
+            shown["combine"] = lambda a: shown["x"] + a
+        return dict(y=run.at(site, inputs[of], **shown))
 
-def _layer(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    return dict(y=method.apply(inputs["h"], here(), **arrays))
-
-
-def _heads(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    known = {"attn.k.weight": inputs["Wk"], "attn.v.weight": inputs["Wv"]}
-    spot = here(site="layers.0.attn.heads", q=inputs["q"], param=known.get)
-    return dict(y=method.apply(inputs["o"], spot, **arrays))
+    return call
 
 
 def _kv(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    k, v = method.apply((inputs["k"], inputs["v"]), here(site="layers.0.attn.kv"), **arrays)
+    site = "layers.0.attn.kv"
+    k, v = one(method, arrays, {}, (site,)).at(site, (inputs["k"], inputs["v"]))
     return dict(k=k, v=v)
 
 
 def _ends(method: Any, inputs: Arrays, arrays: Arrays) -> Arrays:
-    return dict(y=method.turn(inputs["h"], **arrays), z=method.back(inputs["u"], **arrays))
+    run = one(method, arrays, {}, ("embed.out", "head.in"))
+    return dict(y=run.at("embed.out", inputs["h"]), z=run.at("head.in", inputs["u"]))
 
 
 def _ladder(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    state: Arrays = {}
-    out = None
-    for site, h in (("embed.out", inputs["h0"]), ("layers.0.out", inputs["h1"]), ("final.out", inputs["h1"])):
+    sites = {}
+    for site in ("embed.out", "layers.0.out", "final.out"):
         start = site.split(".")[0] + "_"
-        own = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-        out = method.apply(h, here(site=site, state=state), **own)
-    return dict(y=out)
+        sites[site] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+    run = one(method, {}, {}, sites)
+    run.at("embed.out", inputs["h0"])
+    return dict(y=run.at("final.out", run.at("layers.0.out", inputs["h1"])))
 
 
 LINEAR = _site("layers.0.attn.q.weight", (OUT, IN), "linear")
@@ -147,16 +158,16 @@ PLACES = {
               ("W", "b"), "A linear whose bias the method changes."),
         Place("table", (_site("embed.tokens.weight", (WORDS, IN), "embedding"),), dict(ids=(B, T), W=(WORDS, IN)), _table,
               ("ids", "W"), "A token table: ids (batch, time), W (words, d); y (batch, time, d)."),
-        Place("output", (_site("layers.0.mlp.out", (IN,), "activation"),), dict(a=STREAM, u=STREAM, x=STREAM), _output, (),
+        Place("output", (_site("layers.0.mlp.out", (IN,), "activation"),), dict(a=STREAM, u=STREAM, x=STREAM), _at("layers.0.mlp.out", "a", u="u", x="x"), (),
               "The output a of a sub-layer, its input u, and the residual stream x it is added to, in a pre-norm layer."),
-        Place("layer", (_site("layers.0.out", (IN,), "activation"),), dict(h=STREAM), _layer, (),
+        Place("layer", (_site("layers.0.out", (IN,), "activation"),), dict(h=STREAM), _at("layers.0.out", "h"), (),
               "The hidden state h (batch, time, d) that leaves a layer; every token is real."),
         Place("heads", (_site("layers.0.attn.heads", (20,), "activation"),),
-              dict(o=(B, T, 20), q=(B, 4, T, 5), Wk=(10, IN), Wv=(10, IN)), _heads, ("Wk", "Wv"),
+              dict(o=(B, T, 20), q=(B, 4, T, 5), Wk=(10, IN), Wv=(10, IN)), _at("layers.0.attn.heads", "o", q="q"), ("Wk", "Wv"),
               "Joined heads o (batch, time, heads·e), queries q (batch, heads, time, e), and the layer's key and value weights."),
         Place("keys", (_site("layers.0.attn.kv", (2, 5), "activation"),), dict(k=(B, 2, T, 5), v=(B, 2, T, 5)), _kv, (),
               "Keys and values (batch, heads of keys, time, e)."),
-        Place("embedded", (_site("embed.tokens.out", (IN,), "activation"),), dict(h=STREAM), _layer, (),
+        Place("embedded", (_site("embed.tokens.out", (IN,), "activation"),), dict(h=STREAM), _at("embed.tokens.out", "h"), (),
               "The embedded text h (batch, time, d), before positions."),
         Place("ends", (_site("embed.out", (IN,), "activation"), _site("head.in", (IN,), "activation")),
               dict(h=STREAM, u=STREAM), _ends, (), "y is made of h after the embedding, z of u before the head."),
@@ -175,7 +186,7 @@ BY_SITE = {
 def place_of(method: Method) -> Place:
     """The place a method acts at, by what its targets match in a small Llama. Raises `Unfit` if there is none."""
     from minipeft.conformance import tiny
-    from minipeft.run import select
+    from minipeft.targets import select
 
     if hasattr(method, "n_tasks"):
         return PLACES["tasks"]
@@ -199,14 +210,13 @@ def arrays_at(
     shape = place.sites[0].shape
     W = tensors.get("b" if place.name == "bias" else "W", rng.standard_normal(shape))
     asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, IN))})
-    if "grads" in method.needs:
+    if "grads" in needs(method):
         asks["grad"] = tensors["G"] if "G" in tensors else rng.standard_normal(shape)
-    if "inputs" in method.needs:
+    if "inputs" in needs(method):
         asks["inputs"] = [tensors["X"] if "X" in tensors else rng.standard_normal((9, IN))]
     sites = [dataclasses.replace(s, **asks) for s in place.sites]
-    found: Arrays = dict(method.shared(sites, rng))
-    for site, own in method.init_all(sites, rng).items():
+    found = draw(Facts(method, sites[0], rng, sites), shared=True)
+    for site, (_, own) in draw_all(method, sites, rng).items():
         start = site.split(".")[0] + "_" if len(place.sites) > 1 and own else ""
         found |= {start + k: a for k, a in own.items()}
-    plain = {k: np.asarray(to_host(a.array if isinstance(a, frozen) else a)) for k, a in found.items()}
-    return plain, tuple(k for k, a in found.items() if not isinstance(a, frozen))
+    return {k: np.asarray(to_host(a)) for k, (a, _) in found.items()}, tuple(k for k, (_, is_) in found.items() if is_)

@@ -27,7 +27,7 @@ from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, 
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import NF4_CODEBOOK
-from minipeft.run import Adapter
+from minipeft.adapted import Adapter
 from minipeft.settings import choices
 
 OWN = Own()

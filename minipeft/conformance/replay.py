@@ -20,7 +20,7 @@ from minipeft.checkpoints.peft_keys import plain_key
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
 from minipeft.model.arch import INPUTS, Batch, Model, batch
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 
 K = 8.0
 U64, U32 = 2.0**-53, 2.0**-24

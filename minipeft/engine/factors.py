@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_host
+from minipeft.engine.backend import name, to_host, xp
 from minipeft.errors import Bad
 
 
@@ -25,6 +26,15 @@ def singular(what: str, W: Any) -> tuple[Any, Any, Any]:
     return np.linalg.svd(finite(what, W), full_matrices=False)
 
 
+def orthonormal(what: str, R: Any) -> Any:
+    """The nearest matrix with orthonormal rows, in R's dtype; `what` names R. Raises `Bad` as `finite`, on the host."""
+    if name() == "numpy":
+        U, _, Vt = singular(what, R)
+    else:  # a device is not waited for, and its decomposition ends in any case
+        U, _, Vt = xp.linalg.svd(R.astype(xp.float64), full_matrices=False)
+    return (U @ Vt).astype(R.dtype)
+
+
 def principal(W: np.ndarray, r: int) -> tuple[Any, Any]:
     """B A is the part of the r largest singular values: A = √Σ_r V_rᵀ, B = U_r √Σ_r."""
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
@@ -36,3 +46,38 @@ def leading(W: np.ndarray, r: int) -> tuple[Any, Any]:
     """B A has W's first r columns: W = Q R, A the first r rows of R, B the first r columns of Q."""
     Q, R = np.linalg.qr(W)
     return R[:r], Q[:, :r]
+
+
+@dataclass
+class PCA:
+    """Incremental PCA: at most n directions V (n, in) with singular values S, each row's largest entry positive."""
+
+    what: str  # is decomposed, for errors
+    n: int
+    V: np.ndarray
+    S: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    mean: Any = 0.0
+    rows: int = 0
+    total: float = 0.0  # Σ‖x − μ‖²
+    settled: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # directions that hardly turned
+
+    def add(self, X: np.ndarray, tau: float) -> None:
+        X = X.astype(np.float64)
+        k, batch_mean = len(X), X.mean(axis=0)
+        shift = np.sqrt(self.rows * k / (self.rows + k)) * (self.mean - batch_mean)
+        new = np.vstack([X - batch_mean, shift])
+        self.total += float((new**2).sum())
+        self.mean = (self.rows * self.mean + k * batch_mean) / (self.rows + k)
+        self.rows += k
+        _, S, V = singular(self.what, np.vstack([self.S[:, None] * self.V, new]))
+        n = min(self.n, np.count_nonzero(S / (S[0] or 1.0) > 1e-12))  # the rest are directions without variance
+        S, V = S[:n], V[:n]
+        V = V * np.sign(V[np.arange(len(V)), abs(V).argmax(axis=1)])[:, None]
+        both = min(len(V), len(self.V))
+        self.settled = np.zeros(len(V), bool)
+        self.settled[:both] = (V[:both] * self.V[:both]).sum(axis=1) >= tau
+        self.S, self.V = S, V
+
+    @property
+    def explained(self) -> np.ndarray:
+        return self.S**2 / (self.total or 1.0)

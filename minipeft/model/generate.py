@@ -74,7 +74,7 @@ def generate(
     batch.check(arch)
     if batch.input_ids is None and not arch.encoder_layers:
         raise Bad("generate: expected input_ids, found inputs_embeds alone")
-    without = [a.method.name for a in adapted.in_use if not a.method.caches] + ["use_cache=False"] * (not use_cache)
+    without = [a.method.name for a in adapted.in_use if not caches(a.method)] + ["use_cache=False"] * (not use_cache)
     if graph:
         recorder()
         if without:

@@ -14,7 +14,8 @@ from minipeft.engine.fast import replaces
 from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.model.arch import Batch
 from minipeft.model.graph import Replay, recorder
-from minipeft.run import Adapted
+from minipeft.arrays import intervenes
+from minipeft.adapted import Adapted
 from minipeft.train import loop, optimisers
 from minipeft.train.loop import finite_loss, one
 from minipeft.train.optimisers import AdamW, Arrays, clipped
@@ -129,7 +130,7 @@ class Recorded:
         arch, changes = adapted.model.arch, (*self.theta.values(), *self.moments.values())
         self.gradients = Replay(arch, self._gradients)
         self.whole = Replay(arch, self._whole, changes=changes)
-        self.plain = type(optimiser) is AdamW and not any(a.method.intervenes for a in adapted.in_use)
+        self.plain = type(optimiser) is AdamW and not any(intervenes(a.method) for a in adapted.in_use)
 
     def __call__(self, micro: Sequence[Batch], at: tuple) -> float:
         """One step; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""

@@ -14,9 +14,10 @@ import numpy as np
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
 from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
+from minipeft.arrays import rate as factor
 from minipeft.method import Method, Step
 from minipeft.model.arch import IGNORE, Batch
-from minipeft.run import Adapted, Adapter
+from minipeft.adapted import Adapted, Adapter
 from minipeft.settings import at_least, check, positive
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import identity_of, restore, save
@@ -199,7 +200,7 @@ STEPPERS: dict[bool, Callable] = {False: _steps}  # by whether a graph is asked 
 
 def _factor(adapter: Adapter, key: str) -> float:
     site, _, name = key.rpartition(":")
-    return adapter.at.get(site, adapter.method).lr(name)  # "": the shared site is the method's own
+    return factor(adapter.at.get(site, adapter.method), name)  # "": the shared site is the method's own
 
 
 def _hook(which: str, adapted: Adapted, state: State, grads: Arrays, t: int, total: int) -> Arrays:

@@ -12,7 +12,8 @@ import numpy as np
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
 from minipeft.model.arch import Batch
-from minipeft.run import Adapted, digest
+from minipeft.adapted import Adapted
+from minipeft.merging import digest
 from minipeft.train.state import State, fetched
 
 

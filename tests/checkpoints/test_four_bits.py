@@ -14,7 +14,8 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.quantize import NF4, quantize
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "four_bits"
 load_methods()

@@ -174,7 +174,7 @@ def test_a_classifier_finds_padding_without_a_mask(name, four, tmp_path):
     with four.as_float64(), torch.no_grad():
         model = kind.from_pretrained(tmp_path, dtype=torch.float64, attn_implementation="eager").eval()
         want = model(torch.tensor(ids)).logits.numpy()
-    from minipeft.run import Adapted
+    from minipeft.adapted import Adapted
 
     np.testing.assert_allclose(
         Adapted(load(tmp_path, np.float64)).forward(batch(input_ids=ids)).logits, want, rtol=0, atol=1e-12

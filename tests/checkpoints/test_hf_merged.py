@@ -14,7 +14,8 @@ from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.errors import Bad, Note, Unfit
 from minipeft.method import METHODS, load_methods
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 pytestmark = pytest.mark.hf
 TESTS = Path(__file__).parents[1]

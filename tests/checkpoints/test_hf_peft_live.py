@@ -12,7 +12,8 @@ from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 pytestmark = pytest.mark.hf
 TESTS = Path(__file__).parents[1]

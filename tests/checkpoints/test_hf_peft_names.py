@@ -18,7 +18,7 @@ from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.checkpoints.peft_targets import Naming, targeted
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[1] / "record"

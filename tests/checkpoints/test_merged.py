@@ -21,7 +21,9 @@ from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.methods.scaling.ia3 import IA3
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 load_methods()
 BASES = Path(__file__).parents[1] / "data" / "bases"

@@ -16,7 +16,8 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 PEFT = Path(__file__).parents[1] / "data" / "peft" / "llama"
 

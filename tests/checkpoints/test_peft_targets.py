@@ -16,7 +16,7 @@ from minipeft.checkpoints.peft_targets import Naming, by_pattern, targeted, unwr
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
-from minipeft.run import attach
+from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")

@@ -12,8 +12,8 @@ from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.data import BASE
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import Adapted
-from minipeft.run import merge as fold
+from minipeft.adapted import Adapted
+from minipeft.merging import merge as fold
 
 PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
 

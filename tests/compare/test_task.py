@@ -13,7 +13,7 @@ from minipeft.data import BASE, load_snippets
 from minipeft.errors import Bad
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 from minipeft.text import load_tokenizer
 
 

@@ -11,7 +11,7 @@ from minipeft.conformance.docstrings import Row, evaluate, facts, markdown, read
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import sites
+from minipeft.targets import sites
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))

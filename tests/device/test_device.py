@@ -40,7 +40,9 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Model
-from minipeft.run import Adapted, attach, digest, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import digest, merge
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()

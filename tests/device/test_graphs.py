@@ -25,7 +25,8 @@ from minipeft.model import generate as generation
 from minipeft.model import graph as graphs
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()

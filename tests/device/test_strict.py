@@ -21,7 +21,8 @@ from minipeft.engine import Tensor, backend, use, value, xp
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.train import fit
 
 HOST = np.arange(6.0).reshape(2, 3)

@@ -10,7 +10,10 @@ from outcomes import tally
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
-from minipeft.run import Adapted, attach, merge, sites
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
+from minipeft.targets import sites
 
 load_methods()
 ODD = {

@@ -13,7 +13,7 @@ from batches import ROOT, base, drawn
 
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.run import Adapted
+from minipeft.adapted import Adapted
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[1] / "record"

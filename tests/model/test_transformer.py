@@ -9,7 +9,8 @@ from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 CAUSAL = ("llama", "gpt2")
 

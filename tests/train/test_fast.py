@@ -8,7 +8,7 @@ from hypothesis import given
 from minipeft.conformance import tiny
 from minipeft.engine import fast as engine_fast
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach
+from minipeft.attaching import attach
 from minipeft.train import AdamW
 from minipeft.train import fast as training
 from minipeft.train.loop import gradients

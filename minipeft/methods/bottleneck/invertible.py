@@ -7,16 +7,6 @@
 where x₁, x₂ are the two halves of a vector. One pair F, G serves both ends: what the text's vectors are turned into
 is turned back before it is compared with the words of the vocabulary.
 
-    F1  (m, d/2)  trained   N(0, 0.02²); shared by all sites, as the others
-    c1  (m)       trained   0
-    F2  (d/2, m)  trained   N(0, 0.02²); 0 with start="zero"
-    c2  (d/2)     trained   0
-    G1  (m, d/2)  trained   N(0, 0.02²)
-    k1  (m)       trained   0
-    G2  (d/2, m)  trained   N(0, 0.02²); 0 with start="zero"
-    k2  (d/2)     trained   0
-
-Size     2 d m + 2 m + d numbers in all; m = d/2 / reduction.
 Merges   no: f is not linear.
 Differs  The paper's model is BERT with a masked-language head; the same is done to any model here, to both stacks of an
          encoder-decoder, and a model without an output matrix over words has the embedding's side alone. AdapterHub
@@ -30,18 +20,14 @@ array([[3., 5.]])
 array([[1., 2.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import Here, Method, Unfit, at_least, choice, normal, requires, size, trained, zero_if
 from minipeft.engine import ops
-from minipeft.errors import Unfit
-from minipeft.method import Here, Method, Site
-from minipeft.model.transformer import ACTIVATIONS
-from minipeft.settings import at_least, choice
+from minipeft.model.activations import ACTIVATIONS
+
+FIRST, LAST = normal(0.02), zero_if("start == 'zero'", normal(0.02))
 
 
 @dataclass(frozen=True)
@@ -49,29 +35,26 @@ class Invertible(Method):
     """A bijection of the embedding space, undone before the output matrix."""
 
     targets: str = "*embed.out head.in"
-    reduction: float = at_least(1 / 64, 2.0)
+    takes = "vectors as wide as the model"
+    reduction: float = at_least(1 / 64, 2.0, tried=5.0)
     f: str = choice(*ACTIVATIONS, default="relu", varied=False)
     start: str = choice("normal", "zero")  # how F2 and G2 begin
-    takes: ClassVar[str] = "vectors as wide as the model"
+
+    half, m = size("d / 2"), size("max(1, int(half // reduction))")
+    even = requires("d == 2 half", "expected a model of even width, to be halved, found {d}", error=Unfit)
+    F1 = trained("m", "half", start=FIRST, shared=True)
+    c1 = trained("m", shared=True)
+    F2 = trained("half", "m", start=LAST, shared=True)
+    c2 = trained("half", shared=True)
+    G1 = trained("m", "half", start=FIRST, shared=True)
+    k1 = trained("m", shared=True)
+    G2 = trained("half", "m", start=LAST, shared=True)
+    k2 = trained("half", shared=True)
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
         """Only with F2 = G2 = 0: an embedding that is turned and turned back has been through the model meanwhile."""
         return self.start == "zero"
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        return dict(m=max(1, int(site.arch.d // 2 // self.reduction)))
-
-    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
-        d, m = sites[0].arch.d, self.sizes(sites[0])["m"]
-        if d % 2:
-            raise Unfit(f"{self.name}: expected a model of even width, to be halved, found {d}")
-        arrays: dict[str, Any] = {}
-        for W, b in ("Fc", "Gk"):
-            arrays |= {f"{W}1": 0.02 * rng.standard_normal((m, d // 2)), f"{b}1": np.zeros(m)}
-            last = 0.02 * rng.standard_normal((d // 2, m)) * (self.start == "normal")
-            arrays |= {f"{W}2": last, f"{b}2": np.zeros(d // 2)}
-        return arrays
 
     def _mlp(self, h: Any, W1: Any, b1: Any, W2: Any, b2: Any) -> Any:
         return ops.linear(ACTIVATIONS[self.f](ops.linear(h, W1, b1)), W2, b2)

@@ -8,20 +8,6 @@
 A small network of width w = d / r beside the frozen one: it reads the backbone's hidden states and answers in its place,
 through the frozen head. No gradient runs through the backbone, so none of its activations is kept.
 
-    D      (w, d)  trained   U(±1/√d)
-    alpha  (1)     trained   0; in each layer
-    Wq     (w, w)  trained   U(±1/√w); in each layer, as the following
-    Wk     (w, w)  trained   U(±1/√w)
-    Wv     (w, w)  trained   U(±1/√w)
-    Wo     (w, w)  trained   U(±1/√w)
-    n1     (w)     trained   1; the weight of the norm before attention
-    W1     (m, w)  trained   U(±1/√w)
-    W2     (w, m)  trained   U(±1/√m)
-    n2     (w)     trained   1; the weight of the norm before the feed-forward
-    n      (w)     trained   1; the weight of the final norm
-    U      (d, w)  trained   U(±1/√w)
-
-Size     (L + 1) w d + L (4 w w + 2 w m + 2 w + 1) + w + d w numbers in all; w = d / r, m = ff / r.
 Merges   no: a second network.
 Differs  The paper starts the side network from a pruned copy of the backbone; here it starts at random. Its gate weights
          the side stream in the authors' code, as here, and the ladder in the text. Norms are RMS norms, positions come
@@ -31,63 +17,50 @@ Differs  The paper starts the side network from a pruned copy of the backbone; h
 array([[2., 4.]])
 """
 
-from __future__ import annotations
-
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import Here, Method, Unfit, at_least, choice, fact, fill, positive, requires, size, trained, uniform
 from minipeft.engine import ops, stop_gradient
-from minipeft.errors import Unfit
-from minipeft.method import Here, Method, Site
-from minipeft.model.arch import Arch
-from minipeft.model.transformer import ACTIVATIONS, visibility
-from minipeft.settings import at_least, choice, positive
+from minipeft.model.activations import ACTIVATIONS
+from minipeft.model.transformer import visibility
+
+RUNGS = r"embed\.out|layers\.\d+\.out|final\.out"
 
 
 @dataclass(frozen=True)
 class LadderSide(Method):
     """A narrow transformer beside the frozen one."""
 
-    targets: str = r"re:embed\.out|layers\.\d+\.out|final\.out"
-    r: int = at_least(1, 8)  # d / w
-    T: float = positive(0.1)
+    identity = False
+    targets: str = f"re:{RUNGS}"
+    r: int = at_least(1, 8, small=4, tried=2)  # d / w
+    T: float = positive(0.1, tried=0.7)
     f: str = choice(*ACTIVATIONS, default="relu", varied=False)
-    identity: ClassVar[bool] = False
-    caches: ClassVar[bool] = False
 
-    @classmethod
-    def sized(cls, arch: Arch) -> LadderSide:
-        return cls(r=4)
+    rung = fact(lambda method, site: bool(re.fullmatch(RUNGS, site.name)))
+    layer = fact(lambda method, site: site.name.startswith("layers."))
+    last = fact(lambda method, site: site.name == "final.out")
+    w, m = size("max(1, d / r)"), size("max(1, ff / r)")
+    ours = requires("rung", "expected embed.out and outputs of the decoder's layers, found {site}", error=Unfit)
+    some = requires(
+        "sites > 1 or not last", "expected embed.out and outputs of the decoder's layers, found {site} alone", error=Unfit
+    )
+    Wq, Wk, Wv, Wo = (trained("w", "w", start=uniform("w"), when="layer") for _ in range(4))
+    D = trained("w", "d", start=uniform("d"), when="not last")
+    alpha = trained("1", when="layer")
+    n1, n2 = (trained("w", start=fill(1), when="layer") for _ in range(2))
+    W1 = trained("m", "w", start=uniform("w"), when="layer")
+    W2 = trained("w", "m", start=uniform("m"), when="layer")
+    n = trained("w", start=fill(1), when="last")
+    U = trained("d", "w", start=uniform("w"), when="last")
 
-    def sizes(self, site: Site) -> dict[str, int]:
-        return dict(w=max(1, site.arch.d // self.r), m=max(1, site.arch.ff // self.r))
-
-    def init_all(self, sites: list[Site], rng: np.random.Generator) -> dict[str, dict[str, Any]]:
-        names = [site.name for site in sites]
-        strange = [n for n in names if not re.fullmatch(r"embed\.out|layers\.\d+\.out|final\.out", n)]
-        if strange or names == ["final.out"]:
-            found = strange[0] if strange else "final.out alone"
-            raise Unfit(f"{self.name}: expected embed.out and outputs of the decoder's layers, found {found}")
-        return super().init_all(sites, rng)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        d, (w, m) = site.arch.d, self.sizes(site).values()
-
-        def draw(out: int, in_: int) -> np.ndarray:
-            return rng.uniform(-(in_**-0.5), in_**-0.5, (out, in_))
-
-        if site.name == "final.out":
-            return dict(n=np.ones(w), U=draw(d, w))
-        if site.name == "embed.out":
-            return dict(D=draw(w, d))
-        square = {name: draw(w, w) for name in ("Wq", "Wk", "Wv", "Wo")}
-        return dict(
-            D=draw(w, d), alpha=np.zeros(1), **square, n1=np.ones(w), W1=draw(m, w), W2=draw(w, m), n2=np.ones(w)
-        )
+    def before(self, here: Here, forward: Callable[[], Any], **shared: Any) -> None:
+        """The side stream begins anew with every pass, over the whole sequence."""
+        here.state.clear()
 
     def gate(self, alpha: Any, s: Any, ladder: Any) -> Any:
         """g s + (1 − g) ladder, g = σ(alpha / T)."""
@@ -109,16 +82,8 @@ class LadderSide(Method):
         rung: Any,
         here: Here,
         *,
-        alpha: Any,
-        Wq: Any,
-        Wk: Any,
-        Wv: Any,
-        Wo: Any,
-        n1: Any,
-        W1: Any,
-        W2: Any,
-        n2: Any,
-    ) -> Any:
+        alpha: Any, Wq: Any, Wk: Any, Wv: Any, Wo: Any, n1: Any, W1: Any, W2: Any, n2: Any,
+    ) -> Any:  # fmt: skip
         """One side layer, (b, t, w) -> (b, t, w), in heads as many of the backbone's as divide w."""
         arch, (b, t, w) = here.arch, s.shape
         heads = math.gcd(arch.heads, w)

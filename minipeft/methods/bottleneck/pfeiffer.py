@@ -6,12 +6,6 @@
 where a is the output of the feed-forward and x the residual stream that it will be added to; the layer goes on with
 x + a' or Norm(x + a'), so that a post-norm layer's norm is used twice.
 
-    Wd  (m, d)  trained   N(0, 0.02²)
-    bd  (m)     trained   0
-    Wu  (d, m)  trained   N(0, 0.02²); 0 with start="zero"
-    bu  (d)     trained   0
-
-Size     2 d m + m + d numbers per site, one site a layer; m = d / reduction.
 Merges   no: f is not linear.
 Differs  The paper found this placement by search and shows it in a figure; the equations above are those of AdapterHub.
 
@@ -21,17 +15,12 @@ Differs  The paper found this placement by search and shows it in a figure; the 
 array([[7., 2.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np  # noqa: F401  (the example above uses it)
-
-from minipeft.method import Here
+from minipeft.declare import Here, choice
 from minipeft.methods.bottleneck.houlsby import Houlsby
-from minipeft.model.transformer import ACTIVATIONS
-from minipeft.settings import choice
+from minipeft.model.activations import ACTIVATIONS
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,6 @@
     W' = W + s P diag(λ) Q,    s = α/(r + ε)                                  (paper, eq. 3, without s)
     loss += γ · mean of ‖Pᵀ P − I‖ and ‖Q Qᵀ − I‖ over all sites              (eq. 4, which squares the norms)
 
-    P    (out, k)  trained   N(0, 0.02²)
-    lam  (k)       trained   0, hence W' = W before training; λ, the singular values
-    Q    (k, in)   trained   N(0, 0.02²)
-
 k is r, or `kept` where triplets were dropped for good; s stays that of r. In step t of T, a number w of gradient g has
 
     I = |w g|,   Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,   S = Ī Ū      (eqs. 8 to 10)
@@ -16,7 +12,6 @@ k is r, or `kept` where triplets were dropped for good; s stays that of r. In st
 and every deltaT steps after tinit λ_i ← 0 but for the b(t) triplets of highest score in the whole model; they may grow
 back, until at T − tfinal the choice becomes final. b₀ = r, b₁ = target_r, each times the number of sites.
 
-Size     k (in + out + 1) numbers per adapted matrix; on average target_r (in + out + 1) of use in the end: `ranks`.
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of Q only.
 Differs  The paper has no s, and squares the norms: orth="squared". The authors' code and HF peft have ε = 1e-5 and
@@ -26,34 +21,30 @@ Differs  The paper has no s, and squares the norms: orth="squared". The authors'
          and cannot keep everything (target_r = r).
 
 >>> P, Q = np.array([[1., 0.], [0., 1.]]), np.array([[1., 1.], [1., -1.]])
->>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).weight(np.zeros((2, 2)), P=P, lam=np.array([3., 0.]), Q=Q)
+>>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).change(P=P, lam=np.array([3., 0.]), Q=Q).onto(np.zeros((2, 2)))
 array([[3., 3.],
        [0., 0.]])
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import QUERY_VALUE, Bad, Method, Step, at_least, choice, count, free, lowrank, normal, size, trained, within
 from minipeft.engine import ops
 from minipeft.engine.backend import to_host, xp
-from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, Site, Step
-from minipeft.settings import at_least, choice, count, within
 
 
 @dataclass(frozen=True)
 class AdaLoRA(Method):
     """Singular triplets that go where they matter."""
 
-    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = count(12)
-    target_r: int = count(8)
-    alpha: float = 8.0
+    name = "adalora"
+    targets: str = QUERY_VALUE
+    takes = "linears"
+    r: int = count(12, tried=2)
+    target_r: int = count(8, most="r", tried=1)
+    alpha: float = free(8.0, tried=6.0)
     dropout: float = within("[0, 1)", 0.0)
     tinit: int = at_least(0, 0)
     tfinal: int = at_least(0, 0)
@@ -64,37 +55,20 @@ class AdaLoRA(Method):
     eps: float = at_least(0, 1e-5)  # ε
     orth: str = choice("norm", "squared", reading=True)
     sensitivity: str = choice("before", "after", reading=True)
-    kept: int | None = count(None, least=0)
-    takes: ClassVar[str] = "linears"
-    name: ClassVar[str] = "adalora"
-    usual_lr: ClassVar[float] = 2e-2
-    ties: ClassVar[bool] = False
+    kept: int | None = count(None, least=0, most="r")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target_r > self.r:
-            raise Bad(f"{self.name}: target_r must lie in 1 … r = {self.r}, found {self.target_r}")
-        if self.kept is not None and self.kept > self.r:
-            raise Bad(f"{self.name}: kept must lie in 0 … r = {self.r}, found {self.kept}")
+    k = size("r if kept is None else kept")
+    P = trained("out", "k", start=normal(0.02))
+    lam = trained("k")
+    Q = trained("k", "in", start=normal(0.02))
 
     @property
     def scale(self) -> float:
         """s."""
         return (self.alpha if self.alpha > 0 else self.r) / (self.r + self.eps)
 
-    def sizes(self, site: Site) -> dict[str, int]:
-        return dict(k=self.r if self.kept is None else self.kept)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        (out, in_), k = site.shape, self.sizes(site)["k"]
-        return dict(P=0.02 * rng.standard_normal((out, k)), lam=np.zeros(k), Q=0.02 * rng.standard_normal((k, in_)))
-
-    def weight(self, W: Any, *, P: Any, lam: Any, Q: Any) -> Any:
-        return W + self.scale * ((P * lam) @ Q)
-
-    def forward(self, x: Any, base: Base, here: Here, *, P: Any, lam: Any, Q: Any) -> Any:
-        """x W'ᵀ + b by the factors alone."""
-        return ops.add_lowrank(base(x), here.dropout(x, self.dropout), Q, P * lam, s=self.scale)
+    def change(self, *, P: Any, lam: Any, Q: Any) -> Any:
+        return self.scale * lowrank(P * lam, Q)
 
     def penalty(self, arrays: Mapping[str, dict[str, Any]]) -> Any:
         """γ times the mean distance of PᵀP and QQᵀ from I."""
@@ -104,8 +78,6 @@ class AdaLoRA(Method):
             off = G - xp.eye(G.shape[0], dtype=G.dtype)
             total = total + (ops.norm(off) if self.orth == "norm" else ops.sum(off * off))
         return total * (self.gamma / len(grams)) if self.gamma and grams else None
-
-    # --- the allocator
 
     def after_backward(self, step: Step) -> None:
         if self.tinit >= step.total - self.tfinal:

@@ -3,11 +3,6 @@
     Ŵ  = deq(quant(W))      held in four bits, made a matrix again at every use   (paper, eq. 5; minipeft.quantize)
     W' = Ŵ + s B A,   s = α/r, as LoRA
 
-    A  (r, in)    trained   as LoRA
-    B  (out, r)   trained   0, hence W' = Ŵ before training
-    c  (out)      trained   0; only with lora_bias
-
-Size     r (in + out) + lora_bias out numbers per adapted matrix.
 Merges   exactly: to Ŵ + s B A in full precision. `requantized` gives what four bits keep of it.
 Dropout  as LoRA.
 Differs  The base model, not the adapter, holds the codes: an adapter trained here is an ordinary LoRA. Constants are
@@ -15,43 +10,41 @@ Differs  The base model, not the adapter, holds the codes: an adapter trained he
          merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in four
          bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is.
 
->>> import numpy as np
->>> W = np.array([[0.5, 1.0], [-1.0, 0.1]])
->>> QLoRA(double_quant=False).base(Site("q.weight", (2, 2), "linear", None, W)).dequantize().round(2)
+>>> site = Site("q.weight", (2, 2), "linear", None, np.array([[0.5, 1.0], [-1.0, 0.1]]))
+>>> in_four_bits(QLoRA(double_quant=False), site).dequantize().round(2)
 array([[ 0.44,  1.  ],
        [-1.  ,  0.08]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
+from minipeft.declare import at_least, held
 from minipeft.engine.bfloat16 import widened
-from minipeft.method import Site
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.quantize import NF4, quantize
-from minipeft.settings import at_least
+
+
+def in_four_bits(method: Any, site: Any) -> NF4 | None:
+    """The base's weight in four bits; None where it is no linear, or held so already, or a tied head."""
+    tied_head = site.name == "head.weight" and site.arch is not None and site.arch.tied
+    if site.kind != "linear" or isinstance(site.W, NF4) or tied_head:
+        return None
+    return quantize(widened(site.W), method.block, method.double_quant)
 
 
 @dataclass(frozen=True)
 class QLoRA(LoRA):
     """LoRA over a base held in four bits."""
 
+    name = "qlora"
     targets: str = "all-linear"
-    block: int = at_least(1, 64)
+    takes = "linears"
+    block: int = at_least(1, 64, tried=64)
     double_quant: bool = True
-    takes: ClassVar[str] = "linears"
-    name: ClassVar[str] = "qlora"
-    usual_lr: ClassVar[float] = 5e-3
 
-    def base(self, site: Site) -> NF4 | None:
-        held_already = isinstance(site.W, NF4)
-        tied_head = site.name == "head.weight" and site.arch is not None and site.arch.tied
-        if site.kind != "linear" or held_already or tied_head:
-            return None
-        return quantize(widened(site.W), self.block, self.double_quant)
+    W = held(in_four_bits)
 
     def requantized(self, W: Any, **arrays: Any) -> NF4:
         """W' in four bits again, W being the base as dequantised: the merge of bitsandbytes, W' only roughly."""
-        return quantize(self.weight(W, **arrays), self.block, self.double_quant)
+        return quantize(self.change(**arrays).onto(W), self.block, self.double_quant)

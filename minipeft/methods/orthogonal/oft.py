@@ -8,14 +8,10 @@
 Q_i is skew-symmetric, β × β: row i of Q fills its upper triangle, row by row, and the lower is its negative. With coft,
 Q_i is first drawn into the ball ‖Q_i‖ ≤ eps/√K (eps alone with block_share) and its gradient is taken there.
 
-    Q      (K, p)  trained   0, hence W' = W before training; only with a linear
-    Q_emb  (K, p)  trained   0; only with an embedding
-
 p = β(β − 1)/2; K is the number of blocks, in/β, or 1 with block_share, where one block serves all. β is `block`, or
 in/r where block is 0 and `r` counts the blocks. The input-side form and the series: Qiu et al. 2025,
 https://arxiv.org/abs/2506.19847.
 
-Size     K p numbers per adapted matrix.
 Merges   exactly: W' is an ordinary weight.
 Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the second rotates inputs, as HF peft and
          this file do, and has the series, the default. They are not the same rotation: the series approximates
@@ -27,69 +23,53 @@ Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the 
          embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
          them; both are (W R1ᵀ) R2ᵀ here.
 
->>> OFT(block=2, cayley="exact").weight(np.array([[2., 1.]]), Q=np.array([[1.]]))
+>>> OFT(block=2, cayley="exact").change(Q=np.array([[1.]])).onto(np.array([[2., 1.]]))
 array([[-1.,  2.]])
->>> OFT(block=2, terms=2).weight(np.array([[2., 1.]]), Q=np.array([[1.]]))
+>>> OFT(block=2, terms=2).change(Q=np.array([[1.]])).onto(np.array([[2., 1.]]))
 array([[ 4., -3.]])
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import QUERY_VALUE, Method, Step, at_least, choice, count, fact, positive, requires, rotated, size, skew, trained, when
 from minipeft.engine import ops, stop_gradient
-from minipeft.engine.backend import once, xp
-from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, Site, Step
-from minipeft.model.arch import Arch
-from minipeft.settings import at_least, choice, count, positive
+from minipeft.engine.backend import xp
+
+
+def width(method: Any, site: Any) -> int:
+    """β: the nearest divisor of the width to the one wished for, the smaller at a tie."""
+    d, wish = site.shape[1], method.block or method.r
+    found = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: (abs(n - wish), n))
+    return found if method.block else d // found
 
 
 @dataclass(frozen=True)
 class OFT(Method):
     """A block-diagonal rotation of the inputs."""
 
-    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    block: int = count(32, least=0)  # β; 0: say r instead
+    name = "oft"
+    targets: str = QUERY_VALUE
+    takes = "linears and lookups"
+    block: int = count(32, least=0, small=lambda arch: max(4, arch.d // 8), tried=7)  # β; 0: say r instead
     r: int = count(0, least=0)  # number of blocks; 0: say block instead
     cayley: str = choice("neumann", "exact", reading=True)
     terms: int = at_least(1, 5, 1000)  # of the series
     block_share: bool = False
     coft: bool = False
-    eps: float = positive(6e-5)
-    takes: ClassVar[str] = "matrices"
-    name: ClassVar[str] = "oft"
-    usual_lr: ClassVar[float] = 5e-3
-    ties: ClassVar[bool] = False
+    eps: float = positive(6e-5, tried=0.3)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.block > 0) == (self.r > 0):
-            raise Bad(
-                f"{self.name}: one of block and r must be positive, the other 0; found block={self.block}, r={self.r}"
-            )
+    one = requires("(block > 0) != (r > 0)", "one of block and r must be positive, the other 0; found block={block}, r={r}")
+    beta = fact(width)
+    K = size("1 if block_share else in / beta")
+    p = size("beta (beta - 1) / 2")
+    wide = requires("beta > 1", "blocks must be larger than 1, found width {in} in blocks of 1")
+    Q = trained("K", "p", when="not embedding")
+    Q_emb = trained("K", "p", when="embedding")
 
-    @classmethod
-    def sized(cls, arch: Arch) -> OFT:
-        return cls(block=max(4, arch.d // 8))
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        d, wish = site.shape[1], self.block or self.r
-        found = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: (abs(n - wish), n))
-        beta = found if self.block else d // found
-        return dict(beta=beta, K=1 if self.block_share else d // beta, p=beta * (beta - 1) // 2)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        size = self.sizes(site)
-        if size["beta"] == 1:
-            raise Bad(
-                f"{self.name}: blocks of {site.name} must be larger than 1, found width {site.shape[1]} in blocks of 1"
-            )
-        return {"Q_emb" if site.kind == "embedding" else "Q": np.zeros((size["K"], size["p"]))}
+    def change(self, *, Q: Any = None, Q_emb: Any = None) -> Any:
+        return rotated(self.rotation(Q_emb if Q is None else Q), table=Q is None)
 
     def _project(self, Q: Any) -> Any:
         """Q with each row's skew matrix, of norm √2 ‖row‖, drawn into the ball."""
@@ -101,11 +81,8 @@ class OFT(Method):
         """R_1 … R_K (K, β, β) of Q (K, p)."""
         if self.coft:  # the value is the projection's, the gradient goes straight to Q
             Q = stop_gradient(self._project(Q)) + (Q - stop_gradient(Q))
-        K, beta = Q.shape[0], (1 + math.isqrt(1 + 8 * Q.shape[1])) // 2
-        i, j = _above_diagonal(beta)
-        Q = ops.put(Q, index=(slice(None), i, j), shape=(K, beta, beta))
-        Q = Q - ops.swapaxes(Q)
-        I = xp.eye(beta, dtype=Q.dtype)
+        Q = skew(Q)
+        I = xp.eye(Q.shape[-1], dtype=Q.dtype)
         if self.cayley == "exact":
             return ops.solve(I + Q, I - Q)  # the factors commute
         if self.terms <= 2:
@@ -115,26 +92,8 @@ class OFT(Method):
             R = 2 * I + Q @ R
         return I + Q @ R
 
-    def weight(self, W: Any, *, Q: Any = None, Q_emb: Any = None) -> Any:
-        return ops.block_matmul(W, self.rotation(Q_emb) if Q is None else ops.swapaxes(self.rotation(Q)))
-
-    def forward(self, x: Any, base: Base, here: Here, *, Q: Any = None, Q_emb: Any = None) -> Any:
-        """(x R) Wᵀ + b: rotates what goes in, or what a lookup gives."""
-        if Q_emb is None:
-            return base(ops.block_matmul(x, self.rotation(Q)))
-        return ops.block_matmul(base(x), self.rotation(Q_emb))
-
-    @property
-    def intervenes(self) -> bool:
-        return self.coft
-
+    @when("coft")
     def after_step(self, step: Step) -> None:
-        if self.coft:
-            for arrays in step.theta.values():
-                for name in arrays.keys() & {"Q", "Q_emb"}:
-                    arrays[name] = self._project(arrays[name])
-
-
-@once
-def _above_diagonal(beta: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(beta, 1)
+        for arrays in step.theta.values() if self.coft else ():
+            for name in arrays.keys() & {"Q", "Q_emb"}:
+                arrays[name] = self._project(arrays[name])

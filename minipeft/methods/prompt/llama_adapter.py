@@ -5,10 +5,6 @@
 where o are the joined heads of a layer before the output projection, q its queries with their positions, and Wk, Wv its
 own. The softmax over the prompt is apart from that over the text; A's keys carry no position and need no mask.
 
-    A  (K, d)  trained   N(0, 1)
-    g  (1)     trained   0, hence o' = o before training
-
-Size     K d + 1 numbers per site, one site a layer.
 Merges   no: a second attention.
 Differs  The paper adapts the topmost layers and has a gate for every head; HF peft one a layer, as here; give `layers` to
          choose. HF peft adds after the output projection: on Llama it projects its part by itself, and so adds the
@@ -21,35 +17,27 @@ Differs  The paper adapts the topmost layers and has a gate for every head; HF p
 array([[[8.]]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import Here, Method, Unfit, choice, count, fact, normal, requires, trained
 from minipeft.engine import ops
-from minipeft.errors import Unfit
-from minipeft.method import Here, Method, Site
-from minipeft.model.arch import Arch  # noqa: F401  (the example above uses it)
-from minipeft.settings import choice, count
 
 
 @dataclass(frozen=True)
 class LLaMAAdapter(Method):
     """A prompt in a second, gated attention."""
 
+    name = "llama_adapter"
     targets: str = "attn.heads"
-    K: int = count(10)
+    K: int = count(10, tried=3)
     adds: str = choice("heads", "projected", "bare", reading=True)
-    name: ClassVar[str] = "llama_adapter"
 
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if site.name.endswith("attn.o.out") and self.adds != "heads":
-            return {}
-        if not site.name.endswith("attn.heads"):
-            raise Unfit(f"{self.name}: expected attn.heads sites, found {site.name}")
-        return dict(A=rng.standard_normal((self.K, site.arch.d)), g=np.zeros(1))
+    heads = fact(lambda method, site: site.name.endswith("attn.heads"))
+    later = fact(lambda method, site: method.adds != "heads" and site.name.endswith("attn.o.out"))
+    there = requires("heads or later", "expected attn.heads sites, found {site}", error=Unfit)
+    A = trained("K", "d_model", start=normal(), when="heads")
+    g = trained("1", when="heads")
 
     def apply(self, h: Any, here: Here, **arrays: Any) -> Any:
         """At attn.heads h is o (b, t, H e). In the other readings the branch waits there for attn.o.out."""

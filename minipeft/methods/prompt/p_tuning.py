@@ -8,28 +8,6 @@ LSTM is bidirectional, along the p virtual tokens, of `layers` layers; in each d
 
     (i, f, g, o) = Wx x_t + bx + Wh h_{t−1} + bh,   c_t = σ(f) c_{t−1} + σ(i) tanh(g),   h_t = σ(o) tanh(c_t)
 
-    E0   (p, d)       trained   N(0, 1)
-    W1   (h, d)       trained   U(±1/√d); only with encoder="mlp", as the following five
-    b1   (h)          trained   U(±1/√d); only with encoder="mlp"
-    W2   (h, h)       trained   U(±1/√h); only with encoder="mlp"
-    b2   (h)          trained   U(±1/√h); only with encoder="mlp"
-    W3   (d, h)       trained   U(±1/√h); only with encoder="mlp"
-    b3   (d)          trained   U(±1/√h); only with encoder="mlp"
-    Wx0  (2, 4 h, d)  trained   U(±1/√h), forwards and backwards; only with encoder="lstm". In later layers (2, 4 h, 2 h)
-    Wh0  (2, 4 h, h)  trained   U(±1/√h); only with encoder="lstm"
-    bx0  (2, 4 h)     trained   U(±1/√h); only with encoder="lstm"
-    bh0  (2, 4 h)     trained   U(±1/√h); only with encoder="lstm"
-    Wx1  (2, 4 h, 2 h)  trained   U(±1/√h); only with encoder="lstm" and layers > 1
-    Wh1  (2, 4 h, h)  trained   U(±1/√h); only with encoder="lstm" and layers > 1
-    bx1  (2, 4 h)     trained   U(±1/√h); only with encoder="lstm" and layers > 1
-    bh1  (2, 4 h)     trained   U(±1/√h); only with encoder="lstm" and layers > 1
-    U1   (2 h, 2 h)   trained   U(±1/√(2h)); only with encoder="lstm"
-    u1   (2 h)        trained   U(±1/√(2h)); only with encoder="lstm"
-    U2   (d, 2 h)     trained   U(±1/√(2h)); only with encoder="lstm"
-    u2   (d)          trained   U(±1/√(2h)); only with encoder="lstm"
-
-Size       p d + encoder_size numbers in all: h d + 2 h + h² + d h + d of the MLP; of the LSTM 8 h in + 8 h² + 16 h a layer,
-           in = d and then 2h, and 4 h² + 2 h + 2 h d + d.
 Merges     no: the sequence grows. The encoder can be dropped after training: `prompt` is what remains.
 Positions  As prompt tuning.
 Dropout    acts between the layers of the LSTM.
@@ -43,58 +21,48 @@ array([[6.],
        [0.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import Here, choice, count, each, normal, size, trained, uniform, within
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.method import Here, Site
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
-from minipeft.settings import choice, count, within
+
+MLP, LSTM, LAYER = "encoder == 'mlp'", "encoder == 'lstm'", "layers if encoder == 'lstm' else 0"
 
 
 @dataclass(frozen=True)
 class PTuning(PromptTuning):
     """Virtual tokens that a small network makes."""
 
+    name = "p_tuning"
     encoder: str = choice("lstm", "mlp")
     start: str = choice("normal")  # words cannot be put through the encoder
-    hidden: int = count(0, least=0, most=1 << 13)  # h; 0: as wide as the model
+    hidden: int = count(0, least=0, most=1 << 13, tried=5)  # h; 0: as wide as the model
     layers: int = count(2, most=64)  # of the LSTM
     dropout: float = within("[0, 1)", 0.0)
-    name: ClassVar[str] = "p_tuning"
 
-    def _shapes(self, d: int) -> dict[str, tuple[int, ...]]:
-        h = self.hidden or d
-        if self.encoder == "mlp":
-            return dict(W1=(h, d), b1=(h,), W2=(h, h), b2=(h,), W3=(d, h), b3=(d,))
-        found: dict[str, tuple[int, ...]] = {}
-        for n in range(self.layers):
-            found |= {
-                f"Wx{n}": (2, 4 * h, 2 * h if n else d),
-                f"Wh{n}": (2, 4 * h, h),
-                f"bx{n}": (2, 4 * h),
-                f"bh{n}": (2, 4 * h),
-            }
-        return found | dict(U1=(2 * h, 2 * h), u1=(2 * h,), U2=(d, 2 * h), u2=(d,))
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        (d,) = site.shape
-        return dict(h=self.hidden or d, encoder_size=sum(int(np.prod(s)) for s in self._shapes(d).values()))
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        (d,) = site.shape
-        h = self.hidden or d
-        fan = dict(W1=d, b1=d, U1=2 * h, u1=2 * h, U2=2 * h, u2=2 * h)
-        arrays: dict[str, Any] = dict(E0=rng.standard_normal((self.p, d)))
-        for name, shape in self._shapes(d).items():
-            bound = fan.get(name, h) ** -0.5
-            arrays[name] = rng.uniform(-bound, bound, shape)
-        return arrays
+    h = size("hidden or d")
+    P = None
+    E0 = trained("p", "d", start=normal())
+    W1 = trained("h", "d", start=uniform("d"), when=MLP)
+    b1 = trained("h", start=uniform("d"), when=MLP)
+    W2 = trained("h", "h", start=uniform("h"), when=MLP)
+    b2 = trained("h", start=uniform("h"), when=MLP)
+    W3 = trained("d", "h", start=uniform("h"), when=MLP)
+    b3 = trained("d", start=uniform("h"), when=MLP)
+    lstm = each(
+        LAYER,
+        Wx=trained("2", "4 h", "2 h if n else d", start=uniform("h")),
+        Wh=trained("2", "4 h", "h", start=uniform("h")),
+        bx=trained("2", "4 h", start=uniform("h")),
+        bh=trained("2", "4 h", start=uniform("h")),
+    )
+    U1 = trained("2 h", "2 h", start=uniform("2 h"), when=LSTM)
+    u1 = trained("2 h", start=uniform("2 h"), when=LSTM)
+    U2 = trained("d", "2 h", start=uniform("2 h"), when=LSTM)
+    u2 = trained("d", start=uniform("2 h"), when=LSTM)
 
     def prompt(self, here: Here | None, *, E0: Any, **net: Any) -> Any:
         """P (p, d), all that is needed after training."""

@@ -6,15 +6,8 @@
 K_l, V_l (p, G, e) stand before the keys and values of the text and carry no position. Every query sees them; with
 window="past" a sliding window counts them as the p tokens before the text and moves past them.
 
-    E   (p, width)   trained   N(0, 1); 0 with start="zero" and no hidden. width is 2 n G e, or G e with hidden
-    A1  (h, G e)     trained   U(±1/√(G e)); only with hidden
-    c1  (h)          trained   U(±1/√(G e)); only with hidden
-    A2  (2 n G e, h)  trained   U(±1/√h), 0 with start="zero"; only with hidden
-    c2  (2 n G e)    trained   U(±1/√h), 0 with start="zero"; only with hidden
-
 n is the field blocks, 0 for the number of attention blocks, h the field hidden; G key/value heads of width e.
 
-Size       p width + projection numbers in all: p · 2 n G e without hidden; else p G e + h G e + h + 2 n G e (h + 1).
 Merges     no: the keys grow. The projection can be dropped after training: `flat` is what remains.
 Positions  The text starts at position p: positions="after". AdapterHub starts it at 0: positions="zero".
 Differs    The paper has prefixes in the encoder and in cross-attention too; like HF peft we put them in the self-attention
@@ -32,60 +25,42 @@ Differs    The paper has prefixes in the encoder and in cross-attention too; lik
          [9.]]]]))
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
+from minipeft.declare import Here, Method, choice, count, normal, requires, size, trained, uniform, zero_if
 from minipeft.engine import ops
-from minipeft.errors import Bad
-from minipeft.method import Here, Method, Site
-from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
-from minipeft.settings import choice, count
+
+ZERO, NET = "start == 'zero'", "hidden > 0"
 
 
 @dataclass(frozen=True)
 class PrefixTuning(Method):
     """Trained keys and values in every attention block."""
 
+    identity = False
     targets: str = r"re:layers\.\d+\.attn\.kv"
-    p: int = count(8)
+    takes = "keys and values"
+    p: int = count(8, tried=3)
     hidden: int = count(0, least=0, most=1 << 13)  # h of the projection, 0: none
     start: str = choice("normal", "zero")
     positions: str = choice("after", "zero", reading=True)
     layout: str = choice("ordered", "peft", reading=True)
     window: str = choice("all", "past", varied=False)
     blocks: int = count(0, least=0)  # n, 0: as many as there are attention blocks
-    takes: ClassVar[str] = "keys and values"
-    identity: ClassVar[bool] = False
-    usual_lr: ClassVar[float] = 3e-2
+
+    n, k = size("blocks or sites"), size("G e")
+    enough = requires("n >= sites", "blocks must be at least {sites}, the number of its sites, found {n},")
+    E = trained("p", "k if hidden else 2 n k", start=zero_if("start == 'zero' and not hidden", normal()), shared=True)
+    A1 = trained("hidden", "k", start=uniform("k"), when=NET, shared=True)
+    c1 = trained("hidden", start=uniform("k"), when=NET, shared=True)
+    A2 = trained("2 n k", "hidden", start=zero_if(ZERO, uniform("hidden")), when=NET, shared=True)
+    c2 = trained("2 n k", start=zero_if(ZERO, uniform("hidden")), when=NET, shared=True)
 
     @property
     def offset(self) -> int:  # type: ignore[override]
         """The position of the first text token."""
         return self.p if self.positions == "after" else 0
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        k, n, h = site.arch.kv * site.arch.dh, self.blocks or site.arch.layers, self.hidden
-        sizes = dict(n=n, h=h, width=k if h else 2 * n * k)
-        return sizes | dict(projection=(h * k + h + 2 * n * k * (h + 1)) if h else 0)
-
-    def shared(self, sites: list[Site], rng: np.random.Generator) -> dict[str, Any]:
-        (g, e), n, h = sites[0].shape, self.blocks or len(sites), self.hidden
-        if n < len(sites):
-            raise Bad(f"{self.name}: blocks must be at least {len(sites)}, the number of its sites, found {n}")
-        k, moved = g * e, self.start == "normal"
-        if not h:
-            return dict(E=rng.standard_normal((self.p, 2 * n * k)) * moved)
-        return dict(
-            E=rng.standard_normal((self.p, k)),
-            A1=rng.uniform(-(k**-0.5), k**-0.5, (h, k)),
-            c1=rng.uniform(-(k**-0.5), k**-0.5, h),
-            A2=rng.uniform(-(h**-0.5), h**-0.5, (2 * n * k, h)) * moved,
-            c2=rng.uniform(-(h**-0.5), h**-0.5, 2 * n * k) * moved,
-        )
 
     def flat(self, *, E: Any, A1: Any = None, c1: Any = None, A2: Any = None, c2: Any = None) -> Any:
         """All prefixes (p, 2 n G e), the projection folded in: all that is needed after training."""

@@ -4,9 +4,6 @@
 
 along the sequence; then the model goes on as ever, with positions, types and norms applied to P too.
 
-    P  (p, d)  trained   N(0, 1); rows of the token table, uniformly chosen, with start="vocab"
-
-Size       p d numbers in all.
 Merges     no: the sequence grows.
 Positions  P takes positions 0 … p−1, the text starts at p. Every token sees P. Labels of P are −100, logits cover P.
            An encoder-decoder has P in the encoder alone. A classifier that reads the first token reads P's first row.
@@ -22,38 +19,31 @@ array([[[5., 6.],
         [1., 2.]]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
+from minipeft.declare import Here, Method, choice, count, either, found, normal, trained
 
-from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
-from minipeft.method import Here, Method, Site
-from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
-from minipeft.settings import choice, count
+
+def words(method: Any, facts: Any) -> Any:
+    """Rows of the token table, uniformly chosen."""
+    table = facts.param("embed.tokens.weight")
+    return table[facts.rng.integers(table.shape[0], size=method.p)]
 
 
 @dataclass(frozen=True)
 class PromptTuning(Method):
     """Trained vectors in front of the embedded text."""
 
+    identity = False
     targets: str = "encoder.embed.tokens.out | embed.tokens.out"
-    p: int = count(8)
+    takes = "embedded text"
+    p: int = count(8, tried=3)
     start: str = choice("normal", "vocab")
     pool: str = choice("token", "last_position", reading=True)
     ignores: str = choice("nothing", "positions", "positions and types", varied=False)
-    takes: ClassVar[str] = "embedded text"
-    identity: ClassVar[bool] = False
 
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if self.start == "vocab":
-            table = site.params["embed.tokens.weight"]
-            rows = rng.integers(table.shape[0], size=self.p)
-            return dict(P=to_host(widened(table))[rows])
-        return dict(P=rng.standard_normal((self.p, *site.shape)))
+    P = trained("p", "d", start=either("start == 'vocab'", found(words, "rows of the token table"), normal()))
 
     def apply(self, h: Any, here: Here, *, P: Any) -> Any:
         if self.ignores != "nothing":

@@ -8,67 +8,44 @@ With n_splits = Q > 1, each part of the input and of the output has its own mixt
 (Caccia et al. 2022, https://arxiv.org/abs/2211.03831). In training p = σ(Z_t + ln u − ln(1 − u)), u uniform: a relaxed
 Bernoulli sample of temperature 1.
 
-    A  (n_splits, n_skills, c, r)     trained   U(±1/√c), c = in/n_splits
-    B  (n_splits, n_skills, r, e)     trained   0, e = out/n_splits; hence the identity before training
-    Z  (n_tasks, n_splits n_skills)   trained   U(±0.001), row t the logits of task t
-
-Size     r n_skills (in + out) + n_tasks n_splits n_skills numbers per adapted matrix.
-Merges   no: every row of a batch has its own weights. For one task, `change` gives W' − W.
+Merges   no: every row of a batch has its own weights. For one task, `of_task` gives W' − W.
 Differs  Z is one for each adapted matrix, as in HF peft; others share it within a layer or the whole model. A and B are
          mixed before they are multiplied, so skills meet in cross terms. HF peft takes a negative task as counted from
          the end; we refuse it.
 
 >>> poly = Poly(r=1, n_tasks=2, n_skills=2)
 >>> A, B, Z = np.array([[[[2.]], [[4.]]]]), np.array([[[[1.]], [[3.]]]]), np.zeros((2, 2))
->>> poly.change(0, A=A, B=B, Z=Z).round(6)  # both skills count half: (1 + 2)(0.5 + 1.5)
+>>> poly.of_task(0, A=A, B=B, Z=Z).round(6)  # both skills count half: (1 + 2)(0.5 + 1.5)
 array([[6.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from minipeft.declare import QUERY_VALUE, Bad, Here, Method, count, requires, size, trained, uniform
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device, xp
-from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, Site
-from minipeft.model.arch import Arch
-from minipeft.settings import count
+from minipeft.method import Base
 
 
 @dataclass(frozen=True)
 class Poly(Method):
     """Each task mixes low-rank skills in its own proportion."""
 
-    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = count(8)
-    n_tasks: int = count(1)
-    n_skills: int = count(4)
-    n_splits: int = count(1)
-    takes: ClassVar[str] = "linears"
-    name: ClassVar[str] = "poly"
+    targets: str = QUERY_VALUE
+    takes = "linears"
+    r: int = count(8, small=4, tried=2)
+    n_tasks: int = count(1, tried=2)
+    n_skills: int = count(4, small=3, tried=3)
+    n_splits: int = count(1, small=2)
 
-    @classmethod
-    def sized(cls, arch: Arch) -> Poly:
-        return cls(r=4, n_skills=3, n_splits=2)
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        return dict(c=site.shape[1] // self.n_splits, e=site.shape[0] // self.n_splits)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        if any(n % self.n_splits for n in site.shape):
-            raise Bad(
-                f"{self.name}: n_splits must divide both widths of {site.name} {site.shape}, found {self.n_splits}"
-            )
-        Q, K, (c, e) = self.n_splits, self.n_skills, self.sizes(site).values()
-        return dict(
-            A=rng.uniform(-(c**-0.5), c**-0.5, (Q, K, c, self.r)),
-            B=np.zeros((Q, K, self.r, e)),
-            Z=rng.uniform(-1e-3, 1e-3, (self.n_tasks, Q * K)),
-        )
+    c, e = size("in / n_splits"), size("out / n_splits")
+    even = requires("n_splits c == in and n_splits e == out", "n_splits must divide both widths, {out} and {in}, found {n_splits},")
+    A = trained("n_splits", "n_skills", "c", "r", start=uniform("c"))
+    B = trained("n_splits", "n_skills", "r", "e")
+    Z = trained("n_tasks", "n_splits n_skills", start=uniform(bound=1e-3))
 
     def _mix(self, p: Any, A: Any, B: Any) -> tuple[Any, Any]:
         """A_t (n, in, r) and B_t (n, r, out) from the shares p (n, Q, K) of the skills."""
@@ -82,7 +59,7 @@ class Poly(Method):
     def _logits(self, Z: Any, ids: Any) -> Any:
         return ops.reshape(ops.take(Z, ids=ids), shape=(len(ids), self.n_splits, self.n_skills))
 
-    def change(self, task: int, *, A: Any, B: Any, Z: Any) -> Any:
+    def of_task(self, task: int, *, A: Any, B: Any, Z: Any) -> Any:
         """W' − W (out, in) of one task, as it is in evaluation."""
         A, B = self._mix(ops.sigmoid(self._logits(Z, xp.asarray([task]))), A, B)
         return ops.swapaxes(A @ B)[0] / self.r

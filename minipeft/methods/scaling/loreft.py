@@ -4,14 +4,6 @@
 
 on the hidden state h that leaves a layer, at the first n_pre and the last n_suf tokens of each row.
 
-    W    (r, d)  trained   U(±1/√d)
-    b    (r)     trained   U(±1/√d)
-    R    (r, d)  trained   orthonormal rows, uniform among such
-    W_s  (r, d)  trained   the same for the last tokens; only with n_suf and not tied
-    b_s  (r)     trained   U(±1/√d); only with n_suf and not tied
-    R_s  (r, d)  trained   orthonormal rows; only with n_suf and not tied
-
-Size       edits (2 r d + r) numbers per site, one site a layer; edits is 2 with n_suf and not tied, else 1.
 Merges     no: it acts at some positions.
 Positions  Counted among the tokens that the mask shows; a token that is both is among the last. In generation only
            tokens of the prompt are edited.
@@ -27,57 +19,39 @@ array([[[1., 7.],
         [3., 4.]]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-from minipeft.engine import backend, ops
+from minipeft.declare import Bad, Here, Method, Step, at_least, count, orthonormal, requires, trained, uniform, within
+from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.engine.factors import singular
-from minipeft.errors import Bad
-from minipeft.method import Here, Method, Site, Step
-from minipeft.model.transformer import Tokens  # noqa: F401  (the example above uses it)
-from minipeft.settings import at_least, count, within
+from minipeft.engine import factors
+
+TWO = "n_suf > 0 and not tied"
 
 
 @dataclass(frozen=True)
 class LoReFT(Method):
     """An edit of the hidden state within a subspace, at some tokens."""
 
+    name = "loreft"
+    identity = False
     targets: str = r"re:(encoder\.)?layers\.\d+\.out"
-    r: int = count(4)
-    n_pre: int = at_least(0, 3)
-    n_suf: int = at_least(0, 0)
+    takes = "vectors"
+    r: int = count(4, tried=2)
+    n_pre: int = at_least(0, 3, tried=2)
+    n_suf: int = at_least(0, 0, tried=1)
     tied: bool = False  # one edit for the first and the last tokens
     dropout: float = within("[0, 1)", 0.0)
-    takes: ClassVar[str] = "vectors"
-    name: ClassVar[str] = "loreft"
-    identity: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.n_pre + self.n_suf:
-            raise Bad(f"{self.name}: n_pre and n_suf must not both be 0")
-
-    def sizes(self, site: Site) -> dict[str, int]:
-        return dict(edits=2 if self.n_suf and not self.tied else 1)
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        (d,) = site.shape
-        if self.r > d:
-            raise Bad(f"{self.name}: r must be at most {d}, the width of {site.name}, found {self.r}")
-        arrays = {}
-        for end in ("", "_s") if self.n_suf and not self.tied else ("",):
-            arrays["W" + end], arrays["b" + end] = (
-                rng.uniform(-(d**-0.5), d**-0.5, (self.r, d)),
-                rng.uniform(-(d**-0.5), d**-0.5, self.r),
-            )
-            Q, U = np.linalg.qr(rng.standard_normal((d, self.r)))
-            arrays["R" + end] = (Q * np.sign(np.diag(U))).T
-        return arrays
+    some = requires("n_pre + n_suf > 0", "n_pre and n_suf must not both be 0")
+    rank = requires("r <= d", "r must be at most {d}, the width, found {r}")
+    W = trained("r", "d", start=uniform("d"))
+    b = trained("r", start=uniform("d"))
+    R = trained("r", "d", start=orthonormal())
+    W_s = trained("r", "d", start=uniform("d"), when=TWO)
+    b_s = trained("r", start=uniform("d"), when=TWO)
+    R_s = trained("r", "d", start=orthonormal(), when=TWO)
 
     def apply(
         self, h: Any, here: Here, *, W: Any, b: Any, R: Any, W_s: Any = None, b_s: Any = None, R_s: Any = None
@@ -110,9 +84,4 @@ class LoReFT(Method):
         """R ← the nearest matrix with orthonormal rows."""
         for site, arrays in step.theta.items():
             for name in arrays.keys() & {"R", "R_s"}:
-                R = arrays[name].astype(xp.float64)
-                if backend.name() == "numpy":
-                    U, _, Vt = singular(f"{self.name}: {name} of {site} after step {step.t}", R)
-                else:  # a device is not waited for, and its decomposition ends in any case
-                    U, _, Vt = xp.linalg.svd(R, full_matrices=False)
-                arrays[name] = (U @ Vt).astype(arrays[name].dtype)
+                arrays[name] = factors.orthonormal(f"{self.name}: {name} of {site} after step {step.t}", arrays[name])

@@ -2,9 +2,6 @@
 
     W' = W₁
 
-    W1  like W  trained  W, hence W' = W before training
-
-Size     size numbers per parameter: as many as W has.
 Merges   exactly: W' is an ordinary weight.
 Differs  Nothing is frozen, yet the base is not written to: the trained copy stands beside it. A head that is tied to a
          trained token table stays tied: head="follows". HF peft's modules_to_save leaves it as it was: head="stays".
@@ -13,16 +10,10 @@ Differs  Nothing is frozen, yet the base is not written to: the trained copy sta
 array([[3., 4.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-from minipeft.engine.bfloat16 import widened
-from minipeft.method import Method, Site
-from minipeft.settings import choice
+from minipeft.declare import Method, choice, found, trained
 
 
 @dataclass(frozen=True)
@@ -31,17 +22,13 @@ class Full(Method):
 
     targets: str = "*.weight *.bias *.cls"
     head: str = choice("follows", "stays", reading=True)  # of a tied head
-    takes: ClassVar[str] = "parameters"
-    usual_lr: ClassVar[float] = 1e-3
+
+    W1 = trained(..., start=found(lambda method, facts: facts.W.copy(), "W"))
 
     @property
-    def ties(self) -> bool:  # type: ignore[override]
-        """Whether a tied head changes with the table."""
-        return self.head == "follows"
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        W = widened(site.W)
-        return dict(W1=W.copy())
+    def takes(self) -> str:  # type: ignore[override]
+        """Whether a tied head is one parameter with the table."""
+        return "parameters" if self.head == "follows" else "parameters one by one"
 
     def weight(self, W: Any, *, W1: Any) -> Any:
         return W1

@@ -2,11 +2,6 @@
 
     W' = W + s S,    S[rows_i, cols_i] = v_i, else 0
 
-    v     (r (in + out))  trained   0, hence W' = W before training
-    rows  (r (in + out))  stored    which elements, in row-major order: distinct, drawn from `seed`
-    cols  (r (in + out))  stored    the columns that go with them
-
-Size     r (in + out) numbers per adapted matrix, as many as LoRA of rank r.
 Merges   exactly: W' is an ordinary weight.
 Differs  The paper has masks by magnitude, gradient, structure and more; HF peft has the random one, as here. Without a
          seed HF peft's mask is constant all the same, since torch's generator then has a fixed seed: so is ours. Equal
@@ -17,49 +12,41 @@ array([[0., 2.],
        [6., 0.]])
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from minipeft.declare import QUERY_VALUE, Method, count, found, free, requires, stored, trained
 from minipeft.engine import ops
-from minipeft.errors import Bad
-from minipeft.method import Method, Site, frozen
-from minipeft.model.arch import Arch
-from minipeft.settings import count
-from minipeft.torch_random import UNSEEDED, TorchGenerator
+from minipeft.torch_random import UNSEEDED, permutation
+
+
+def places(method: Any, facts: Any) -> dict[str, Any]:
+    """The first r (in + out) elements in an order that `seed` fixes, sorted."""
+    order = permutation(UNSEEDED if method.seed is None else method.seed, facts["size"])
+    rows, cols = np.divmod(np.sort(order[: method.r * (facts["in"] + facts["out"])]), facts["in"])
+    return dict(rows=rows, cols=cols)
+
+
+PLACES = found(places, "distinct elements in row-major order, drawn from `seed`")
 
 
 @dataclass(frozen=True)
 class SHiRA(Method):
     """A few trained elements of each matrix."""
 
-    targets: str = "attn.q.weight attn.v.weight attn.qkv.weight"
-    r: int = count(32)
-    scale: float = 1.0  # s
-    seed: int | None = None  # None: torch's constant
-    takes: ClassVar[str] = "matrices"
-    name: ClassVar[str] = "shira"
+    name = "shira"
+    targets: str = QUERY_VALUE
+    takes = "matrices"
+    r: int = count(32, small=lambda arch: max(1, arch.d // 32), tried=2)
+    scale: float = free(1.0, tried=1.75)  # s
+    seed: int | None = free(None)  # None: torch's constant
 
-    @classmethod
-    def sized(cls, arch: Arch) -> SHiRA:
-        return cls(r=max(1, arch.d // 32))
-
-    def init(self, site: Site, rng: np.random.Generator) -> dict[str, Any]:
-        out, in_ = site.shape
-        k = self.r * (in_ + out)
-        if k > out * in_:
-            raise Bad(f"{self.name}: {site.name} has {out}·{in_} = {out * in_} elements, found r ({in_} + {out}) = {k}")
-        rows, cols = np.divmod(np.sort(_places(UNSEEDED if self.seed is None else self.seed, out * in_)[:k]), in_)
-        return dict(v=np.zeros(k), rows=frozen(rows), cols=frozen(cols))
+    fits = requires("r (in + out) <= size", "r ({in} + {out}) must be at most {out}·{in} = {size}, found {r (in + out)}")
+    v = trained("r (in + out)")
+    rows = stored("r (in + out)", start=PLACES)
+    cols = stored("r (in + out)", start=PLACES)
 
     def weight(self, W: Any, *, v: Any, rows: Any, cols: Any) -> Any:
         return W + self.scale * ops.put(v, index=(rows, cols), shape=W.shape)
-
-
-@lru_cache(maxsize=4)
-def _places(seed: int, n: int) -> Any:
-    return TorchGenerator(seed).permutation(n)

@@ -6,7 +6,8 @@ from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
 from minipeft.methods.bottleneck.ladder_side import LadderSide
 from minipeft.model.arch import batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

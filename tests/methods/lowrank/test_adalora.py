@@ -5,7 +5,7 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import Step
 from minipeft.methods.lowrank.adalora import AdaLoRA, ranks
-from minipeft.run import attach
+from minipeft.attaching import attach
 from minipeft.train import AdamW, fit
 
 SHAPES = {"a": (5, 4), "b": (3, 6)}

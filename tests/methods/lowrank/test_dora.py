@@ -8,7 +8,9 @@ from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.method import Base
 from minipeft.methods.lowrank.dora import DoRA
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 
 def moved(adapted):

@@ -7,7 +7,9 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.eva import EVA
-from minipeft.run import Adapted, attach, measure, select
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach, measure
+from minipeft.targets import select
 
 
 def site(name, batches, out=3):

@@ -4,7 +4,8 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.run import attach, merge
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 
 def moved(adapted):

@@ -4,7 +4,7 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora_ga import LoRAGA
-from minipeft.run import attach
+from minipeft.attaching import attach
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
 DIRECTIONS = ["ArB2r", "A2rBr", "ArBr", "random"]
@@ -84,6 +84,6 @@ def test_peft_starts_from_the_same_factors(direction, scale_by):
 def _site(model, G):
     import dataclasses
 
-    from minipeft.run import sites
+    from minipeft.targets import sites
 
     return dataclasses.replace(sites(model)[SITE], grad=G)

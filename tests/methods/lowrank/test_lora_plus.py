@@ -4,7 +4,7 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora_plus import LoRAPlus
-from minipeft.run import attach
+from minipeft.attaching import attach
 from minipeft.train import SGD, fit
 
 

@@ -4,7 +4,8 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.pissa import PiSSA
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
 

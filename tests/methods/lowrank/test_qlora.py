@@ -5,7 +5,9 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.quantize import NF4, quantize
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 SITE = "layers.1.mlp.down.weight"  # (24, 40)
 

@@ -5,7 +5,7 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.prompt.p_tuning import PTuning
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
-from minipeft.run import attach
+from minipeft.attaching import attach
 
 
 def sigmoid(x):

@@ -7,7 +7,8 @@ from minipeft.errors import Bad
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
 from minipeft.methods.routing.adapter_fusion import AdapterFusion
 from minipeft.model.arch import batch
-from minipeft.run import Adapted, attach
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -5,7 +5,8 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.routing.poly import Poly
-from minipeft.run import attach, merge
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 IDS = np.array([1, 0, 1])
 

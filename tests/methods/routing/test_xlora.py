@@ -11,7 +11,9 @@ from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.routing.xlora import XLoRA
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 
 def expert(model, seed, **fields):

@@ -5,7 +5,9 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.scaling.ia3 import IA3
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 
 def test_outputs_and_inputs_are_scaled_and_the_bias_with_the_outputs():

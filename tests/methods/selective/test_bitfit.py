@@ -4,7 +4,8 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.selective.bitfit import BitFit
-from minipeft.run import attach, merge
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 
 def test_every_bias_and_nothing_else():

@@ -2,7 +2,8 @@ import numpy as np
 
 from minipeft.conformance import tiny
 from minipeft.methods.selective.full import Full
-from minipeft.run import attach, merge
+from minipeft.attaching import attach
+from minipeft.merging import merge
 from minipeft.train import SGD, fit
 
 
@@ -10,7 +11,7 @@ def test_one_step_of_gradient_descent_is_that_of_the_weights():
     """Central differences of the loss by a weight of the base itself."""
     import dataclasses
 
-    from minipeft.run import Adapted
+    from minipeft.adapted import Adapted
 
     model = tiny.model()
     given = tiny.example(model)

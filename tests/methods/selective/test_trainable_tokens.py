@@ -5,7 +5,9 @@ from minipeft.conformance import tiny
 from minipeft.engine import ops, value_and_grad
 from minipeft.errors import Bad
 from minipeft.methods.selective.trainable_tokens import TrainableTokens
-from minipeft.run import Adapted, attach, merge
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.merging import merge
 
 E = "embed.tokens.weight"
 

@@ -5,7 +5,7 @@ import pytest
 from minipeft.conformance import tiny
 from minipeft.method import frozen
 from minipeft.methods.structured.vera import VeRA
-from minipeft.run import attach
+from minipeft.attaching import attach
 
 
 def test_sites_share_one_pair_cut_to_their_shape():

@@ -1,0 +1,338 @@
+"""The arrays that a method brings, declared: symbolic shape, start, trained or stored, and when they exist.
+
+    A = trained("r", "in", start=uniform("in"))
+    B = trained("out", "r")                       # starts at 0
+    c = trained("out", when="lora_bias")
+    m = size("max(1, d / reduction)")             # a letter for shapes
+
+Names in a shape or a condition stand for settings, for what `size` and `fact` declare, and for the site's own: `out` and
+`in` of a weight, `V` and `d` of a table, `d` of an activation, L, H, G, e, ff, `d_model` of the model (`minipeft.drawing.symbols`).
+What is drawn is drawn in the order of declaration, from the adapter's generator, on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minipeft.errors import Bad
+from minipeft.expressions import evaluate, names
+
+if TYPE_CHECKING:
+    from minipeft.drawing import Facts
+    from minipeft.method import Method
+
+# --- declarations -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """How an array begins: `draw(facts, shape, name)` makes it, `says` tells it. `needs` is what is measured before."""
+
+    says: str
+    draw: Callable[[Facts, tuple[int, ...], str], Any]
+    needs: tuple[str, ...] = ()
+    together: Callable[..., Any] | None = None  # decides for all sites at once
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every number is 0."""
+        return self.says == "0"
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array that a method brings."""
+
+    shape: tuple[Any, ...]  # expressions, or (...,) for the site's own shape
+    trained: bool
+    start: Start
+    when: str = ""
+    shared: bool = False
+    rate: str = ""  # a factor on the learning rate
+
+
+@dataclass(frozen=True)
+class Each:
+    """Arrays of which there are several: a name is that of its family and a number n, from 0."""
+
+    how_many: str
+    arrays: tuple[tuple[str, Array], ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The arrays of the methods in a setting, each under its own name and the number of its method."""
+
+    setting: str
+    trained: str = ""
+    same_sites: bool = False
+    starts: tuple[tuple[str, Start], ...] = ()
+
+
+@dataclass(frozen=True)
+class Size:
+    """A letter of shapes."""
+
+    expression: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What a method asks of a site: `ask(method, site)`."""
+
+    ask: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What must hold of the settings, or at a site. `{…}` in the message are expressions."""
+
+    condition: str
+    says: str
+    when: str = ""
+    error: type[Bad] = Bad
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held in place of the base's weight: `make(method, site)`, None to leave it."""
+
+    make: Callable[..., Any]
+
+
+def fill(number: float) -> Start:
+    """Every element this number."""
+    return Start(f"{number:g}", lambda facts, shape, name: np.full(shape, float(number)))
+
+
+ZERO = fill(0)
+
+
+def setting(name: str) -> Start:
+    """Every element what this setting says."""
+    return Start(name, lambda facts, shape, _: np.full(shape, float(facts[name])))
+
+
+def normal(deviation: float = 1.0) -> Start:
+    """N(0, deviation²)."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        drawn = facts.rng.standard_normal(shape)
+        return drawn if deviation == 1.0 else deviation * drawn
+
+    return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
+
+
+def uniform(fan: str = "", bound: float | None = None) -> Start:
+    """U(±1/√fan), `fan` being an expression; or U(±bound)."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        most = bound if bound is not None else float(facts.value(fan)) ** -0.5
+        return facts.rng.uniform(-most, most, shape)
+
+    told = f"±{bound:g}" if bound is not None else f"±1/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
+    return Start(f"U({told})", draw)
+
+
+def orthonormal() -> Start:
+    """Orthonormal rows, uniform among such."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        Q, U = np.linalg.qr(facts.rng.standard_normal(shape[::-1]))
+        return (Q * np.sign(np.diag(U))).T
+
+    return Start("orthonormal rows, uniform among such", draw)
+
+
+def either(condition: str, one: Start, other: Start = ZERO) -> Start:
+    """The one where a condition holds, else the other."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return (one if facts.value(condition) else other).draw(facts, shape, name)
+
+    return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
+
+
+def zero_if(condition: str, start: Start) -> Start:
+    """0 where a condition holds, else the start, which is drawn in either case: what is drawn after it stays the same."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return start.draw(facts, shape, name) * (not facts.value(condition))
+
+    return Start(f"{start.says}; 0 with {plainly(condition)}", draw, start.needs)
+
+
+def same(name: str) -> Start:
+    """As an array declared before begins."""
+    return Start(name, lambda facts, shape, _: facts.drawn[name])
+
+
+def found(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()) -> Start:
+    """What `f(method, facts)` returns: an array, or {name: array} for all that start by it; called once at a site."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        made = facts.once(f)
+        return made[name] if isinstance(made, dict) else made
+
+    return Start(says, draw, needs)
+
+
+def found_together(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()) -> Start:
+    """What `f(method, [facts of every site])` returns: {site: {name: array, or the value of a setting there}}.
+
+    A site that it leaves out is given up.
+    """
+    return Start(says, lambda facts, shape, name: facts.decided[name], needs, together=f)
+
+
+def trained(*shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "") -> Any:
+    """An array that is trained."""
+    return Array(shape, True, start, when, shared, rate)
+
+
+def stored(*shape: Any, start: Start = ZERO, when: str = "", shared: bool = False) -> Any:
+    """An array that belongs to the adapter and is not trained: it has no gradient and no optimiser state."""
+    return Array(shape, False, start, when, shared)
+
+
+def each(how_many: str, shared: bool = False, **arrays: Any) -> Any:
+    """Several of these arrays, drawn one set after the other; n, the number of the set, may stand in shapes and starts."""
+    return Each(how_many, tuple((name, dataclasses.replace(a, shared=shared)) for name, a in arrays.items()))
+
+
+def of_parts(setting: str, trained: str = "", same_sites: bool = False, **starts: Start) -> Any:
+    """The arrays of the methods that a setting holds; trained where a condition holds, or else stored. `starts` replace theirs.
+
+    With `same_sites` adapters that are given trained must have the same sites.
+    """
+    return Parts(setting, trained, same_sites, tuple(starts.items()))
+
+
+def size(expression: str) -> Any:
+    """A letter of shapes, from settings and the site."""
+    return Size(expression)
+
+
+def fact(ask: Callable[..., Any]) -> Any:
+    """What `ask(method, site)` says of a site, for conditions."""
+    return Fact(ask)
+
+
+def requires(condition: str, says: str, when: str = "", error: type[Bad] = Bad) -> Any:
+    """What must hold: of settings alone when an instance is made, of a site when the method is attached there."""
+    return Requires(condition, says, when, error)
+
+
+def held(make: Callable[..., Any]) -> Any:
+    """How the base's weight is held under the method: what `make(method, site)` returns, None for as it is."""
+    return Held(make)
+
+
+def when(condition: str) -> Callable[[Any], Any]:
+    """On `after_backward` or `after_step`: the settings under which there is anything to do."""
+
+    def mark(f: Any) -> Any:
+        f.when = condition
+        return f
+
+    return mark
+
+
+def plainly(condition: str) -> str:
+    """A condition as a sentence says it: == is =, quotes stay."""
+    return condition.replace("==", "=").replace("!=", "≠").replace("'", '"')
+
+
+# --- what a class declares --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Declared:
+    """All that a class and its parents declare, in order, the most derived counting; None takes back what a parent has."""
+
+    arrays: Mapping[str, Array]
+    parts: Mapping[str, Parts]
+    groups: tuple[Each, ...]
+    order: tuple[Any, ...]  # (name, Array, Each or Parts), as they are drawn
+    letters: Mapping[str, Size | Fact]
+    required: tuple[Requires, ...]
+    held: Held | None
+
+
+@cache
+def declared(cls: type[Method]) -> Declared:
+    """What a class declares."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, it in base.__dict__.items():
+            if isinstance(it, Array | Each | Parts | Size | Fact | Requires | Held) or name in found:
+                found[name] = it
+
+    def of(*kinds: type) -> dict[str, Any]:
+        return {name: it for name, it in found.items() if isinstance(it, kinds)}
+
+    last = list(of(Held).values())
+    groups = tuple(of(Each).values())
+    arrays = of(Array) | {name: a for group in groups for name, a in group.arrays}
+    order = tuple(of(Array, Each, Parts).items())
+    return Declared(arrays, of(Parts), groups, order, of(Size, Fact), tuple(of(Requires).values()), last[-1] if last else None)
+
+
+def needs(method: type[Method] | Method) -> tuple[str, ...]:
+    """What the starts of a method measure on data: "inputs" of its linears, "grads" of their weights."""
+    cls = method if isinstance(method, type) else type(method)
+    return tuple(dict.fromkeys(n for a in declared(cls).arrays.values() for n in a.start.needs))
+
+
+def rate(method: Method, name: str) -> float:
+    """The factor on the learning rate of an array of this name."""
+    array = array_of(type(method), name)
+    return float(evaluate(array.rate, settings_of(method))) if array is not None and array.rate else 1.0
+
+
+def array_of(cls: type[Method], name: str) -> Array | None:
+    """The declaration of an array by its name, None for one that is a part's or not there."""
+    made, family = declared(cls), name.rstrip("0123456789")
+    numbered = {own for group in made.groups for own, _ in group.arrays}
+    if name in made.arrays and name not in numbered:
+        return made.arrays[name]
+    return made.arrays[family] if family in numbered and family != name else None
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """The settings of an instance that an expression may name."""
+    return {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+
+
+def check_settings(method: Method) -> None:
+    """Raise `Bad` for settings that do not go together."""
+    own = settings_of(method)
+    for rule in declared(type(method)).required:
+        if (names(rule.condition) | names(rule.when or "True")) <= own.keys():
+            hold(method, rule, own, "")
+
+
+def hold(method: Method, rule: Requires, known: Mapping[str, Any], where: str) -> None:
+    """Raise the rule's error where it does not hold."""
+    if rule.when and not evaluate(rule.when, known):
+        return
+    if not evaluate(rule.condition, known):
+        says = re.sub(r"\{([^}]*)\}", lambda m: str(evaluate(m[1], known)), rule.says)
+        raise rule.error(f"{method.name}: {says}{where}")
+
+
+def intervenes(method: Method) -> bool:
+    """Whether `after_backward` or `after_step` may change something."""
+    from minipeft.method import Method
+
+    hooks = [(getattr(type(method), n), getattr(Method, n)) for n in ("after_backward", "after_step")]
+    return any(
+        own is not plain and evaluate(getattr(own, "when", "True"), settings_of(method)) for own, plain in hooks
+    )

@@ -1,0 +1,298 @@
+"""Changes of a weight with a structure: what a method's `change` returns where it is no plain matrix ΔW.
+
+A linear multiplies by the factors, a table looks its rows up in them, and everything else sees the matrix: `onto(W)`.
+Every change says so of a weight W (out, in), of its bias b (out), of a linear's output and of a table's rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minipeft.engine import ops
+from minipeft.engine.backend import once, xp
+
+Input = Callable[[Any], Any]  # what dropout makes of an input
+
+
+def same_input(x: Any) -> Any:
+    """No dropout."""
+    return x
+
+
+class Change:
+    """W ↦ W'. A subclass says `onto` at least."""
+
+    __array_ufunc__ = None  # NumPy must not multiply or add it element by element
+
+    def onto(self, W: Any) -> Any:
+        """W' as a matrix."""
+        raise NotImplementedError
+
+    def bias(self, b: Any) -> Any:
+        """b', None for none."""
+        return b
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        """x W'ᵀ + b' over `base`, the linear as it is without the change; `drop` acts on the input of what is changed."""
+        W = self.onto(base.W)
+        if drop is same_input:
+            return ops.linear(x, W, self.bias(base.b))
+        return base(x) + ops.linear(drop(x), W - base.W)
+
+    def rows(self, ids: Any, base: Any) -> Any:
+        """The rows `ids` of W'."""
+        return ops.take(self.onto(base.W), ids=ids)
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """s B A, with B (out, r) and A (r, in). What is `steady` is no part of what dropout acts on."""
+
+    B: Any
+    A: Any
+    s: float = 1.0
+    steady: bool = False
+    wide: bool = False  # A has at least as many columns as W, which takes the first
+
+    def over(self, in_: int) -> Any:
+        """A for a weight of so many inputs."""
+        return self.A[:, :in_] if self.wide else self.A
+
+    def added(self, W: Any) -> Any:
+        return W + self.s * (self.B @ self.over(W.shape[1]))
+
+    def add(self, y: Any, x: Any) -> Any:
+        return ops.add_lowrank(y, x, self.over(x.shape[-1]), self.B, s=self.s)
+
+    def taken(self, ids: Any, width: int) -> Any:
+        return self.s * (ops.take(self.B, ids=ids) @ self.over(width))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Change):
+    """ΔW = Σ s B A, and Δb. Sums and multiples of them are such changes too."""
+
+    terms: tuple[LowRank, ...]
+    shift: Any = None
+
+    def onto(self, W: Any) -> Any:
+        for t in self.terms:
+            W = t.added(W)
+        return W
+
+    def bias(self, b: Any) -> Any:
+        if self.shift is None:
+            return b
+        return self.shift if b is None else b + self.shift
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        first, *others = self.terms
+        if base.plain and drop is same_input:
+            y = ops.linear_lowrank(x, base.held, first.over(x.shape[-1]), first.B, base.b, s=first.s)
+        else:
+            y, others = base(x), [first, *others]
+        for t in others:
+            y = t.add(y, x if t.steady else drop(x))
+        return y if self.shift is None else y + self.shift
+
+    def rows(self, ids: Any, base: Any) -> Any:
+        y = base(ids)
+        for t in self.terms:
+            y = y + t.taken(ids, base.shape[1])
+        return y
+
+    @property
+    def steady(self) -> Sum:
+        """The part that dropout leaves alone."""
+        return Sum(tuple(t for t in self.terms if t.steady))
+
+    def __mul__(self, s: float) -> Sum:
+        return Sum(tuple(replace(t, s=s * t.s) for t in self.terms), None if self.shift is None else s * self.shift)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Sum:
+        return -1.0 * self
+
+    def __add__(self, other: Sum) -> Sum:
+        shifts = [s for s in (self.shift, other.shift) if s is not None]
+        return Sum(self.terms + other.terms, sum(shifts[1:], shifts[0]) if shifts else None)
+
+    def __sub__(self, other: Sum) -> Sum:
+        return self + -other
+
+
+def lowrank(B: Any, A: Any, wide: bool = False) -> Sum:
+    """B A, with B (out, r) and A (r, in), never formed where a product with its factors will do.
+
+    With `wide` A may have more columns than the weight has inputs: the first are meant.
+    """
+    return Sum((LowRank(B, A, wide=wide),))
+
+
+def steady(change: Sum) -> Sum:
+    """The same as a part of the base that dropout leaves alone: what was there before training."""
+    return Sum(tuple(replace(t, steady=True) for t in change.terms), change.shift)
+
+
+def shift(c: Any) -> Sum:
+    """A change of the bias by c (out), of none by None."""
+    return Sum((), c)
+
+
+# --- others -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled(Change):
+    """diag(l) W and diag(l) b, or W diag(l)."""
+
+    out: Any = None
+    in_: Any = None
+
+    def onto(self, W: Any) -> Any:
+        W = W if self.out is None else W * self.out[:, None]
+        return W if self.in_ is None else W * self.in_
+
+    def bias(self, b: Any) -> Any:
+        return b if b is None or self.out is None else b * self.out
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        y = base(x if self.in_ is None else x * self.in_)
+        return y if self.out is None else y * self.out
+
+
+def scaled(out: Any = None, in_: Any = None) -> Scaled:
+    """Outputs, bias and all, times `out`; inputs times `in_`."""
+    return Scaled(out, in_)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotated(Change):
+    """W Rᵀ, and E R of a table, with R = diag(R_1, …, R_K) of blocks (K, β, β)."""
+
+    R: Any
+    table: bool = False
+
+    def onto(self, W: Any) -> Any:
+        return ops.block_matmul(W, self.R if self.table else ops.swapaxes(self.R))
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        return base(ops.block_matmul(x, self.R))
+
+    def rows(self, ids: Any, base: Any) -> Any:
+        return ops.block_matmul(base(ids), self.R)
+
+
+@once
+def _above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(n, 1)
+
+
+def skew(q: Any) -> Any:
+    """Skew-symmetric matrices (K, n, n) whose upper triangles hold the rows of q (K, n (n − 1)/2), row by row."""
+    K, n = q.shape[0], (1 + math.isqrt(1 + 8 * q.shape[1])) // 2
+    i, j = _above_diagonal(n)
+    Q = ops.put(q, index=(slice(None), i, j), shape=(K, n, n))
+    return Q - ops.swapaxes(Q)
+
+
+def rotated(R: Any, table: bool = False) -> Rotated:
+    """Inputs of a linear, or rows of a table, turned by the blocks R (K, β, β); one block stands for all."""
+    return Rotated(R, table)
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced(Change):
+    """T (n, d) in place of the rows `ids` of W."""
+
+    T: Any
+    ids: tuple[int, ...]
+    keeps_bias: bool = True
+
+    def onto(self, W: Any) -> Any:
+        place = _array(self.ids)
+        new = xp.zeros(W.shape[0], bool)
+        new[place] = True
+        return ops.where(ops.put(self.T, index=place, shape=W.shape), W, condition=new[:, None])
+
+    def bias(self, b: Any) -> Any:
+        return b if self.keeps_bias else None
+
+    def rows(self, ids: Any, base: Any) -> Any:
+        place = xp.full(base.shape[0], -1)
+        place[_array(self.ids)] = xp.arange(len(self.ids))
+        place = place[ids]
+        return ops.where(ops.take(self.T, ids=xp.maximum(place, 0)), base(ids), condition=(place >= 0)[..., None])
+
+
+@once
+def _array(ids: tuple[int, ...]) -> np.ndarray:
+    return np.array(ids)
+
+
+def replaced(T: Any, ids: tuple[int, ...], keeps_bias: bool = True) -> Replaced:
+    """Rows `ids` of a table are those of T."""
+    return Replaced(T, ids, keeps_bias)
+
+
+# --- what a method says in plain --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Change):
+    """W + D, or b + D."""
+
+    D: Any
+
+    def onto(self, W: Any) -> Any:
+        return W + self.D
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        if drop is same_input:
+            return ops.linear(x, base.W + self.D, base.b)
+        return base(x) + ops.linear(drop(x), self.D)
+
+    def rows(self, ids: Any, base: Any) -> Any:
+        return base(ids) + ops.take(self.D, ids=ids)
+
+
+class Weighed(Change):
+    """W' = f(W), computed once. `steady` is the part of it that dropout leaves alone."""
+
+    __slots__ = ("_made", "f", "steady")
+
+    def __init__(self, f: Callable[[Any], Any], steady: Sum) -> None:
+        self.f, self.steady, self._made = f, steady, (None, None)
+
+    def onto(self, W: Any) -> Any:
+        if self._made[0] is not W:
+            self._made = (W, self.f(W))
+        return self._made[1]
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        W = self.onto(base.W)
+        if drop is same_input:
+            return ops.linear(x, W, base.b)
+        y = base(x)
+        for t in self.steady.terms:
+            y = t.add(y, x)
+        return y + ops.linear(drop(x), W - self.steady.onto(base.W))
+
+
+def rows_kept(change: Change, k: Any) -> Change:
+    """The change with its rows times k (out)."""
+    if isinstance(change, Dense):
+        return Dense(change.D * k[:, None])
+    if isinstance(change, Sum):
+        terms = tuple(t if t.steady else replace(t, B=t.B * k[:, None]) for t in change.terms)
+        return replace(change, terms=terms)
+    return Weighed(lambda W: W + k[:, None] * (change.onto(W) - W), Sum(()))

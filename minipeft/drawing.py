@@ -1,0 +1,193 @@
+"""What a method's declarations come to at a site: letters, shapes, and the arrays as they start."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minipeft.arrays import Array, Each, Fact, Parts, declared, hold, settings_of
+from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
+from minipeft.errors import Bad
+from minipeft.expressions import evaluate, names
+from minipeft.method import Method, Site
+
+
+class Facts:
+    """What a start may know: the method, the site, the generator, letters by `facts["r"]`, and what was drawn before."""
+
+    def __init__(self, method: Method, site: Site, rng: Any = None, sites: Sequence[Site] = (), index: int = 0) -> None:
+        self.method, self.site, self.rng, self.index = method, site, rng, index
+        self.sites = tuple(sites) or (site,)
+        self.drawn: dict[str, Any] = {}
+        self.decided: Mapping[str, Any] = {}
+        self.known = symbols(method, site, self.sites)
+        self._made: dict[Any, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.known[name]
+
+    def value(self, expression: str) -> Any:
+        """The value of an expression here."""
+        return evaluate(expression, self.known)
+
+    def with_letter(self, **letters: Any) -> Facts:
+        """The same facts, with more letters."""
+        more = copy.copy(self)
+        more.known = self.known | letters
+        return more
+
+    def param(self, name: str) -> np.ndarray:
+        """A parameter of the base on the host."""
+        return to_host(widened(self.site.params[name]))
+
+    def once(self, f: Callable[..., Any]) -> Any:
+        """f(method, self), computed the first time it is asked for."""
+        if f not in self._made:
+            self._made[f] = f(self.method, self)
+        return self._made[f]
+
+    @property
+    def W(self) -> np.ndarray:
+        """The base's parameter on the host: the same bits on every device."""
+        return to_host(widened(self.site.W))
+
+
+def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str, Any]:
+    """What the letters of a declaration stand for at a site: settings, the site's shape, facts of the model."""
+    arch, shape = site.arch, tuple(site.shape)
+    known: dict[str, Any] = {}
+    if arch is not None:
+        known = dict(L=arch.layers, H=arch.heads, G=arch.kv, e=arch.dh, ff=arch.ff, d=arch.d, V=arch.vocab)
+        known["d_model"] = arch.d
+    known["width"], known["size"], known["site"] = shape[-1] if shape else 1, math.prod(shape), site.name
+    if site.kind == "activation":
+        known["d"] = shape[-1] if shape else 1
+    elif len(shape) == 2:
+        known["out"], known["in"] = shape
+        if site.kind == "embedding":
+            known["V"], known["d"] = shape
+    elif shape:
+        known["out"] = shape[0]
+    known |= {k: site.kind == k for k in ("linear", "embedding", "norm", "bias", "table", "activation")}
+    weights = [s.shape for s in sites or (site,) if len(s.shape)]
+    known |= dict(sites=len(sites) or 1)
+    if weights:
+        known |= dict(out_max=max(s[0] for s in weights), in_max=max(s[-1] for s in weights))
+    known |= settings_of(method)
+    for name, it in declared(type(method)).letters.items():
+        known[name] = it.ask(method, site) if isinstance(it, Fact) else _whole(evaluate(it.expression, known))
+    return known
+
+
+def _whole(x: Any) -> Any:
+    return int(x) if isinstance(x, float) else x
+
+
+@dataclass(frozen=True)
+class There:
+    """An array that is there: its name, its shape at the site, its declaration, and whose it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    array: Array
+    facts: Facts = field(repr=False)
+    trained: bool
+    own: str  # its name in the declaration
+
+
+def there(facts: Facts, shared: bool = False) -> Iterator[There]:
+    """The arrays that a method has at a site, or those that its sites share; in the order in which they are drawn."""
+    for own, it in declared(type(facts.method)).order:
+        if isinstance(it, Parts):
+            yield from _of_parts(facts, it) if not shared else ()
+        elif isinstance(it, Each):
+            if it.arrays[0][1].shared == shared:
+                for n in range(int(facts.value(it.how_many))):
+                    inner = facts.with_letter(n=n)
+                    yield from (_one(inner, f"{name}{n}", name, array) for name, array in it.arrays)
+        elif it.shared == shared and (not it.when or facts.value(it.when)):
+            yield _one(facts, own, own, it)
+
+
+def _one(facts: Facts, name: str, own: str, array: Array) -> There:
+    whole = array.shape == (...,)
+    shape = tuple(facts.site.shape) if whole else tuple(int(facts.value(str(s))) for s in array.shape)
+    return There(name, shape, array, facts, array.trained, own)
+
+
+def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
+    given = given_to(facts.method)
+    for k, method in enumerate(getattr(facts.method, part.setting)):
+        inner = Facts(method, facts.site, facts.rng, facts.sites, facts.index)
+        inner.known = facts.known | inner.known
+        starts = dict(part.starts)
+        for it in there(inner):
+            name = f"{it.name}{k}"
+            if given and name not in given.get(facts.site.name, {}):
+                continue  # this one leaves the site alone
+            array = dataclasses.replace(it.array, start=starts.get(it.name, it.array.start))
+            trained = bool(part.trained) and bool(facts.value(part.trained))
+            yield There(name, it.shape, array, inner, trained, it.own)
+
+
+def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:
+    """Arrays of trained adapters that a method is built over, {site: {name: array}}; none for others."""
+    return getattr(method, "given", None) or {}
+
+
+def demand(method: Method, facts: Facts) -> None:
+    """Raise `Bad` for what a method requires of a site and is not so."""
+    for rule in declared(type(method)).required:
+        if not (names(rule.condition) | names(rule.when or "True")) <= settings_of(method).keys():
+            hold(method, rule, facts.known, f" at {facts.site.name}")
+
+
+def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
+    """{name: (array, whether it is trained)} as a method begins at a site, or what its sites share.
+
+    Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
+    """
+    if not shared:
+        demand(facts.method, facts)
+    found: dict[str, tuple[Any, bool]] = {}
+    given = given_to(facts.method).get(facts.site.name, {})
+    for it in there(facts, shared):
+        if it.name in given:
+            a = given[it.name]
+        else:
+            a = np.asarray(it.array.start.draw(it.facts, it.shape, it.own))
+        if tuple(a.shape) != it.shape:
+            raise Bad(f"{facts.method.name}: {it.name} is declared as {it.shape} at {facts.site.name}, its start is {tuple(a.shape)}")
+        it.facts.drawn[it.own] = a
+        found[it.name] = (a, it.trained)
+    return found
+
+
+def draw_all(
+    method: Method, sites: Sequence[Site], rng: Any, numbers: Mapping[str, int] | None = None
+) -> dict[str, tuple[Method, dict[str, tuple[Any, bool]]]]:
+    """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out."""
+    every = [Facts(method, s, rng, sites, (numbers or {}).get(s.name, i)) for i, s in enumerate(sites)]
+    deciding = {a.start.together for a in declared(type(method)).arrays.values() if a.start.together}
+    decided: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
+    for f in deciding:
+        result = f(method, every)
+        decided = {name: own | result[name] for name, own in decided.items() if name in result}
+    out = {}
+    fields = {f.name for f in dataclasses.fields(method)}
+    for facts in every:
+        if facts.site.name not in decided:
+            continue
+        if own := decided[facts.site.name]:
+            settled = dataclasses.replace(method, **{k: v for k, v in own.items() if k in fields})
+            facts = Facts(settled, facts.site, rng, sites, facts.index)
+            facts.decided = own
+        out[facts.site.name] = (facts.method, draw(facts))
+    return out

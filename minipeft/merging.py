@@ -1,0 +1,67 @@
+"""Folding adapters into the weights of an ordinary model; digests of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipeft.adapted import Adapted
+from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import Bfloat16, bfloat16
+from minipeft.errors import Bad
+from minipeft.method import is_weight
+from minipeft.model.arch import Model
+
+
+def merge(adapted: Adapted) -> Model:
+    """The base with the adapters in use folded into its weights: an ordinary model.
+
+    A weight that was held in bfloat16 is so again, W' being computed in float32 and rounded once; one that was
+    quantised is not. Raises `Bad` naming the adapter whose change is no weight.
+    """
+    for a in adapted.in_use:
+        for site, method in a.at.items():
+            if not is_weight(method):
+                raise Bad(f"adapter {a.name!r} ({method.name}) does not merge: at {site} its change is no weight")
+    run = adapted.run()
+    names = set(adapted.model.params)
+    for a in adapted.in_use:
+        for site, method in a.at.items():
+            if is_weight(method) and site.endswith(".weight"):
+                names.add(site.removesuffix("weight") + "bias")
+    touched = {site for a in adapted.in_use for site in a.at}
+    if adapted.model.arch.shares_table and "embed.tokens.weight" in touched:
+        touched.add("head.weight")  # a change of the table may reach the head and its bias
+    touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
+
+    def folded(n: str) -> Any:
+        W = run.param(n)
+        return bfloat16(W) if type(run.held(n)) is Bfloat16 else W
+
+    params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
+    arch = adapted.model.arch
+    if arch.shares_table and "head.weight" in touched:
+        head, table = run.param("head.weight"), run.param("embed.tokens.weight")
+        if not bool((head == table).all()):  # the change broke the tie
+            params["head.weight"] = folded("head.weight")
+            arch = dataclasses.replace(arch, tied=False)
+    params = {
+        n: params[n]
+        for n in [*adapted.model.params, *sorted(names - set(adapted.model.params)), "head.weight"]
+        if n in params
+    }
+    return dataclasses.replace(adapted.model, arch=arch, params=params)
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of arrays."""
+    h = hashlib.sha256()
+    for key in sorted(arrays):
+        a = np.ascontiguousarray(to_host(arrays[key]))
+        h.update(f"{key}:{a.dtype}:{a.shape}".encode())
+        h.update(a.data)
+    return h.hexdigest()
