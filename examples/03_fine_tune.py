@@ -3,9 +3,9 @@
 import sys
 
 from minipeft import fit
+from minipeft.adapted import Adapted
 from minipeft.compare import judge, prepare, start, text_loss
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.adapted import Adapted
 from minipeft.train import AdamW
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 60

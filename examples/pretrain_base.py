@@ -14,13 +14,13 @@ import numpy as np
 import tokenizers
 
 from minipeft import Arch, Model, attach, fit
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import family_names, load, save_model
 from minipeft.checkpoints.files import write_bytes
 from minipeft.data import BASE, corpus, held_out_text
+from minipeft.merging import merge
 from minipeft.model.arch import batch
 from minipeft.model.transformer import shapes
-from minipeft.adapted import Adapted
-from minipeft.merging import merge
 from minipeft.train import AdamW, progress_bar
 
 VOCAB, WIDTH, TIME, ROWS = 2048, 128, 64, 32

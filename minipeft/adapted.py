@@ -18,6 +18,7 @@ from minipeft.run import INSERTED, Run, is_layer
 
 SHARED = ""  # the site of arrays that all sites of an adapter share
 
+
 @dataclass(frozen=True)
 class Adapter:
     """One method attached to one model: its instance at every site (patterns may change fields) and its arrays.

@@ -282,7 +282,9 @@ def declared(cls: type[Method]) -> Declared:
     groups = tuple(of(Each).values())
     arrays = of(Array) | {name: a for group in groups for name, a in group.arrays}
     order = tuple(of(Array, Each, Parts).items())
-    return Declared(arrays, of(Parts), groups, order, of(Size, Fact), tuple(of(Requires).values()), last[-1] if last else None)
+    return Declared(
+        arrays, of(Parts), groups, order, of(Size, Fact), tuple(of(Requires).values()), last[-1] if last else None
+    )
 
 
 def needs(method: type[Method] | Method) -> tuple[str, ...]:
@@ -333,6 +335,4 @@ def intervenes(method: Method) -> bool:
     from minipeft.method import Method
 
     hooks = [(getattr(type(method), n), getattr(Method, n)) for n in ("after_backward", "after_step")]
-    return any(
-        own is not plain and evaluate(getattr(own, "when", "True"), settings_of(method)) for own, plain in hooks
-    )
+    return any(own is not plain and evaluate(getattr(own, "when", "True"), settings_of(method)) for own, plain in hooks)

@@ -122,7 +122,9 @@ def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
     held = {s: W for s, make in makers.items() if (W := make(at[s], every[s])) is not None}
     if not held:
         return adapted
-    return dataclasses.replace(adapted, model=dataclasses.replace(adapted.model, params={**adapted.model.params, **held}))
+    return dataclasses.replace(
+        adapted, model=dataclasses.replace(adapted.model, params={**adapted.model.params, **held})
+    )
 
 
 def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: str) -> list[tuple[Method, list[Site]]]:

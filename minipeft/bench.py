@@ -96,6 +96,8 @@ def our_step(
 
     `given` are settings of the method, instead of those here.
     """
+    from minipeft.adapted import Adapted
+    from minipeft.attaching import attach
     from minipeft.engine import backend
     from minipeft.engine.backend import keep_freed_memory, to_host
     from minipeft.engine.fast.blocks import sharing_cores
@@ -103,8 +105,6 @@ def our_step(
     from minipeft.model import graph as graphs
     from minipeft.model.arch import batch
     from minipeft.model.generate import generate
-    from minipeft.adapted import Adapted
-    from minipeft.attaching import attach
     from minipeft.train import AdamW, State
     from minipeft.train.fast import Recorded, largest_matrix
     from minipeft.train.loop import gradients

@@ -164,7 +164,9 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
         else:
             a = np.asarray(it.array.start.draw(it.facts, it.shape, it.own))
         if tuple(a.shape) != it.shape:
-            raise Bad(f"{facts.method.name}: {it.name} is declared as {it.shape} at {facts.site.name}, its start is {tuple(a.shape)}")
+            raise Bad(
+                f"{facts.method.name}: {it.name} is declared as {it.shape} at {facts.site.name}, its start is {tuple(a.shape)}"
+            )
         it.facts.drawn[it.own] = a
         found[it.name] = (a, it.trained)
     return found

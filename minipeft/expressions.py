@@ -16,7 +16,9 @@ from typing import Any
 
 from minipeft.errors import Bad, near
 
-_TOKEN = re.compile(r"""\s*("[^"]*"|'[^']*'|[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)?(?:e-?\d+)?|[<>=!]=|//|[-−·+*/²³()<>,%])""")
+_TOKEN = re.compile(
+    r"""\s*("[^"]*"|'[^']*'|[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)?(?:e-?\d+)?|[<>=!]=|//|[-−·+*/²³()<>,%])"""
+)
 _WORDS = {"and", "or", "not", "if", "else", "is"}  # `in` is how many inputs a weight has
 _CALLS = {"min": min, "max": max, "int": int, "abs": abs}
 _PYTHON = {"²": "**2", "³": "**3", "−": "-", "·": "*", "/": "//"}
@@ -52,7 +54,9 @@ def _compiled(expression: str) -> tuple[CodeType, tuple[str, ...]]:
     out: list[str] = []
     before = ""
     for token in _tokens(expression):
-        starts = token == "(" or (token not in _WORDS and token not in _PYTHON and (token[0].isalnum() or token[0] == "_"))
+        starts = token == "(" or (
+            token not in _WORDS and token not in _PYTHON and (token[0].isalnum() or token[0] == "_")
+        )
         if before and starts and _ends_term(before) and not (token == "(" and before in _CALLS):
             out.append("*")
         known = token in _WORDS or token in ("True", "False", "None")

@@ -239,7 +239,9 @@ class Method:
     # What it does with its arrays: one of these, or both of the first two, where the most derived counts.
     change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
     weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
-    apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h'       an activation; a pair at attn.kv; a layer h ↦ h'
+    apply: ClassVar[
+        Callable[..., Any]
+    ]  # (h, here, **arrays) -> h'       an activation; a pair at attn.kv; a layer h ↦ h'
     forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays)     a linear, or a lookup with ids x
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:

@@ -29,9 +29,13 @@ class OverAdapters(Method, register=False):
         for k, adapter in enumerate(adapters):
             if same_sites and (type(adapter.method) is not part or set(adapter.at) != set(adapters[0].at)):
                 first = adapters[0].name
-                raise Bad(f"{cls.name}: adapter {adapter.name!r} must be {part.__name__}, at the same sites as {first!r}")
+                raise Bad(
+                    f"{cls.name}: adapter {adapter.name!r} must be {part.__name__}, at the same sites as {first!r}"
+                )
             if any(method != adapter.method for method in adapter.at.values()):
-                raise Bad(f"{cls.name}: adapter {adapter.name!r} is not the same method at all sites, or trains whole modules")
+                raise Bad(
+                    f"{cls.name}: adapter {adapter.name!r} is not the same method at all sites, or trains whole modules"
+                )
             for site, arrays in adapter.grouped().items():
                 trained.setdefault(site, {}).update({f"{name}{k}": a for name, a in arrays.items()})
         made = cls(**{"targets": " ".join(trained), setting: tuple(a.method for a in adapters), **fields})

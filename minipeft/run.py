@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minipeft.changes import Change, rows_kept, same_input
-from minipeft.engine import ops
 from minipeft.engine.backend import library, refuse_others, to_device, to_host, xp
 from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.engine.tensor import value
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 # sites where methods put something in: nothing to take a share of
 INSERTED = ("attn.kv", "cross.kv", "embed.tokens.out")
+
 
 @dataclass
 class _Hook:
@@ -61,7 +61,6 @@ class Run:
         self._base = adapted.model.params
         self._weights: dict[str, Any] = {}
         self._changes: dict[tuple[int, str], Change] = {}
-        self._dtype = adapted.model.dtype
         self._hooks: dict[str, list[_Hook]] = {}
         shares = {a.name: adapted.weights.get(a.name, 1.0) for a in adapted.in_use} if adapted.weights else {}
         self._shares = {} if list(shares.values()) == [1.0] else shares  # one whole change is no sum
@@ -190,10 +189,13 @@ class Run:
         """A linear with one more method on it."""
         method = hook.method
         if routes(method):
+
             def no_weight() -> Any:
                 raise Bad(f"what follows {method.name} at {name} cannot ask for its weight: that is no weight")
 
-            return Base(base.held, base.b, base.table, lambda x: method.forward(x, base, hook.here, **hook.arrays), no_weight)
+            return Base(
+                base.held, base.b, base.table, lambda x: method.forward(x, base, hook.here, **hook.arrays), no_weight
+            )
         change, drop = self._change(hook, name), same_input
         b = change.bias(base.b)
         if self.train:
@@ -201,8 +203,12 @@ class Run:
                 return base
             if p := getattr(method, "rank_dropout", 0.0):
                 keep = to_device(self.rng.random(base.shape[0])) >= p
-                change = rows_kept(change, (keep / xp.maximum(keep.mean(), 1 / keep.size)).astype(self._dtype))
+                change = rows_kept(
+                    change,
+                    (keep / xp.maximum(keep.mean(), 1 / keep.size)).astype(next(iter(hook.arrays.values())).dtype),
+                )
             if (p := getattr(method, "dropout", 0.0)) and not base.table:
+
                 def drop(x: Any) -> Any:
                     return self.dropout(x, p)
 

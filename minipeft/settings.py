@@ -98,7 +98,9 @@ def such_that(fits: Callable[[Any], bool], says: str, default: Any, **about: Any
     return _declared(default, Range(fits, says), **about)
 
 
-def parts(cls: type, default: Any, *, fits: Callable[[Any], bool] = lambda x: True, says: str = "", **about: Any) -> Any:
+def parts(
+    cls: type, default: Any, *, fits: Callable[[Any], bool] = lambda x: True, says: str = "", **about: Any
+) -> Any:
     """Methods of a class, one or more, that a method is built over."""
     rule = Range(
         lambda xs: bool(xs) and all(type(x) is cls and fits(x) for x in xs), f"be one or more {cls.__name__}{says}"
@@ -167,6 +169,27 @@ def choices(cls: Any) -> dict[str, Choice]:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
+def kind(f: Any) -> str:
+    """The type of a setting as it is written: "int", "int | None"."""
+    return str(f.type if isinstance(f.type, str) or hasattr(f.type, "__args__") else f.type.__name__)
+
+
+def explained(f: Any) -> str:
+    """What a setting may be, in words: its type, its range or choices."""
+    words = [word.strip() for word in kind(f).split("|")]
+    types = " or ".join(KINDS[w][1] for w in words) if all(w in KINDS for w in words) else "a tuple"
+    if types.startswith("a number of at most"):
+        types = "a number"
+    rules = f.metadata.get("rules", ())
+    usual = f"at most {LARGEST:,.0f}", f"lie between {LEAST:g} and {LARGEST:g}"
+    says = [getattr(r, "says", "").replace("{", "").replace("}", "") for r in rules]
+    says = [w for w in says if w and not w.endswith(usual)]
+    if any(isinstance(r, Choice) for r in rules):
+        reading = " (a reading)" if any(getattr(r, "reading", False) for r in rules) else ""
+        return f"{' or '.join(next(r.options for r in rules if isinstance(r, Choice)))}{reading}"
+    return types + "".join(f", to {w}" if not w.startswith("be ") else f", {w[3:]}" for w in says)
+
+
 def _number(x: Any) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool) and bool(abs(x) <= LARGEST)  # type: ignore[operator]
 
@@ -197,7 +220,7 @@ def check(made: Any, name: str) -> None:
     for f in dataclasses.fields(made):
         x = _plain(getattr(made, f.name))
         object.__setattr__(made, f.name, x)
-        annotated = str(f.type if isinstance(f.type, str) or hasattr(f.type, "__args__") else f.type.__name__)
+        annotated = kind(f)
         words = [word.strip() for word in annotated.split("|")]
         kinds = [KINDS[k] for k in words] if all(k in KINDS for k in words) else []
         if annotated.startswith("tuple[") and not kinds:

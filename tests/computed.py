@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.engine import ops
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.model.arch import Model, batch
-from minipeft.adapted import Adapted
 
 PLACES = {"embeds": "inputs_embeds", "decoder_embeds": "decoder_inputs_embeds", "pixels": "pixel_values"}
 

@@ -10,6 +10,7 @@ import pytest
 from minipeft import attach, load, merge, save_model
 from minipeft import method as protocol
 from minipeft import run as running
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import with_head
 from minipeft.checkpoints.files import read_header
 from minipeft.conformance import cases, laws, tiny
@@ -21,7 +22,6 @@ from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.methods.selective.trainable_tokens import TrainableTokens
 from minipeft.quantize import NF4
-from minipeft.adapted import Adapted
 from minipeft.train import fit
 
 BASES = Path(__file__).parent / "data" / "bases"

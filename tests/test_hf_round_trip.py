@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_json
 from minipeft.checkpoints.native import load_adapter
@@ -16,7 +17,6 @@ from minipeft.conformance.laws import K
 from minipeft.data import BASE
 from minipeft.model.arch import batch
 from minipeft.model.sensitivity import sensitivity
-from minipeft.adapted import Adapted
 from minipeft.text import encode, load_tokenizer
 
 pytestmark = pytest.mark.hf

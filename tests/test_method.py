@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import minipeft.methods
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Here, Method, Site, frozen, load_methods, method_class
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.attaching import attach
 from minipeft.targets import sites
 
 load_methods()

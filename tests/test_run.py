@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
+from minipeft.merging import digest, merge
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.methods.selective.bitfit import BitFit
 from minipeft.methods.structured.vera import VeRA
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import digest, merge
 from minipeft.targets import select, sites
 from minipeft.train import SGD, Adafactor, AdamW, fit
 

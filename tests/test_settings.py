@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Site, Step, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.attaching import attach
 from minipeft.settings import at_least, check, choice, choices, count, positive, within
 
 load_methods()

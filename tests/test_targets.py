@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
-from minipeft.attaching import attach
 from minipeft.targets import select, sites
 
 load_methods()

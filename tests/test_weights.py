@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.checkpoints.peft_io import save_peft
 from minipeft.conformance import tiny
 from minipeft.conformance.laws import K
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.errors import Bad
+from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.model.sensitivity import sensitivity
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import merge
 
 load_methods()
 Q = "layers.0.attn.q.weight"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import _ours, _theirs, load
 from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
@@ -25,10 +26,9 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad, note
+from minipeft.merging import merge
 from minipeft.model.arch import Batch, Model, batch
 from minipeft.model.sensitivity import sensitivity
-from minipeft.adapted import Adapted
-from minipeft.merging import merge
 
 K = 32.0  # four times that of one computation: the adapter's way, the fold, its rounding, and the merged model's way
 CARRIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe")  # tokenizers, templates, generation

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import declared
+from minipeft.attaching import holding
 from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_base import OF_VOCABULARY
@@ -19,9 +22,6 @@ from minipeft.method import Method, method_class
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes as shapes_of
 from minipeft.quantize import NF4
-from minipeft.arrays import declared
-from minipeft.attaching import holding
-from minipeft.adapted import Adapted, Adapter
 from minipeft.targets import sites
 
 FORMAT = 2

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted, Adapter
+from minipeft.attaching import attach
 from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import existing, read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.peft_base import with_brought_base, with_fitting_head
@@ -25,8 +27,6 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Arch, Model
-from minipeft.adapted import Adapted, Adapter
-from minipeft.attaching import attach
 from minipeft.targets import sites
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapter
 from minipeft.checkpoints.peft_config import kind_of, start_of
 from minipeft.checkpoints.peft_targets import by_pattern
 from minipeft.engine.backend import to_host
@@ -21,7 +22,6 @@ from minipeft.errors import Bad, note
 from minipeft.method import Method
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.arch import Arch, Model
-from minipeft.adapted import Adapter
 
 Config = dict[str, Any]
 

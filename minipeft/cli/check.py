@@ -48,6 +48,7 @@ def check(
 
     from minipeft.conformance import laws, tiny
     from minipeft.method import METHODS, load_methods, method_class
+    from minipeft.settings import small
 
     outputs = Outputs(json=json_)
     load_methods()
@@ -62,7 +63,7 @@ def check(
             tick.doing(cls.name)
             found: list[Any] = []
             for f in families:
-                made = dataclasses.replace(cls.sized(tiny.arch(f)), **setting[cls.name])
+                made = dataclasses.replace(small(cls, tiny.arch(f)), **setting[cls.name])
                 found += laws.check(made, [f], np.dtype(dtype).type)
             verdicts.append((cls.name, found))
             tick(cls.name, _counted(found))

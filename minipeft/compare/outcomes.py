@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints.native import save_adapter
 from minipeft.compare.task import Task, head_of, judged, prepare, start, text_loss
 from minipeft.engine.backend import explained, peak_memory, to_host
 from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad
+from minipeft.merging import merge
 from minipeft.method import METHODS, Method, load_methods, method_class
 from minipeft.processes import deaf_to_interrupts, end_children
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import merge
 from minipeft.train import AdamW, fit
 
 HEAD_LR = 2e-2  # of the classifier alone

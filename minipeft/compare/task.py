@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from minipeft import data as datasets
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.method import Method
 from minipeft.model.arch import Arch, Batch, Model, batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 from minipeft.text import ByteTokenizer, Tokenizer, cut, load_tokenizer, padded
 
 SHORT = 24  # tokens of a snippet of the package: enough to tell its source, and half the time of whole ones

@@ -15,18 +15,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import needs
+from minipeft.attaching import attach
 from minipeft.conformance import docstrings, tiny
+from minipeft.drawing import Facts, there
 from minipeft.engine import backend, gradcheck, gradients_flow, ops
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import UNIT, Bfloat16, rounded
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad, Unfit
-from minipeft.method import Here, Method
+from minipeft.merging import digest, merge
+from minipeft.method import Here, Method, is_weight
 from minipeft.model.arch import Batch, Model
 from minipeft.model.sensitivity import sensitivity
-from minipeft.adapted import Adapted, Adapter
-from minipeft.attaching import attach
-from minipeft.merging import digest, merge
+from minipeft.settings import small
 from minipeft.targets import sites
 from minipeft.train import SGD, AdamW, fit
 
@@ -63,7 +66,7 @@ def case(method: Method, family: str = "llama", dtype: Any = np.float64, seed: i
     model = tiny.model(family, dtype, seed)
     batch = tiny.example(model, seed=seed + 1, tasks=getattr(method, "n_tasks", 1))
     try:
-        start = attach(model, method, data=[batch] if method.needs else (), seed=seed)
+        start = attach(model, method, data=[batch] if needs(method) else (), seed=seed)
     except Unfit:
         return None
     return Case(start.model, method, start, moved(start, seed), batch)
@@ -124,7 +127,7 @@ def identity(case: Case) -> None:
     base = Adapted(model)
     run, plain = start.run(), base.run()
     for site in case.adapter.at:
-        if site.endswith((".weight", ".bias", ".cls")) and hasattr(case.adapter.at[site], "weight"):
+        if site.endswith((".weight", ".bias", ".cls")) and is_weight(case.adapter.at[site]):
             W = to_host(plain.param(site))
             close(run.param(site), W, float(abs(W).max()) * max(W.shape), f"identity at {site}", k=K)
     seen: list[dict] = [{}, {}]
@@ -202,11 +205,11 @@ def gradient(case: Case) -> None:
 
 
 def forward_is_weight(case: Case) -> None:
-    """A method's fast path on a linear or table equals the path through its adapted weight, outside of training."""
+    """A linear or table under a method computes what its adapted weight says, outside of training."""
     rng = np.random.default_rng(5)
-    run = case.moved.run()
+    run, every = case.moved.run(), sites(case.model)
     for site, method in case.adapter.at.items():
-        if not (hasattr(method, "forward") and hasattr(method, "weight")):
+        if not (is_weight(method) and site.endswith(".weight")) or every[site].kind not in ("linear", "embedding"):
             continue
         module = site.removesuffix(".weight")
         W, b = run.param(site), run.param(f"{module}.bias")
@@ -233,7 +236,7 @@ def _inner(case: Case, site: str) -> float:
 
 def merged(case: Case) -> None:
     """The merged model is an ordinary model that computes what the adapted one does; what does not merge says so."""
-    if not all(m.merges for m in case.adapter.at.values()):
+    if not all(map(is_weight, case.adapter.at.values())):
         try:
             merge(case.moved)
         except Bad as why:
@@ -265,7 +268,7 @@ def keeps_dtype(case: Case) -> None:
     found = {"logits": single.logits(batch)}
     found["loss"], grads = single.value_and_grad(batch, train=True, rng=np.random.default_rng(0))
     found |= {f"gradient of {k}": g for k, g in grads.items()}
-    if all(m.merges for m in case.adapter.at.values()):
+    if all(map(is_weight, case.adapter.at.values())):
         found |= {f"merged {k}": v for k, v in merge(single).params.items() if not hasattr(v, "dequantize")}
     after = fit(single, [batch], steps=1).adapted.adapters[0].arrays
     found |= {f"{k} after a step": v for k, v in after.items() if v.dtype.kind == "f"}
@@ -302,73 +305,27 @@ def round_trip(case: Case) -> None:
 
 
 def table(case: Case) -> None:
-    """The table of the docstring lists exactly the arrays there are: names, shapes, trained or stored; Merges is true."""
-    page = docstrings.read(type(case.method))
-    rows = {r.name: r for r in page.rows}
+    """The arrays that are declared are there: names, shapes, trained or stored, no other; Merges is true."""
     every = sites(case.model)
-    seen: set[str] = set()
-    shapes = [every[s].shape for s in case.adapter.at]
-    widest = dict(out_max=max(s[0] for s in shapes), in_max=max(s[-1] for s in shapes))  # for arrays that sites share
-    for key, a in case.adapter.arrays.items():
-        where, _, name = key.rpartition(":")
-        site = every[where or next(iter(case.adapter.at))]
-        row = rows.get(_family_name(name, rows))
-        if row is None:
-            raise Broken(
-                f"table: array {name} at {where or 'the shared site'} is not in the docstring of {case.method.name}"
-            )
-        seen.add(row.name)
-        if row.trained != (key in case.adapter.trained):
-            raise Broken(f"table: {name} is said to be {'trained' if row.trained else 'stored'} and is not")
-        if row.shape and row.shape[0].startswith("*"):
-            expected: tuple = tuple(site.shape)
-        else:
-            known = docstrings.symbols(case.adapter.at.get(where, case.method), site) | widest
-            expected = tuple(docstrings.evaluate(s, known) for s in row.shape)
-        if tuple(a.shape) != expected:
-            raise Broken(f"table: {name} at {where} is said to be {expected}, found {tuple(a.shape)}")
-    unseen = {r.name for r in page.rows if not r.optional} - seen
-    if unseen:
-        raise Broken(f"table: {', '.join(sorted(unseen))} of the docstring of {case.method.name} are nowhere")
-    if page.sections["Merges"].startswith("no") == case.method.merges:
-        raise Broken(
-            f"table: Merges says {page.sections['Merges'][:20]!r}, the class {'has' if case.method.merges else 'has no'} weight"
-        )
-
-
-def _family_name(name: str, rows: Mapping[str, Any]) -> str:
-    """The row an array belongs to: its own, or, for numbered copies (A0, A1, …), the row named without the number."""
-    if name in rows:
-        return name
-    bare = name.rstrip("0123456789")
-    return bare if bare in rows else name.split(".")[-1]
-
-
-def size(case: Case) -> None:
-    """The Size line of the docstring gives the number of trained numbers."""
-    expression, in_all = docstrings.read(type(case.method)).size
-    every = sites(case.model)
-    at = case.adapter.at
-    counts: dict[str, int] = dict.fromkeys(at, 0)
-    shared = 0
-    for key in case.adapter.trained:
-        where = key.rpartition(":")[0]
-        if where:
-            counts[where] += int(case.adapter.arrays[key].size)
-        else:
-            shared += int(case.adapter.arrays[key].size)
-    if in_all:
-        site = every[next(iter(at))]
-        expected = docstrings.evaluate(expression, docstrings.symbols(case.method, site))
-        if expected != case.adapter.size:
-            raise Broken(f"size: {expression} = {expected} in all, found {case.adapter.size}")
-        return
-    for where, found in counts.items():
-        if every[where].kind == "embedding" and "embedding" in docstrings.read(type(case.method)).sections["Size"]:
-            continue  # the line gives another expression for tables
-        expected = docstrings.evaluate(expression, docstrings.symbols(at[where], every[where]))
-        if expected != found:
-            raise Broken(f"size: {expression} = {expected} at {where}, found {found}")
+    at = [every[s] for s in case.adapter.at]
+    facts = {"": Facts(case.method, at[0], sites=at)}
+    facts |= {s: Facts(m, every[s], sites=at, index=i) for i, (s, m) in enumerate(case.adapter.at.items())}
+    expected = {
+        f"{where}:{it.name}": (it.shape, it.trained) for where, f in facts.items() for it in there(f, shared=not where)
+    }
+    for key, (shape, trained) in expected.items():
+        if key not in case.adapter.arrays:
+            raise Broken(f"table: {key} of {case.method.name} is declared and nowhere")
+        if trained != (key in case.adapter.trained):
+            raise Broken(f"table: {key} is said to be {'trained' if trained else 'stored'} and is not")
+        if tuple(case.adapter.arrays[key].shape) != shape:
+            raise Broken(f"table: {key} is said to be {shape}, found {tuple(case.adapter.arrays[key].shape)}")
+    if more := case.adapter.arrays.keys() - expected.keys():
+        raise Broken(f"table: {sorted(more)[0]} is not declared by {case.method.name}")
+    merges = docstrings.read(type(case.method)).sections["Merges"]
+    if merges.startswith("no") == is_weight(case.method):
+        has = "has a" if is_weight(case.method) else "has no"
+        raise Broken(f"table: Merges says {merges[:20]!r}, the class {has} change or weight")
 
 
 LAWS: dict[str, Callable[[Case], None]] = {
@@ -381,7 +338,6 @@ LAWS: dict[str, Callable[[Case], None]] = {
     "learns": learns,
     "round_trip": round_trip,
     "table": table,
-    "size": size,
 }
 
 
@@ -400,13 +356,13 @@ def check(
 ) -> Iterator[Verdict]:
     """Every law on a method, family by family."""
     for family in families or tiny.ARCHS:
-        there = case(method if isinstance(method, Method) else method.sized(tiny.arch(family)), family, dtype)
+        stands = case(method if isinstance(method, Method) else small(method, tiny.arch(family)), family, dtype)
         for law, f in LAWS.items():
-            if there is None:
+            if stands is None:
                 yield Verdict(law, family, "n/a")
                 continue
             try:
-                f(there)
+                f(stands)
                 yield Verdict(law, family, "pass")
             except Broken as why:
                 yield Verdict(law, family, "fail", str(why))

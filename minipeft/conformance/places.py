@@ -18,11 +18,10 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import array_of, declared, needs
 from minipeft.drawing import Facts, draw, draw_all
-from minipeft.engine import ops
 from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Unfit
-from minipeft.method import Method, Site, change_of
+from minipeft.method import Method, Site
 from minipeft.model.arch import Arch, Batch, Model
 from minipeft.model.transformer import Tokens
 from minipeft.run import Run
@@ -71,8 +70,7 @@ def one(
         for name, a in own.items():
             shared = (it := array_of(type(method), name)) is not None and it.shared
             named[f"{'' if shared else site}:{name}"] = a
-    dtype = next((value(a).dtype for a in (*params.values(), *named.values()) if value(a).dtype.kind == "f"), np.dtype(float))
-    model = Model(arch, {n: W for n, W in params.items() if W is not None}, dtype)
+    model = Model(arch, {n: W for n, W in params.items() if W is not None})
     adapter = Adapter("one", method, dict.fromkeys(at, method), named, frozenset())
     run = OneRun(Adapted(model, (adapter,)), **options)
     run.tokens = Tokens(t)
@@ -113,7 +111,12 @@ def _at(site: str, of: str, **facts: str) -> Callable[[Method, Arrays, Arrays], 
     """At an activation, which is the input `of`; `facts` are what the transformer shows there, by the inputs' names."""
 
     def call(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-        run = one(method, arrays, {f"layers.0.attn.{k[1:]}.weight": W for k, W in inputs.items() if k in ("Wk", "Wv")}, (site,))
+        run = one(
+            method,
+            arrays,
+            {f"layers.0.attn.{k[1:]}.weight": W for k, W in inputs.items() if k in ("Wk", "Wv")},
+            (site,),
+        )
         shown = {name: inputs[k] for name, k in facts.items()}
         if "x" in shown:
             shown["combine"] = lambda a: shown["x"] + a

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapter
 from minipeft.checkpoints.native import decode
 from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.conformance import cases as files
@@ -27,7 +28,6 @@ from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, 
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import NF4_CODEBOOK
-from minipeft.adapted import Adapter
 from minipeft.settings import choices
 
 OWN = Own()

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
 from minipeft.checkpoints.files import existing, read_tensors
 from minipeft.checkpoints.peft_io import load_peft, to_peft_tensors
 from minipeft.checkpoints.peft_keys import plain_key
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
 from minipeft.model.arch import INPUTS, Batch, Model, batch
-from minipeft.adapted import Adapted
 
 K = 8.0
 U64, U32 = 2.0**-53, 2.0**-24

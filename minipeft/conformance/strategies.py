@@ -27,6 +27,7 @@ from minipeft.conformance.record import answer, conditions, inputs_of, moved, si
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class
+from minipeft.settings import part_of
 
 
 @cache
@@ -50,7 +51,7 @@ def case(draw: Any, method: str = "lora", ask: str = "forward", dtype: Any = np.
     place = place_of(chosen)
     inputs = inputs_of(place, chosen, rng)
     start, trained = arrays_at(place, chosen, rng, inputs)
-    arrays = moved(start, tuple(start) if chosen.parts else trained, rng)
+    arrays = moved(start, tuple(start) if part_of(type(chosen)) else trained, rng)
     roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
     roles |= {k: "array" if k in trained else "stored" for k in arrays}
     made = Case(

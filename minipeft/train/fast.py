@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
+from minipeft.arrays import intervenes
 from minipeft.engine.backend import xp
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.model.arch import Batch
 from minipeft.model.graph import Replay, recorder
-from minipeft.arrays import intervenes
-from minipeft.adapted import Adapted
 from minipeft.train import loop, optimisers
 from minipeft.train.loop import finite_loss, one
 from minipeft.train.optimisers import AdamW, Arrays, clipped

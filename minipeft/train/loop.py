@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import rate as factor
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
 from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
-from minipeft.arrays import rate as factor
 from minipeft.method import Method, Step
 from minipeft.model.arch import IGNORE, Batch
-from minipeft.adapted import Adapted, Adapter
 from minipeft.settings import at_least, check, positive
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import identity_of, restore, save

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.adapted import Adapted
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
-from minipeft.model.arch import Batch
-from minipeft.adapted import Adapted
 from minipeft.merging import digest
+from minipeft.model.arch import Batch
 from minipeft.train.state import State, fetched
 
 

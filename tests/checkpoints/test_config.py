@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import _family, load, read_arch
 from minipeft.checkpoints.config import ACTS, Fields, activation
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad, Note
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
 
 ROOT = Path(__file__).parents[1] / "data" / "bases"
 CONFIGS = {n: json.loads((ROOT / n / "config.json").read_text()) for n in ("gpt2", "llama", "mistral", "qwen2", "bert", "roberta-mlm", "t5", "vit")}  # fmt: skip

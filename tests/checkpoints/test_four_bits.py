@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from computed import held, ratios
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, save_model
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.quantize import NF4, quantize
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "four_bits"
 load_methods()

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
@@ -14,8 +16,6 @@ from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.errors import Bad, Note, Unfit
 from minipeft.method import METHODS, load_methods
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 pytestmark = pytest.mark.hf
 TESTS = Path(__file__).parents[1]

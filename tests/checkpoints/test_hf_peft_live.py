@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 pytestmark = pytest.mark.hf
 TESTS = Path(__file__).parents[1]

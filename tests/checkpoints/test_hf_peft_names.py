@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import load
 from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.checkpoints.peft_targets import Naming, targeted
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[1] / "record"

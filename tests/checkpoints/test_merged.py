@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, merged, save_model, saving, with_head
 from minipeft.checkpoints.files import read_header, read_json, read_tensors, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
@@ -17,13 +19,11 @@ from minipeft.conformance import tiny
 from minipeft.data import BASE
 from minipeft.engine.bfloat16 import bfloat16
 from minipeft.errors import Bad
+from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.methods.scaling.ia3 import IA3
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import merge
 
 load_methods()
 BASES = Path(__file__).parents[1] / "data" / "bases"

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.native import load_adapter, save_adapter, trained_in
@@ -16,8 +18,6 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 PEFT = Path(__file__).parents[1] / "data" / "peft" / "llama"
 

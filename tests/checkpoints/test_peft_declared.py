@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
 from minipeft.checkpoints.peft_config import checked
 from minipeft.checkpoints.peft_io import _load_xlora, load_peft_parts, save_peft
 from minipeft.errors import Bad
-from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 

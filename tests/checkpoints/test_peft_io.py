@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.checkpoints.peft_io import load_peft, save_peft
@@ -16,8 +18,6 @@ from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")

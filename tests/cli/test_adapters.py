@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from minipeft import attach, load, load_peft, save_adapter, save_peft
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.data import BASE
-from minipeft.methods.lowrank.lora import LoRA
-from minipeft.adapted import Adapted
 from minipeft.merging import merge as fold
+from minipeft.methods.lowrank.lora import LoRA
 
 PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
 

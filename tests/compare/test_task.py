@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minipeft import compare as job
+from minipeft.adapted import Adapted
 from minipeft.checkpoints import family_names, read_arch, save_model
 from minipeft.data import BASE, load_snippets
 from minipeft.errors import Bad
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes
-from minipeft.adapted import Adapted
 from minipeft.text import load_tokenizer
 
 

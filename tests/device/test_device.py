@@ -24,6 +24,8 @@ from test_ops import CASES
 import minipeft.train.loop
 import minipeft.train.state
 from minipeft import generate
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.compare import compare
@@ -37,12 +39,10 @@ from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import UNIT
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
+from minipeft.merging import digest, merge
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Model
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import digest, merge
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from both import computed, conditions, on
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import laws, tiny
 from minipeft.conformance.laws import K
 from minipeft.engine import backend, xp
@@ -25,8 +27,6 @@ from minipeft.model import generate as generation
 from minipeft.model import graph as graphs
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()

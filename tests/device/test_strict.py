@@ -15,14 +15,14 @@ from both import agree
 from scipy import special
 from strict import traffic
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import native
 from minipeft.conformance import tiny
 from minipeft.engine import Tensor, backend, use, value, xp
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 from minipeft.train import fit
 
 HOST = np.arange(6.0).reshape(2, 3)

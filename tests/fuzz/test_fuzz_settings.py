@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from outcomes import tally
 
-from minipeft.conformance import tiny
-from minipeft.errors import Bad
-from minipeft.method import METHODS, Method, load_methods
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
 from minipeft.merging import merge
+from minipeft.method import METHODS, Method, load_methods
 from minipeft.targets import sites
 
 load_methods()

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from batches import ROOT, base, drawn
 
+from minipeft.adapted import Adapted
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[1] / "record"

@@ -7,10 +7,10 @@ import pytest
 from batches import base, drawn
 from outcomes import outcome, tally
 
+from minipeft.attaching import attach
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 
 @cache

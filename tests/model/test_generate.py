@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
 from minipeft.conformance import tiny
@@ -14,8 +16,6 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate, pick
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 ROOT = Path(__file__).parents[1] / "data" / "bases"
 load_methods()

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import ops
 from minipeft.engine.backend import lowest, read_only
@@ -12,7 +13,6 @@ from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value_and_grad
 from minipeft.method import method_class
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 IDS = np.array([[5, 9, 3, 17, 2], [7, 8, 4, 6, 11], [30, 2, 9, 9, 4]])
 LEFT = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 CAUSAL = ("llama", "gpt2")
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import fast as engine_fast
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.attaching import attach
 from minipeft.train import AdamW
 from minipeft.train import fast as training
 from minipeft.train.loop import gradients

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.checkpoints.files import write_tensors
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.lora_plus import LoRAPlus
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 from minipeft.train import OPTIMISERS, SGD, Adafactor, AdamW, accumulated, clipped, fit, global_norm, progress_bar, rate
 
 # --- optimisers, against the papers' formulae on plain Python numbers --------------------------------------------------

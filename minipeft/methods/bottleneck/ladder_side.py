@@ -23,7 +23,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import Here, Method, Unfit, at_least, choice, fact, fill, positive, requires, size, trained, uniform
+from minipeft.declare import (
+    Here,
+    Method,
+    Unfit,
+    at_least,
+    choice,
+    fact,
+    fill,
+    positive,
+    requires,
+    size,
+    trained,
+    uniform,
+)
 from minipeft.engine import ops, stop_gradient
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.transformer import visibility
@@ -47,7 +60,9 @@ class LadderSide(Method):
     w, m = size("max(1, d / r)"), size("max(1, ff / r)")
     ours = requires("rung", "expected embed.out and outputs of the decoder's layers, found {site}", error=Unfit)
     some = requires(
-        "sites > 1 or not last", "expected embed.out and outputs of the decoder's layers, found {site} alone", error=Unfit
+        "sites > 1 or not last",
+        "expected embed.out and outputs of the decoder's layers, found {site} alone",
+        error=Unfit,
     )
     Wq, Wk, Wv, Wo = (trained("w", "w", start=uniform("w"), when="layer") for _ in range(4))
     D = trained("w", "d", start=uniform("d"), when="not last")

@@ -30,7 +30,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Bad, Method, Step, at_least, choice, count, free, lowrank, normal, size, trained, within
+from minipeft.declare import (
+    QUERY_VALUE,
+    Bad,
+    Method,
+    Step,
+    at_least,
+    choice,
+    count,
+    free,
+    lowrank,
+    normal,
+    size,
+    trained,
+    within,
+)
 from minipeft.engine import ops
 from minipeft.engine.backend import to_host, xp
 

@@ -51,7 +51,10 @@ class OSF(Method):
     targets: str = QUERY_VALUE
     takes = "matrices"
     effective_rank: int | float | None = such_that(
-        lambda k: k > 0 and (isinstance(k, int) or k <= 1), "be a positive int, a float in (0, 1] or None", None, tried=3
+        lambda k: k > 0 and (isinstance(k, int) or k <= 1),
+        "be a positive int, a float in (0, 1] or None",
+        None,
+        tried=3,
     )
 
     k = fact(kept)

@@ -42,7 +42,9 @@ class Poly(Method):
     n_splits: int = count(1, small=2)
 
     c, e = size("in / n_splits"), size("out / n_splits")
-    even = requires("n_splits c == in and n_splits e == out", "n_splits must divide both widths, {out} and {in}, found {n_splits},")
+    even = requires(
+        "n_splits c == in and n_splits e == out", "n_splits must divide both widths, {out} and {in}, found {n_splits},"
+    )
     A = trained("n_splits", "n_skills", "c", "r", start=uniform("c"))
     B = trained("n_splits", "n_skills", "r", "e")
     Z = trained("n_tasks", "n_splits n_skills", start=uniform(bound=1e-3))

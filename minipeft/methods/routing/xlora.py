@@ -23,8 +23,26 @@ from typing import Any
 import numpy as np
 
 from minipeft.declare import (
-    Bad, Here, OverAdapters, Unfit, at_least, choice, count, each, either, fact, found, free, of_parts, parts, positive, requires,
-    stored, trained, uniform, within,
+    Bad,
+    Here,
+    OverAdapters,
+    Unfit,
+    at_least,
+    choice,
+    count,
+    each,
+    either,
+    fact,
+    found,
+    free,
+    of_parts,
+    parts,
+    positive,
+    requires,
+    stored,
+    trained,
+    uniform,
+    within,
 )  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
@@ -58,7 +76,11 @@ class XLoRA(OverAdapters):
 
     K = fact(lambda method, site: len(method.experts))
     stacks = fact(lambda method, site: 2 if site.arch.encoder_layers else 1)
-    one = requires("stacks == 1", "expected a model of one stack, whose tokens the gates are for, found {stacks} stacks", error=Unfit)
+    one = requires(
+        "stacks == 1",
+        "expected a model of one stack, whose tokens the gates are for, found {stacks} stacks",
+        error=Unfit,
+    )
     classifier = each(
         "depth",
         V=trained("hidden if n + 1 < depth else K (sites if layerwise else 1)", "hidden if n else d_model",
@@ -67,7 +89,9 @@ class XLoRA(OverAdapters):
         shared=True,
     )  # fmt: skip
     own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
-    index = stored("1", start=found(lambda method, facts: np.array([facts.index]), "the number of this matrix"), when="layerwise")
+    index = stored(
+        "1", start=found(lambda method, facts: np.array([facts.index]), "the number of this matrix"), when="layerwise"
+    )
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import Bad, Here, Method, Step, at_least, count, orthonormal, requires, trained, uniform, within
-from minipeft.engine import ops
+from minipeft.engine import factors, ops
 from minipeft.engine.backend import xp
-from minipeft.engine import factors
 
 TWO = "n_suf > 0 and not tied"
 

@@ -43,7 +43,9 @@ class SHiRA(Method):
     scale: float = free(1.0, tried=1.75)  # s
     seed: int | None = free(None)  # None: torch's constant
 
-    fits = requires("r (in + out) <= size", "r ({in} + {out}) must be at most {out}·{in} = {size}, found {r (in + out)}")
+    fits = requires(
+        "r (in + out) <= size", "r ({in} + {out}) must be at most {out}·{in} = {size}, found {r (in + out)}"
+    )
     v = trained("r (in + out)")
     rows = stored("r (in + out)", start=PLACES)
     cols = stored("r (in + out)", start=PLACES)

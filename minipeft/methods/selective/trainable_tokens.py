@@ -31,7 +31,11 @@ class TrainableTokens(Method):
     targets: str = "embed.tokens.weight"
     takes = "matrices"
     tokens: tuple[int, ...] = such_that(
-        lambda ids: len(set(ids)) == len(ids), "differ", (), small=lambda a: tuple(range(2, min(a.vocab, 258))), tried=(2, 5, 7)
+        lambda ids: len(set(ids)) == len(ids),
+        "differ",
+        (),
+        small=lambda a: tuple(range(2, min(a.vocab, 258))),
+        tried=(2, 5, 7),
     )
     head_bias: str = choice("keep", "drop", reading=True)  # of a tied head
 

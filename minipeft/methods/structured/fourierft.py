@@ -19,7 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import QUERY_VALUE, Method, at_least, choice, found, free, normal, requires, stored, trained, zero_if
+from minipeft.declare import (
+    QUERY_VALUE,
+    Method,
+    at_least,
+    choice,
+    found,
+    free,
+    normal,
+    requires,
+    stored,
+    trained,
+    zero_if,
+)
 from minipeft.engine import ops
 from minipeft.torch_random import permutation
 
@@ -45,7 +57,9 @@ class FourierFT(Method):
     seed: int = free(777)
     start: str = choice("normal", "zero")
 
-    fits = requires("n_frequency <= size", "n_frequency must be at most {out}·{in} = {size} places, found {n_frequency}")
+    fits = requires(
+        "n_frequency <= size", "n_frequency must be at most {out}·{in} = {size} places, found {n_frequency}"
+    )
     c = trained("n_frequency", start=zero_if("start == 'zero'", normal()))
     rows = stored("n_frequency", start=PLACES)
     cols = stored("n_frequency", start=PLACES)

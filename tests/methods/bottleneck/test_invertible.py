@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Unfit
 from minipeft.methods.bottleneck.invertible import Invertible
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 RNG = np.random.default_rng(0)

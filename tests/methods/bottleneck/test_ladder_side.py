@@ -1,13 +1,13 @@
 import numpy as np
 import reference
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
 from minipeft.methods.bottleneck.ladder_side import LadderSide
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -1,10 +1,10 @@
 import numpy as np
 import reference
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import Step
 from minipeft.methods.lowrank.adalora import AdaLoRA, ranks
-from minipeft.attaching import attach
 from minipeft.train import AdamW, fit
 
 SHAPES = {"a": (5, 4), "b": (3, 6)}

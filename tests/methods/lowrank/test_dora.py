@@ -3,14 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
+from minipeft.merging import merge
 from minipeft.method import Base
 from minipeft.methods.lowrank.dora import DoRA
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import merge
 
 
 def moved(adapted):

@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach, measure
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.eva import EVA
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach, measure
 from minipeft.targets import select
 
 

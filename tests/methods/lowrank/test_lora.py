@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.methods.lowrank.lora import LoRA
-from minipeft.attaching import attach
 from minipeft.merging import merge
+from minipeft.methods.lowrank.lora import LoRA
 
 
 def moved(adapted):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora_ga import LoRAGA
-from minipeft.attaching import attach
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
 DIRECTIONS = ["ArB2r", "A2rBr", "ArBr", "random"]

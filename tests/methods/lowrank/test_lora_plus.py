@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora_plus import LoRAPlus
-from minipeft.attaching import attach
 from minipeft.train import SGD, fit
 
 

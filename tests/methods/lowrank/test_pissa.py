@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.pissa import PiSSA
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
 

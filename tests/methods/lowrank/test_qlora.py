@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from minipeft.conformance import tiny
-from minipeft.errors import Bad
-from minipeft.methods.lowrank.qlora import QLoRA
-from minipeft.quantize import NF4, quantize
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
 from minipeft.merging import merge
+from minipeft.methods.lowrank.qlora import QLoRA
+from minipeft.quantize import NF4, quantize
 
 SITE = "layers.1.mlp.down.weight"  # (24, 40)
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.methods.orthogonal.osf import OSF
-from minipeft.attaching import attach
 
 SITES = ["layers.0.attn.q.weight", "layers.0.attn.v.weight", "layers.0.mlp.down.weight", "layers.0.mlp.up.weight"]
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import reference
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
 from minipeft.methods.prompt.llama_adapter import LLaMAAdapter
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.prompt.p_tuning import PTuning
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
-from minipeft.attaching import attach
 
 
 def sigmoid(x):

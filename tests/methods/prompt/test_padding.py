@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 CASES = [*((f, "right") for f in ("llama", "gpt2", "bert", "t5")), ("llama", "left"), ("gpt2", "left")]
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import reference
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
 from minipeft.model.arch import batch
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

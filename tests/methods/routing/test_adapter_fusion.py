@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import reference
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
 from minipeft.methods.routing.adapter_fusion import AdapterFusion
 from minipeft.model.arch import batch
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -2,11 +2,11 @@ import layers
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.methods.routing.poly import Poly
-from minipeft.attaching import attach
 from minipeft.merging import merge
+from minipeft.methods.routing.poly import Poly
 
 IDS = np.array([1, 0, 1])
 

@@ -4,16 +4,16 @@ import layers
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import gradcheck, gradients_flow
 from minipeft.errors import Bad
+from minipeft.merging import merge
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.routing.xlora import XLoRA
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
-from minipeft.merging import merge
 
 
 def expert(model, seed, **fields):

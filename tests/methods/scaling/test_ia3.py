@@ -2,12 +2,12 @@ import layers
 import numpy as np
 import pytest
 
-from minipeft.conformance import tiny
-from minipeft.errors import Bad
-from minipeft.methods.scaling.ia3 import IA3
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
 from minipeft.merging import merge
+from minipeft.methods.scaling.ia3 import IA3
 
 
 def test_outputs_and_inputs_are_scaled_and_the_bias_with_the_outputs():

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.methods.selective.bitfit import BitFit
-from minipeft.attaching import attach
 from minipeft.merging import merge
+from minipeft.methods.selective.bitfit import BitFit
 
 
 def test_every_bias_and_nothing_else():

@@ -1,9 +1,9 @@
 import numpy as np
 
-from minipeft.conformance import tiny
-from minipeft.methods.selective.full import Full
 from minipeft.attaching import attach
+from minipeft.conformance import tiny
 from minipeft.merging import merge
+from minipeft.methods.selective.full import Full
 from minipeft.train import SGD, fit
 
 

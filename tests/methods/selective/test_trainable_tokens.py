@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine import ops, value_and_grad
 from minipeft.errors import Bad
-from minipeft.methods.selective.trainable_tokens import TrainableTokens
-from minipeft.adapted import Adapted
-from minipeft.attaching import attach
 from minipeft.merging import merge
+from minipeft.methods.selective.trainable_tokens import TrainableTokens
 
 E = "embed.tokens.weight"
 

@@ -2,10 +2,10 @@ import layers
 import numpy as np
 import pytest
 
+from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.method import frozen
 from minipeft.methods.structured.vera import VeRA
-from minipeft.attaching import attach
 
 
 def test_sites_share_one_pair_cut_to_their_shape():
