@@ -10,7 +10,7 @@ import pytest
 
 from minipeft.conformance import cases as files
 from minipeft.conformance import record
-from minipeft.conformance.mutants import result_of
+from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
