@@ -67,7 +67,7 @@ def pattern():
 
 NAME = pattern()
 NOT_MEANT = re.compile(
-    r"""\w+/LoRA\b                             # somebody's repository
+    r"""[\w./-]+[ ]\#\d+                       # an issue of somebody's repository
     |grad(?:=|":[ ]|",[ ])"full"               # a reading: how far a gradient goes
     |"\w*[\w-]*-lora==[\d.]+"                  # somebody's library
     """,
@@ -115,7 +115,16 @@ def test_a_name_is_seen(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["lora_bias", "explore", "np.full", "in full", "microsoft/LoRA #61", 'dict(grad="full")', "polynomial"]
+    "text",
+    [
+        "lora_bias",
+        "explore",
+        "np.full",
+        "in full",
+        "microsoft/LoRA #61; candle-lora #26",
+        'dict(grad="full")',
+        "polynomial",
+    ],
 )
 def test_another_word_is_not(text):
     assert not named(text)
