@@ -30,7 +30,6 @@ KNOWN = [
     "cli/train.py",
     "cli/verify.py",
     "compare/outcomes.py",
-    "conformance/mutants/general.py",
     "conformance/new.py",
     "conformance/own.py",
     "conformance/peers/adapters.py",

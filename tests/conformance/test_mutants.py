@@ -41,6 +41,13 @@ def test_a_file_has_the_name_of_its_method():
     assert every["residual_forgotten"].where.words == "lora_ga, pissa"  # one imports the other's
 
 
+def test_two_of_one_name_are_refused(monkeypatch):
+    first, second = (type("twice", (Own,), {"planted": (("forward",), "", mutants.EVERY)}) for _ in range(2))
+    monkeypatch.setattr(mutants, "planted", lambda module: (first, second))
+    with pytest.raises(TypeError, match="two mutants are named twice"):
+        mutants.every.__wrapped__()
+
+
 @pytest.mark.parametrize("name", mutants.every())
 def test_it_concerns_a_method(name):
     assert any(mutants.every()[name].where.holds(cls) for cls in METHODS.values())
