@@ -22,9 +22,9 @@ from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.conformance import cases as files
 from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
-from minipeft.conformance.closed import CLOSED
 from minipeft.conformance.own import MODULE, Own, config_of
 from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, T, arrays_at, place_of
+from minipeft.conformance.witnesses import closed_form
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import NF4_CODEBOOK
@@ -189,15 +189,15 @@ def witnesses(case: Case) -> tuple[str, ...]:
         if case.place == "table" and case.method in ALSO:
             _agree(case, dict(y=OWN.merge(case)["W"][case.inputs["ids"]]), "merged table")
             found.append("rows of the merged table")
-        elif case.method in CLOSED:
+        elif form := closed_form(case.method):
             given = {**case.named("input", "base"), **arrays}
-            closed = CLOSED[case.method](method, given)
+            closed = form(method, given)
             if "keep" in given:  # the change of the kept input, beside the base's output for all of it
                 x, kept = given["x"], given["x"] * given["keep"] / (1 - method.dropout)  # type: ignore[attr-defined]
                 W = places.held(method, given["W"])
                 if "A0" in given:  # a residual base
                     W = W - method.scale * given["B0"] @ given["A0"]  # type: ignore[attr-defined]
-                closed = dict(y=x @ W.T + CLOSED[case.method](method, given | {"x": kept})["y"] - kept @ W.T)
+                closed = dict(y=x @ W.T + form(method, given | {"x": kept})["y"] - kept @ W.T)
             _agree(case, closed, "closed form")
             found.append("a closed form written apart, number by number")
         if (

@@ -164,6 +164,6 @@ def diagnosed(case: Case, got: Mapping[str, Any], result: Result) -> Result:
         return result
     if case.tolerance == "REJECT":
         return dataclasses.replace(result, diagnosis=("any_file_is_taken",))
-    from minipeft.conformance.mutants import equals
+    from minipeft.conformance.mutants.killing import equals
 
     return dataclasses.replace(result, diagnosis=tuple(equals(case, got)))

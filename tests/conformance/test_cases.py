@@ -10,7 +10,7 @@ import pytest
 
 from minipeft.conformance import cases as files
 from minipeft.conformance import record
-from minipeft.conformance.mutants import result_of
+from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
@@ -117,7 +117,7 @@ def test_what_makes_a_case_too_kind_is_seen(every):
 
 
 def test_a_witness_that_disagrees_stops_the_recording(monkeypatch):
-    monkeypatch.setitem(record.CLOSED, "lora", lambda m, t: dict(y=t["x"] @ t["W"].T))
+    monkeypatch.setattr(record, "closed_form", lambda name: lambda m, t: dict(y=t["x"] @ t["W"].T))
     with pytest.raises(Bad, match=r"lora\.forward\.usual: y differs from the closed form by"):
         list(record.of_method(METHODS["lora"]))
 

@@ -1,11 +1,16 @@
 """Every mutant is killed by the check meant for it, and a failure is named after the mutant it equals."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from minipeft.conformance import cases as files
 from minipeft.conformance import mutants
+from minipeft.conformance.mutants import killing
 from minipeft.conformance.own import Own
+from minipeft.method import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -15,18 +20,37 @@ def every():
 
 @pytest.fixture(scope="module")
 def matrix(every):
-    return mutants.kill_matrix(every)
+    return killing.kill_matrix(every)
 
 
-@pytest.mark.parametrize("name", mutants.MUTANTS)
+@pytest.mark.parametrize("name", mutants.every())
 def test_it_is_killed_by_the_check_meant_for_it(name, matrix):
-    assert set(matrix[name]) & set(mutants.MUTANTS[name].checks), dict(matrix[name])
+    assert set(matrix[name]) & set(mutants.every()[name].checks), dict(matrix[name])
 
 
 def test_one_that_is_right_survives(every, monkeypatch):
-    right = mutants.Mutant("right", "", ("lora",), ("forward",), "", Own)
-    monkeypatch.setattr(mutants, "MUTANTS", {"right": right})
-    assert mutants.survivors(mutants.kill_matrix(every)) == ["right: meant for forward, failed nothing"]
+    right = mutants.Mutant("right", "", mutants.named("lora"), ("forward",), "", mutants.Tensors)
+    monkeypatch.setattr(mutants, "every", lambda: {"right": right})
+    assert killing.survivors(killing.kill_matrix(every)) == ["right: meant for forward, failed nothing"]
+
+
+def test_a_file_has_the_name_of_its_method():
+    names = {p.stem for p in Path(mutants.__file__).parent.glob("*.py")}
+    every = mutants.every()
+    assert names - METHODS.keys() == {"__init__", "__main__", "general", "killing"}
+    assert every["residual_forgotten"].where.words == "lora_ga, pissa"  # one imports the other's
+
+
+def test_two_of_one_name_are_refused(monkeypatch):
+    first, second = (type("twice", (Own,), {"planted": (("forward",), "", mutants.EVERY)}) for _ in range(2))
+    monkeypatch.setattr(mutants, "planted", lambda module: (first, second))
+    with pytest.raises(TypeError, match="two mutants are named twice"):
+        mutants.every.__wrapped__()
+
+
+@pytest.mark.parametrize("name", mutants.every())
+def test_it_concerns_a_method(name):
+    assert any(mutants.every()[name].where.holds(cls) for cls in METHODS.values())
 
 
 @pytest.mark.parametrize(
@@ -42,23 +66,19 @@ def test_one_that_is_right_survives(every, monkeypatch):
 )
 def test_an_output_is_recognised(name, case, every):
     case = next(c for c in every if c.id == case)
-    got = getattr(mutants.MUTANTS[name].make(), case.ask)(case)
-    assert name in mutants.equals(case, got)
-    assert not mutants.equals(case, getattr(Own(), case.ask)(case))
-    assert not mutants.equals(case, {k: v + np.float64(0.1) for k, v in got.items()})
+    got = getattr(mutants.every()[name].make(), case.ask)(case)
+    assert name in killing.equals(case, got)
+    assert not killing.equals(case, getattr(Own(), case.ask)(case))
+    assert not killing.equals(case, {k: v + np.float64(0.1) for k, v in got.items()})
 
 
 def test_another_option_is_recognised(every):
     case = next(c for c in every if c.id == "oft.forward.usual")
     other = next(c for c in every if c.id == "oft.forward.cayley=exact")
-    import dataclasses
-
     got = Own().forward(dataclasses.replace(case, config=other.config))
-    assert "cayley=exact" in mutants.equals(case, got)
+    assert "cayley=exact" in killing.equals(case, got)
 
 
 def test_the_page_of_the_kill_matrix_is_current(matrix):
-    from pathlib import Path
-
     page = Path(__file__).parents[2] / "docs" / "mutants.md"
-    assert page.read_text(encoding="utf-8") == mutants.markdown(matrix)
+    assert page.read_text(encoding="utf-8") == killing.markdown(matrix)

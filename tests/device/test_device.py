@@ -31,7 +31,7 @@ from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.compare import compare
 from minipeft.conformance import cases as files
 from minipeft.conformance import laws, tiny
-from minipeft.conformance.mutants import result_of
+from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
 from minipeft.conformance.replay import replay
 from minipeft.engine import OPS, backend, gradcheck, ops, use, value_and_grad

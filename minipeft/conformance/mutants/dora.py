@@ -1,0 +1,74 @@
+"""Errors of DoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance.cases import Case
+from minipeft.conformance.mutants import Arrays, Outputs, Settings, Tensors, mutant, scale_of
+from minipeft.conformance.mutants.lora import Combined
+from minipeft.engine.tensor import value
+
+
+def _norms(case: Case, inputs: Arrays, arrays: Arrays) -> Any:
+    V = inputs["W"] + scale_of(case) * (arrays["B"] @ arrays["A"])
+    return np.sqrt((value(V) ** 2).sum(axis=1))
+
+
+@mutant("forward", "torchtune 0.6.1 DoRALinear(use_bias=True)")
+class dora_scales_bias(Outputs):
+    """DoRA's row scale acts on the bias too."""
+
+    def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
+        row = arrays["m"] * (1 / _norms(case, inputs, arrays))
+        return dict(y=out["y"] + (row - 1.0) * inputs["b"])
+
+
+@mutant("forward", "torchtune #2250")
+class dora_is_lora(Tensors):
+    """The magnitude is the norm: DoRA computes LoRA."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        return inputs, arrays | {"m": _norms(case, inputs, arrays)}
+
+
+@mutant("forward", "mlx-examples #832")
+class dora_norm_of_base(Tensors):
+    """The norm is that of W, not of W + s B A."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        W = np.sqrt((value(inputs["W"]) ** 2).sum(axis=1))
+        return inputs, arrays | {"m": arrays["m"] * (_norms(case, inputs, arrays) / W)}
+
+
+@mutant("grad", "LyCORIS 4.1.3")
+class dora_norm_differentiated(Settings):
+    """The gradient runs through the norm."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(grad="full")
+
+
+@mutant("grad")
+class dora_norm_detached(Settings):
+    """The norm is held constant where the full gradient is asked for."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(grad="detached")
+
+
+@mutant("combine", "PEFT 0.21.2 add_weighted_adapter")
+class combine_forgets_magnitude(Combined):
+    """The sum has the base's magnitudes, not the adapters'; and α = r under rank-stabilised scaling."""
+
+    def combine(self, case: Case) -> Arrays:
+        t = case.tensors
+        V = t["W"].copy()
+        for i, weight in enumerate(case.options["weights"]):
+            method, arrays = self.adapter(case, i)
+            V += weight * method.scale * self.factor(case) * (arrays["B"] @ arrays["A"])  # type: ignore[attr-defined]
+        row = np.sqrt((t["W"] ** 2).sum(axis=1)) / np.sqrt((V**2).sum(axis=1))
+        return dict(y=t["x"] @ (row[:, None] * V).T + t["b"])

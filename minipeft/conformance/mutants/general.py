@@ -1,0 +1,240 @@
+"""Errors of no one method: of scales, biases, gradients, merging, training, files and dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance import places
+from minipeft.conformance.cases import Case
+from minipeft.conformance.mutants import EVERY, Arrays, Settings, Tensors, has, held, mutant, scale_of
+from minipeft.conformance.own import Own, method_of
+from minipeft.engine import ops
+
+SCALED = has("alpha", "r")
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@mutant("forward grad delta", "mlx-vlm #841, #845; rasbt/LLMs-from-scratch #821", SCALED)
+class alpha_undivided(Settings):
+    """The scale is α, not α/r."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(alpha=m.alpha * (m.r**0.5 if getattr(m, "rslora", False) else m.r))
+
+
+@mutant("forward grad delta", "adapter-hub/adapters #760, #770; Keras lora_alpha in the constructor", SCALED)
+class alpha_ignored(Settings):
+    """The scale is 1: α is taken to be r."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(alpha=float(m.r) ** (0.5 if getattr(m, "rslora", False) else 1.0))
+
+
+@mutant("forward", "", has("f"))
+class activation_swapped(Settings):
+    """GELU in place of the activation asked for."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(f="gelu")
+
+
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+@mutant("forward", "", EVERY)
+class bias_dropped(Tensors):
+    """The base's bias is left out."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        return inputs | ({"b": inputs["b"] * 0.0} if "b" in inputs else {}), arrays
+
+
+@mutant("forward", "adapters that load and never act", EVERY)
+class adapter_never_applied(Own):
+    """The base's output, whatever the adapter says."""
+
+    def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
+        nothing = sum(0.0 * ops.sum(arrays[k]) for k in case.trained if k in arrays)
+        if case.place == "linear":
+            W = places.held(self.method(case), inputs["W"])
+            return dict(y=ops.linear(inputs["x"], W, inputs["b"]) + nothing)
+        if case.place == "table":
+            return dict(y=ops.take(inputs["W"], ids=inputs["ids"]) + nothing)
+        return super().outputs(case, inputs, arrays)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+@mutant("grad", "unsloth-zoo #606, #607", EVERY)
+class one_gradient_missing(Own):
+    """One trained array gets a gradient of zero."""
+
+    def vjp(self, case: Case) -> Arrays:
+        grads = super().vjp(case)
+        first = sorted(set(grads) & set(case.trained))[0]
+        return grads | {first: grads[first] * 0.0}
+
+
+@mutant("grad", "", EVERY)
+class input_gradient_of_the_base(Own):
+    """The gradient by a linear's input is that of the base alone."""
+
+    def vjp(self, case: Case) -> Arrays:
+        grads = super().vjp(case)
+        return grads | ({"x": case.tensors["g.y"] @ held(case)} if case.place == "linear" else {})
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+@mutant("merge delta", "microsoft/LoRA #61, #103; candle-lora #26", EVERY)
+class merged_twice(Own):
+    """The change is merged twice."""
+
+    def merge(self, case: Case) -> Arrays:
+        merged = super().merge(case)
+        return merged | {"W": 2 * merged["W"] - held(case)}
+
+
+@mutant("merge delta", "LyCORIS 4.1.3 LohaModule.merge_to", SCALED)
+class merge_scales_twice(Own):
+    """Merging multiplies by the scale once more."""
+
+    def merge(self, case: Case) -> Arrays:
+        merged, W = super().merge(case), held(case)
+        return merged | {"W": W + scale_of(case) * (merged["W"] - W)}
+
+
+@mutant("merge", "", EVERY)
+class merge_forgets_bias(Own):
+    """Merging leaves the bias as it was."""
+
+    def merge(self, case: Case) -> Arrays:
+        merged = super().merge(case)
+        return merged | ({"b": case.tensors["b"]} if "b" in merged else {})
+
+
+@mutant("unmerge", "PEFT #3149, #3216, #3531", EVERY)
+class unmerge_multiplies(Own):
+    """Taking a merged adapter out puts it in once more."""
+
+    def unmerge(self, case: Case) -> Arrays:
+        merged = self.merge(case)
+        return merged | {"W": 2 * merged["W"] - case.tensors["W"]}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@mutant("train", "", EVERY)
+class base_trained(Own):
+    """Weight decay reaches the frozen weight."""
+
+    def train(self, case: Case) -> Arrays:
+        theta = super().train(case)
+        return theta | ({"W": theta["W"] * (1 - 1e-3)} if "W" in theta and "W" not in case.trained else {})
+
+
+@mutant("train", "", EVERY)
+class decay_is_coupled(Own):
+    """Weight decay is added to the gradient."""
+
+    def train(self, case: Case) -> Arrays:
+        settings = dict(case.options["optimiser"], weight_decay=0.0)
+        decay = case.options["optimiser"]["weight_decay"]
+        theta = super().train(dataclasses.replace(case, options={"optimiser": settings}))
+        return {k: v * (1 - decay * settings["lr"]) if k in case.trained else v for k, v in theta.items()}
+
+
+@mutant("train", "", EVERY)
+class one_step_too_few(Own):
+    """The last step is not taken."""
+
+    def train(self, case: Case) -> Arrays:
+        o = case.options["optimiser"]
+        return super().train(dataclasses.replace(case, options={"optimiser": {**o, "steps": o["steps"] - 1}}))
+
+
+@mutant("init", "", EVERY)
+class not_identity(Own):
+    """A fresh adapter changes the model."""
+
+    def init(self, case: Case) -> Arrays:
+        rng = np.random.default_rng(0)
+        return {
+            k: v + 0.1 * rng.standard_normal(v.shape) if v.dtype.kind == "f" else v
+            for k, v in super().init(case).items()
+        }
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@mutant("load", "vLLM #55193; transformers #46766; PEFT #1932, #2084, #2772", EVERY)
+class any_file_is_taken(Own):
+    """A file that lacks keys, or is of another model, gives the base's output."""
+
+    def load(self, case: Case) -> Arrays:
+        try:
+            return super().load(case)
+        except Exception:
+            t = case.tensors
+            return dict(y=t["x"] @ t["W"].T + t["b"])
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@mutant("dropout", "torchtune #996; aprender #2170", has("dropout"))
+class dropout_ignored(Tensors):
+    """Dropout is never applied."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        return {k: v for k, v in inputs.items() if k != "keep"}, arrays
+
+
+@mutant("dropout", "", has("dropout"))
+class dropout_unscaled(Tensors):
+    """What is kept is not divided by 1 − p."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        p = method_of(case).dropout  # type: ignore[attr-defined]
+        return inputs | ({"keep": inputs["keep"] * (1 - p)} if "keep" in inputs else {}), arrays
+
+
+@mutant("dropout", "", has("dropout"))
+class dropout_on_the_base(Tensors):
+    """Dropout acts on the input of the base too."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        if "keep" not in inputs:
+            return inputs, arrays
+        p = method_of(case).dropout  # type: ignore[attr-defined]
+        rest = {k: v for k, v in inputs.items() if k != "keep"}
+        return rest | {"x": inputs["x"] * inputs["keep"] * (1 / (1 - p))}, arrays
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@mutant("forward", "float32 inside of float64", EVERY)
+class float32_inside(Own):
+    """Computed in float32, given as float64."""
+
+    def forward(self, case: Case) -> Arrays:
+        low = super().forward(dataclasses.replace(case, dtype=np.float32))
+        return {k: v.astype(case.dtype) for k, v in low.items()}
+
+
+@mutant("forward", "", EVERY)
+class dtype_lost(Own):
+    """Results come in float32, whatever was asked for."""
+
+    def forward(self, case: Case) -> Arrays:
+        return {k: v.astype(np.float32) for k, v in super().forward(case).items()}

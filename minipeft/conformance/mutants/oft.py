@@ -1,0 +1,33 @@
+"""Errors of OFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minipeft.conformance.cases import Case
+from minipeft.conformance.mutants import Arrays, Settings, Tensors, mutant
+
+
+@mutant()
+class cayley_exact(Settings):
+    """The inverse is computed exactly where a series is asked for."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(cayley="exact")
+
+
+@mutant()
+class cayley_series(Settings):
+    """The inverse is a series of five terms where the exact one is asked for."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(cayley="neumann")
+
+
+@mutant("forward grad")
+class oft_transposed(Tensors):
+    """The rotation is transposed: R in place of its inverse."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        return inputs, arrays | {"Q": arrays["Q"] * -1.0}

@@ -1,0 +1,58 @@
+"""Witnesses: closed forms, written apart from the methods' files, with NumPy alone and without their helpers.
+
+A file has the name of its method. Its `closed(m, t)` takes the method, for its settings, and all tensors of a forward case
+by name; it gives the outputs by name. A variant that computes the same imports it. What several need is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from scipy.special import erf
+
+Tensors = dict[str, np.ndarray]
+
+
+@cache
+def closed_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
+    """The closed form of the method of this name, None if it has none."""
+    module = f"{__name__}.{name}"
+    return import_module(module).closed if find_spec(module) else None
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * sigmoid(x),
+    "tanh": np.tanh,
+    "gelu": lambda x: 0.5 * x * (1 + erf(x / np.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def each(f: Callable[..., np.ndarray], *streams: np.ndarray) -> np.ndarray:
+    """f of every token's vectors."""
+    rows = [[f(*(s[i, t] for s in streams)) for t in range(streams[0].shape[1])] for i in range(len(streams[0]))]
+    return np.array(rows)
+
+
+def scale(m: Any) -> float:
+    return m.alpha / (np.sqrt(m.r) if getattr(m, "rslora", False) else m.r)
+
+
+def bottleneck(m: Any, t: Tensors, h: np.ndarray, end: str = "") -> np.ndarray:
+    """The output of a bottleneck, before it is added."""
+    return t["Wu" + end] @ ACTIVATIONS[m.f](t["Wd" + end] @ h + t["bd" + end]) + t["bu" + end]

@@ -1,0 +1,11 @@
+"""(IA)³: l ∘ (W x + b)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minipeft.conformance.witnesses import Tensors, each
+
+
+def closed(m: Any, t: Tensors) -> Tensors:
+    return dict(y=each(lambda x: t["l"] * (t["W"] @ x + t["b"]), t["x"]))

@@ -1,0 +1,21 @@
+"""LLaMA-Adapter: the gated attention to the prompt, one query at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance.witnesses import Tensors, softmax
+
+
+def closed(m: Any, t: Tensors) -> Tensors:
+    q, groups = t["q"], t["q"].shape[1] // 2
+    k, v = ((t["A"] @ t[W].T).reshape(m.K, 2, -1) for W in ("Wk", "Wv"))
+    y = np.zeros_like(t["o"]).reshape(*t["o"].shape[:2], q.shape[1], -1)
+    for i in range(len(q)):
+        for h in range(q.shape[1]):
+            for s in range(q.shape[2]):
+                w = softmax(k[:, h // groups] @ q[i, h, s] / np.sqrt(q.shape[-1]))
+                y[i, s, h] = t["g"][0] * (w @ v[:, h // groups])
+    return dict(y=t["o"] + y.reshape(t["o"].shape))
