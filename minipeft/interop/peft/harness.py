@@ -12,8 +12,8 @@ import numpy as np
 from minipeft.checkpoints.peft_specs import Spec, spec_of
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import MODULE, STEPS, method_of
-from minipeft.conformance.peers._torch import mask
 from minipeft.conformance.places import ARCH
+from minipeft.interop.harness_torch import mask
 
 METHODS = [
     "adalora", "dora", "eva", "fourierft", "ia3", "loha", "lora", "lora_ga", "lora_plus", "oft", "osf", "pissa", "poly", "shira",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minipeft.conformance.cases import Case, Unsupported
-from minipeft.conformance.peers._torch import Arrays, Layer, TorchLibrary, torch_of
+from minipeft.interop.harness_torch import Arrays, Layer, TorchLibrary, torch_of
 
 
 class Lycoris(TorchLibrary):

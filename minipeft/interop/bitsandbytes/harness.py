@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.cases import Case, Unsupported
-from minipeft.conformance.peers._torch import Arrays, torch_of
+from minipeft.interop.harness_torch import Arrays, torch_of
 
 
 class Bitsandbytes:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.cases import Case, Unsupported
-from minipeft.conformance.peers._torch import Arrays, Layer, TorchLibrary, mask, torch_of
 from minipeft.conformance.places import ARCH
+from minipeft.interop.harness_torch import Arrays, Layer, TorchLibrary, mask, torch_of
 
 ENDS = {  # of a place: what goes in and what comes out
     "linear": (("x",), ("y",)),

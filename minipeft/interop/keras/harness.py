@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.cases import Case, Unsupported
-from minipeft.conformance.peers._torch import Arrays, Layer, TorchLibrary, torch_of
+from minipeft.interop.harness_torch import Arrays, Layer, TorchLibrary, torch_of
 
 
 class Keras(TorchLibrary):
