@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints.files import existing, read_tensors
-from minipeft.checkpoints.peft_io import load_peft, to_peft_tensors
-from minipeft.checkpoints.peft_keys import plain_key
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
+from minipeft.interop.peft.keys import plain_key
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import to_peft_tensors
 from minipeft.model.arch import INPUTS, Batch, Model, batch
 from minipeft.run import Adapted
 

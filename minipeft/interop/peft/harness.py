@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints.peft_specs import Spec, spec_of
 from minipeft.conformance.cases import Case, Rejected, Unsupported
-from minipeft.conformance.own import MODULE, STEPS, method_of
-from minipeft.conformance.places import ARCH
+from minipeft.conformance.own import STEPS, method_of
 from minipeft.interop.harness_torch import mask
+from minipeft.interop.peft.layer import arrays_of, config_of, tensors_of
+from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
+from minipeft.interop.peft.spec import Spec
+from minipeft.method import METHODS, load_methods
 
-METHODS = [
-    "adalora", "dora", "eva", "fourierft", "ia3", "loha", "lora", "lora_ga", "lora_plus", "oft", "osf", "pissa", "poly", "shira",
-    "trainable_tokens", "vera",
-]  # fmt: skip
 Arrays = dict[str, Any]
 
 
@@ -42,9 +41,12 @@ class Peft:
     def info(self) -> dict[str, Any]:
         import peft
 
+        load_methods()
+        shipped = {n: c for n, c in METHODS.items() if c.__module__.startswith("minipeft.")}
+        judged = [n for n, cls in sorted(shipped.items()) if has(cls) and spec_of(cls).on_layer]
         return dict(
-            name="peft", version=peft.__version__, language="Python", dtypes=["float64", "float32"], methods=METHODS,
-            readings={"dora": {"grad": "detached"}, "adalora": {"sensitivity": "*", "orth": "norm"}},
+            name="peft", version=peft.__version__, language="Python", dtypes=["float64", "float32"], methods=judged,
+            readings={n: dict(s.readings) for n in judged if (s := spec_named(n)) and s.readings},
         )  # fmt: skip
 
     # --- one layer with an adapter
@@ -52,13 +54,11 @@ class Peft:
     def torch(self, case: Case) -> Any:
         """torch, set up for the dtype of the case."""
         import torch
-        from peft.tuners.lora import layer as lora_layer
-        from peft.tuners.osf import utils as osf_utils
 
         if self.ready != case.dtype:
             wide = case.dtype == np.float64
-            for module in (lora_layer, osf_utils):
-                module.torch = Wide(torch) if wide else torch
+            for module in sorted({s.wide for s in specs().values() if s.wide}):
+                setattr(import_module(module), "torch", Wide(torch) if wide else torch)  # noqa: B010
             torch.set_default_dtype(torch.float64 if wide else torch.float32)
             torch.set_num_threads(1)
             if wide:
@@ -90,10 +90,8 @@ class Peft:
 
     def spec(self, case: Case) -> Spec:
         """How PEFT writes the method. Raises `Unsupported` for what it cannot put on one layer."""
-        if case.place not in ("linear", "tasks", "table") or (case.method == "lora_ga" and case.ask != "load"):
-            raise Unsupported(
-                "PEFT makes this from a gradient it estimates itself" if case.method == "lora_ga" else "not one layer"
-            )
+        if case.place not in ("linear", "tasks", "table"):
+            raise Unsupported("not one layer")
         return spec_of(method_of(case))
 
     def config(self, case: Case) -> Any:
@@ -101,16 +99,11 @@ class Peft:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
         spec, method = self.spec(case), method_of(case)
-        if case.method == "shira" and method.scale != 1.0:  # type: ignore[attr-defined]
-            raise Unsupported("SHiRA's scale is no setting of PEFT")
+        if why := spec.unasked(method):
+            raise Unsupported(why)
         cls = PEFT_TYPE_TO_CONFIG_MAPPING[spec.peft_type]
         known = {f.name for f in dataclasses.fields(cls)}
-        settings = spec.config(method, ARCH) | dict(target_modules=["layer"])
-        if case.method == "ia3":
-            settings["feedforward_modules"] = []
-        if case.check == "embedding":
-            settings["init_lora_weights"] = True
-        return cls(**{k: v for k, v in settings.items() if k in known})
+        return cls(**{k: v for k, v in config_of(spec, method).items() if k in known and k != "peft_type"})
 
     def adapted(self, case: Case, arrays: bool = True) -> Any:
         """The model with the adapter, its arrays set to those of the case."""
@@ -138,8 +131,8 @@ class Peft:
         torch = self.torch(case)
         found = False
         for module in model.modules():
-            for name in ("lora_dropout", "vera_dropout", "poly_dropout"):
-                if isinstance(drops := getattr(module, name, None), torch.nn.ModuleDict):
+            for name, drops in module.named_children():
+                if name.endswith("_dropout") and isinstance(drops, torch.nn.ModuleDict):
                     drops["default"] = mask(case)
                     found = True
         if not found:
@@ -148,32 +141,19 @@ class Peft:
 
     def theirs(self, case: Case) -> Arrays:
         """The arrays of a case under PEFT's keys, as torch tensors."""
-        torch, spec = self.torch(case), self.spec(case)
-        given = case.named("array", "stored")
-        out: Arrays = {}
-        for name, key in self.keys(case).items():
-            if name in given and name not in ("rows", "cols"):
-                out[MODULE + key.suffix] = torch.tensor(np.ascontiguousarray(key.theirs(given[name], ARCH)))
-        if spec.peft_type == "SHIRA":
-            out[MODULE + "shira_indices"] = torch.tensor(np.stack([given["rows"], given["cols"]]))
-        for name, key in spec.root_keys.items():
-            if name in given:
-                out[key.suffix] = torch.tensor(given[name])
-        return out
+        torch, given = self.torch(case), case.named("array", "stored")
+        found = tensors_of(self.spec(case), given, self.kind(case))
+        return {key: torch.tensor(a) for key, a in found.items()}
 
-    def keys(self, case: Case) -> Mapping[str, Any]:
-        """PEFT's keys of our arrays, on a linear or on a table."""
-        spec = self.spec(case)
-        return spec.embedding_keys if case.place == "table" and spec.embedding_keys else spec.keys
+    def kind(self, case: Case) -> str:
+        """What the layer is."""
+        return "embedding" if case.place == "table" else "linear"
 
     def ours(self, case: Case, found: Mapping[str, Any]) -> Arrays:
         """Tensors under PEFT's keys as arrays under our names."""
-        out: Arrays = {}
-        for name in case.trained or self.keys(case):
-            key = self.keys(case).get(name)
-            if key is not None and MODULE + key.suffix in found:
-                out[name] = np.ascontiguousarray(key.ours(found[MODULE + key.suffix].detach().numpy(), ARCH))
-        return out
+        tensors = {key: a.detach().numpy() for key, a in found.items()}
+        arrays = arrays_of(self.spec(case), tensors, self.kind(case))
+        return {name: np.ascontiguousarray(a) for name, a in arrays.items() if not case.trained or name in case.trained}
 
     def call(self, case: Case, model: Any, x: Any) -> Any:
         more = {"task_ids": self.torch(case).tensor(case.tensors["task_ids"])} if case.place == "tasks" else {}
@@ -207,21 +187,17 @@ class Peft:
 
     def trace(self, case: Case) -> Arrays:
         """What the base, A and B give, as their modules give it; the merged weight; the output."""
-        if case.place != "linear" or self.spec(case).peft_type != "LORA":
+        traced = self.spec(case).traced if case.place == "linear" else {}
+        if not traced:
             return {}
         model = self.adapted(case)
         found: Arrays = {}
-        layer = model.base_model.model.layer
 
         def keep(name: str) -> Any:
             return lambda module, given, out: found.__setitem__(name, out.detach().numpy())
 
-        for name, module in (
-            ("base", layer.base_layer),
-            ("h", layer.lora_A["default"]),
-            ("low", layer.lora_B["default"]),
-        ):
-            module.register_forward_hook(keep(name))
+        for name, module in traced.items():
+            model.base_model.model.layer.get_submodule(module).register_forward_hook(keep(name))
         y = self.call(case, model, self.input(case)).detach().numpy()
         steps = found | dict(merged=self.merge(case)["W"], y=y)
         return {f"{STEPS.index(name)}.{name}": a for name, a in steps.items()}

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints import CLASSIFIERS, HEADS, _ours, family_names, headed, with_head
-from minipeft.checkpoints.peft_keys import HEAD, TABLE, Parts, body_of, plain_body
-from minipeft.checkpoints.peft_targets import CLASSIFIERS as PEFT_CLASSIFIERS
-from minipeft.checkpoints.peft_targets import Config
+from minipeft.checkpoints.native import OF_VOCABULARY
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad
+from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of, plain_body
+from minipeft.interop.peft.names import CLASSIFIERS as PEFT_CLASSIFIERS
+from minipeft.interop.peft.names import Config
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes
 
 SAVED = re.compile(r"\.modules_to_save\.(?:(?!weight$|bias$|dense\.|out_proj\.)[^.]+\.)?")  # and an adapter's name
 CLASSIFIER = re.compile(rf"({'|'.join(PEFT_CLASSIFIERS)})(\.(dense|out_proj))?\.(weight|bias)")
 TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens"}
-OF_VOCABULARY = (TABLE, HEAD, "head.bias")  # a row for every token
 
 
 def with_fitting_head(model: Model, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Model:

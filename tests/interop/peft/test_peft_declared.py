@@ -9,12 +9,13 @@ import pytest
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
-from minipeft.checkpoints.peft_config import checked
-from minipeft.checkpoints.peft_io import _load_xlora, load_peft_parts, save_peft
 from minipeft.errors import Bad
+from minipeft.interop.peft.config import checked
+from minipeft.interop.peft.reading import load_peft_parts
+from minipeft.interop.peft.writing import save_peft
 from minipeft.run import attach
 
-ROOT = Path(__file__).parents[1] / "data" / "peft"
+ROOT = Path(__file__).parents[2] / "data" / "peft"
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,7 @@ def read(bases, folder, keep=lambda key: True, **change):
     config = json.loads((folder / "adapter_config.json").read_text()) | change
     tensors = {k: v for k, v in read_tensors(folder / "adapter_model.safetensors").items() if keep(k)}
     name = folder.parents[1].name if folder.name == "adapter" else folder.name
-    parts = _load_xlora if config["peft_type"] == "XLORA" else load_peft_parts
-    return parts(bases[name], checked(config), tensors, folder)
+    return load_peft_parts(bases[name], checked(config), tensors, folder)
 
 
 CASES = [  # a recorded adapter, the end of the keys that are taken out, what is missed
@@ -106,7 +106,7 @@ def test_what_the_file_has_and_the_configuration_denies(case, change, line, base
 
 def test_a_prompt_of_one_stack(bases, tmp_path):
     """With num_transformer_submodules=1 an encoder-decoder's file has p rows, not 2 p; it computes the same."""
-    from minipeft.checkpoints.peft_io import to_peft_tensors
+    from minipeft.interop.peft.writing import to_peft_tensors
     from minipeft.model.arch import batch
 
     folder = ROOT / "t5/prompt-tuning/adapter"

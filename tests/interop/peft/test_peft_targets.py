@@ -11,14 +11,15 @@ import pytest
 
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_tensors, write_tensors
-from minipeft.checkpoints.peft_io import load_peft, save_peft
-from minipeft.checkpoints.peft_targets import Naming, by_pattern, targeted, unwrapped
 from minipeft.errors import Bad
+from minipeft.interop.peft.names import Naming, by_pattern, targeted, unwrapped
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.run import attach
 
-ROOT = Path(__file__).parents[1] / "data" / "peft"
+ROOT = Path(__file__).parents[2] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
 IDS = np.array([[5, 9, 3, 17], [8, 30, 4, 11]])
 load_methods()

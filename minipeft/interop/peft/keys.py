@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints import our_layout
-from minipeft.checkpoints.peft_specs import Key, Spec
-from minipeft.checkpoints.peft_targets import STACKS, Config, Naming, is_whole, unwrapped
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
-from minipeft.method import Site
+from minipeft.interop.peft.names import STACKS, Config, Naming, is_whole, unwrapped
+from minipeft.interop.peft.spec import Spec
 from minipeft.model.arch import Model
 from minipeft.targets import sites
 
 ROOT = "base_model.model."  # in front of every module's name in their files
 TABLE, HEAD = "embed.tokens.weight", "head.weight"
 WRAPPER = re.compile(r"\.(token_adapter\.base_layer|original_module|base_layer|modules_to_save)(?=\.)")  # PEFT's
-ROWS = "token_adapter.trainable_tokens_delta"
+TOKENS_KEY = "token_adapter.trainable_tokens_delta"
+WHOLE, TOKENS = "full", "trainable_tokens"  # our methods of what PEFT trains beside another
 
 
 @dataclass
@@ -47,11 +47,6 @@ def body_of(key: str) -> str:
     """A key without the root and without what torch puts around modules."""
     key = unwrapped(key)
     return key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
-
-
-def keys_at(spec: Spec, site: Site) -> Mapping[str, Key]:
-    """The keys of a method's arrays at a site."""
-    return spec.embedding_keys if site.kind == "embedding" and spec.embedding_keys else spec.keys
 
 
 def _split(body: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
@@ -137,7 +132,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     every = sites(model)
     parts = Parts()
     both = [*spec.keys.values(), *(spec.embedding_keys or {}).values()]
-    suffixes = {k.suffix for k in both} | {ROWS}
+    suffixes = {k.suffix for k in both} | {TOKENS_KEY}
     meant: dict[tuple[str, str], str] = {}  # what a key means -> the key
     stacks: list[tuple[str, str, Any]] = []
     strange = []
@@ -173,17 +168,17 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
                 raise Bad(
                     f"{folder}: {key} names a module this {model.arch.family} base has not: it belongs to another base{near(theirs, known, 1)}"
                 )
-            elif suffix == ROWS:
-                once(key, site, ROWS)
+            elif suffix == TOKENS_KEY:
+                once(key, site, TOKENS_KEY)
                 parts.rows[site] = a
             else:
                 once(key, site, suffix)
-                for name, k in keys_at(spec, every[site]).items():
+                for name, k in spec.keys_of(every[site].kind).items():
                     if k.suffix == suffix and not k.fits(a):
                         shape = ", ".join("n" if n is None else str(n) for n in k.shape or ())
                         raise Bad(f"{folder}: {key}: expected shape ({shape}), found {tuple(a.shape)}")
-                    if k.suffix == suffix and _fits(name, a):
-                        parts.at.setdefault(site, {})[name] = k.ours(a, model.arch)
+                    if k.suffix == suffix and k.holds(a):
+                        parts.at.setdefault(site, {})[name] = k.read(a, model.arch)
             continue
         param, mark = param_of(naming, body)
         plain = plain_body(body)[0]
@@ -243,11 +238,6 @@ def _is_idle(naming: Naming, theirs: str, ours: str | None, what: str) -> bool:
     if ours == TABLE and naming.model.arch.encoder_layers:
         return what != "base" and not what.endswith("trainable_tokens_delta")
     return ours not in naming.model.params and naming.is_unread(theirs)
-
-
-def _fits(name: str, a: np.ndarray) -> bool:
-    """(IA)³ keeps two of our arrays under one key, told apart by their shape."""
-    return not (name == "l" and a.shape[0] == 1) and not (name == "l_ff" and a.shape[0] != 1)
 
 
 def _tokens(parts: Parts) -> dict[str, Any]:

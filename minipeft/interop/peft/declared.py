@@ -5,38 +5,36 @@ PEFT loads a file without them, some with a warning: what was trained is then re
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from minipeft.checkpoints.peft_config import FIELDS
-from minipeft.checkpoints.peft_keys import HEAD, TABLE, Parts, body_of
-from minipeft.checkpoints.peft_targets import STACKS, Naming
 from minipeft.errors import Bad, near
+from minipeft.interop.peft.fields import Config
+from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of
+from minipeft.interop.peft.names import STACKS, Naming
+from minipeft.interop.peft.spec import Spec
 from minipeft.method import Site
 from minipeft.model.arch import Arch
 from minipeft.targets import sites
 
-Config = dict[str, Any]
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def refuse_absent(
-    where: Any, config: Config, naming: Naming, found: Mapping[str, Mapping[str, Any]], parts: Parts
+    where: Any, spec: Spec, config: Config, naming: Naming, found: Mapping[str, Mapping[str, Any]], parts: Parts
 ) -> None:
     """Raises `Bad` for the first thing that a configuration declares and its file has not.
 
     `found` are the method's arrays by our site, `parts` all that the file has.
     """
-    kind, every = config["peft_type"], sites(naming.model)
+    every = sites(naming.model)
     own = {s: key for s in every if every[s].kind != "activation" and naming.has(s) and (key := _key_of(naming, s))}
     whole = {*parts.whole, *parts.idle_sites(naming, "whole")}
     lost = [
-        *_modules(kind, config, own, whole, parts.spare, naming.model.arch),
+        *_modules(spec, config, own, whole, parts.spare, naming.model.arch),
         *_biases(config, own, found, whole),
         *_tokens(config, every, own, parts.rows),
-        *_layers(kind, config, every, found),
-        *_feedforward(kind, config, own, found),
+        *spec.absent(config, every, own, found),
     ]
     lost = list(dict.fromkeys(lost))
     if lost:
@@ -60,10 +58,10 @@ def _ends(module: str, name: str) -> bool:
 
 
 def _modules(
-    kind: str, config: Config, own: Mapping[str, str], whole: Collection[str], spare: Collection[str], arch: Arch
+    spec: Spec, config: Config, own: Mapping[str, str], whole: Collection[str], spare: Collection[str], arch: Arch
 ) -> Iterator[str]:
     """modules_to_save, and the classifier that a task brings for every kind that can save modules."""
-    if "modules_to_save" not in FIELDS[kind]:
+    if "modules_to_save" not in spec.known:
         return
     task = HEADS.get(config.get("task_type") or "", ())
     heads = []
@@ -106,37 +104,3 @@ def _tokens(
         for site in named:  # a tied head may have the table's rows, and so has what goes by a name that is none of ours
             if site not in tokens and not (tied and site == HEAD and TABLE in tokens):
                 yield f"the rows of {name!r} that trainable_token_indices declares"
-
-
-def _layers(kind: str, config: Config, every: Mapping[str, Site], found: Collection[str]) -> Iterator[str]:
-    """Adaption prompts are in the topmost adapter_layers."""
-    if kind != "ADAPTION_PROMPT":
-        return
-    blocks = [s for s in every if re.fullmatch(r"layers\.\d+\.attn\.heads", s)]
-    n = config["adapter_layers"]
-    if n > len(blocks):
-        raise Bad(
-            f"adapter_config.json: adapter_layers: expected at most {len(blocks)}, the layers of this base, found {n}"
-        )
-    yield from (f"the adaption prompt of {s.removesuffix('.attn.heads')}, of adapter_layers={n}" for s in blocks[-n:]
-                if s not in found)  # fmt: skip
-    if extra := [s for s in found if s not in blocks[-n:]]:
-        raise Bad(
-            f"adapter_config.json: adapter_layers={n} leaves out {extra[0].removesuffix('.attn.heads')}, which the file has"
-        )
-
-
-def _feedforward(
-    kind: str, config: Config, own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
-    """(IA)³ scales the inputs of feedforward_modules and the outputs of the others; the file's shapes must say the same."""
-    if kind != "IA3":
-        return
-    given = config.get("feedforward_modules")
-    if given is None:
-        return
-    for site, arrays in found.items():
-        module = own[site].rpartition(".")[0]
-        declared = re.fullmatch(given, module) if isinstance(given, str) else any(module.endswith(n) for n in given)
-        if bool(declared) != ("l_ff" in arrays):
-            yield f"{module}.ia3_l as feedforward_modules declares it, a scale of its {'in' if declared else 'out'}puts"

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from minipeft.checkpoints import load
-from minipeft.checkpoints.peft_io import load_peft, save_peft
 from minipeft.conformance.laws import K, sensitivity
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.run import Adapted, attach
 
 pytestmark = pytest.mark.hf
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 ROOT = TESTS / "data" / "peft"
 CLASSES = {
     "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert-cls": "BertForSequenceClassification",
@@ -167,9 +168,9 @@ def test_peft_computes_the_same(setting, hf, tmp_path):
 
 
 def test_every_method_that_peft_has_is_here():
-    from minipeft.checkpoints.peft_specs import SPECS
+    from minipeft.interop.peft.registry import specs
 
-    assert set(SPECS) <= {s[1] for s in SETTINGS.values()}
+    assert set(specs()) <= {s[1] for s in SETTINGS.values()}
 
 
 @pytest.mark.parametrize("base", ["gpt2", "bert-cls", "mistral"])

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
-from minipeft.checkpoints.peft_config import FIELDS, checked
-from minipeft.checkpoints.peft_io import load_peft_parts
-from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.errors import Bad, Note
+from minipeft.interop.peft.config import checked
+from minipeft.interop.peft.reading import load_peft_parts
+from minipeft.interop.peft.registry import peft_types, specs
 
-ROOT = Path(__file__).parents[1] / "data" / "peft"
+ROOT = Path(__file__).parents[2] / "data" / "peft"
 OF_KIND = {
     "LORA": "llama/lora", "ADALORA": "llama/adalora", "OSF": "llama/osf", "VERA": "llama/vera", "FOURIERFT": "llama/fourierft",
     "OFT": "llama/oft", "LOHA": "llama/loha", "IA3": "llama/ia3", "SHIRA": "llama/shira",
@@ -25,6 +25,7 @@ OF_KIND = {
     "PREFIX_TUNING": "t5gated/prefix", "ADAPTION_PROMPT": "llama/adaption-prompt", "XLORA": "llama/xlora", "POLY": "llama/poly",
 }  # fmt: skip
 HUGE = 10**9
+FIELDS = peft_types()
 
 
 def recorded(case):
@@ -40,16 +41,14 @@ def bases():
 
 def attached(bases, case, change):
     """A recorded adapter with other settings, by the way that `load_peft` takes."""
-    from minipeft.checkpoints.peft_io import _load_xlora
 
     folder, config, tensors = recorded(case)
     config = checked(config | change)
-    parts = _load_xlora if config["peft_type"] == "XLORA" else load_peft_parts
-    return parts(bases[case.split("/")[0]], config, tensors, folder)
+    return load_peft_parts(bases[case.split("/")[0]], config, tensors, folder)
 
 
 def test_every_kind_that_is_read_is_here():
-    assert set(FIELDS) == {s.peft_type for s in SPECS.values()} == set(OF_KIND)
+    assert set(FIELDS) == {s.peft_type for s in specs().values()} == set(OF_KIND)
     assert all(recorded(case)[1]["peft_type"] == kind for kind, case in OF_KIND.items())
 
 

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from minipeft.checkpoints import load
-from minipeft.checkpoints.peft_io import load_peft, save_peft
-from minipeft.checkpoints.peft_targets import Naming, targeted
 from minipeft.errors import Bad
+from minipeft.interop.peft.names import Naming, targeted
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import save_peft
 from minipeft.model.arch import batch
 from minipeft.run import Adapted
 
 pytestmark = pytest.mark.hf
-RECORD = Path(__file__).parents[1] / "record"
+RECORD = Path(__file__).parents[2] / "record"
 VOCAB = 37
 SMALL = dict(
     vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2, attn_implementation="eager", use_cache=False

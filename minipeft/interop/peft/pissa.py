@@ -1,0 +1,23 @@
+"""PiSSA and OLoRA in PEFT: `init_lora_weights`, which takes the factors' start out of the base when a file is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minipeft.interop.peft.fields import Config
+from minipeft.interop.peft.lora import BEGIN, TUNER, factors_of, principal, refuse_transposed, written
+from minipeft.model.arch import Arch
+
+
+def _writes(m: Any, arch: Arch) -> Config:
+    refuse_transposed(m.factors, arch)
+    return written(m, arch, init_lora_weights=BEGIN[m.factors])
+
+
+SPEC = dataclasses.replace(
+    TUNER,
+    reads=lambda config, arch: factors_of(config, arch, "factors"),
+    writes=_writes,
+    claims=lambda config: principal(config) and not config.get("use_dora"),
+)
