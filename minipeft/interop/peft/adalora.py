@@ -19,7 +19,7 @@ from minipeft.interop.peft.fields import (
     whole,
 )
 from minipeft.interop.peft.lora import FACTORS
-from minipeft.interop.peft.spec import Key, Spec, column, transposed, vector
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
 from minipeft.model.arch import Arch
 from minipeft.run import Adapter
 
@@ -80,4 +80,8 @@ SPEC = Spec(
     at_site=lambda config, arrays: dict(kept=len(arrays.get("lam", ()))),
     of_adapter=_kept,
     readings=dict(sensitivity="*", orth="norm"),
+    trials=(
+        Trial("llama", dict(r=4, target_r=2)),
+        Trial("gpt2", dict(r=4, target_r=2, kept=3), name="kept"),
+    ),
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import BEGIN, TUNER, factors_of, refuse_transposed, written
+from minipeft.interop.peft.spec import DECOMPOSED, Trial
 from minipeft.model.arch import Arch
 
 
@@ -22,4 +23,16 @@ SPEC = dataclasses.replace(
     claims=lambda config: bool(config.get("use_dora")),
     readings=dict(grad="detached"),
     combined=True,
+    trials=(
+        Trial("llama", dict(r=2), dict(targets="q_proj down_proj embed_tokens")),
+        Trial("gpt2", dict(r=2), name="gpt2"),
+        Trial(
+            "llama",
+            dict(r=2, start="svd"),
+            dict(targets="q_proj down_proj embed_tokens"),
+            name="pissa",
+            inexact=DECOMPOSED,
+        ),
+        Trial("llama", dict(r=2, start="qr"), name="olora", inexact=DECOMPOSED),
+    ),
 )

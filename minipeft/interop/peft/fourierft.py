@@ -19,7 +19,7 @@ from minipeft.interop.peft.fields import (
     plain,
     read,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, transposed
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
 
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | {
     "n_frequency": needed(COUNT, 1000),
@@ -38,4 +38,5 @@ SPEC = Spec(
     patterns=dict(n_frequency_pattern="n_frequency"),
     sizes=("n_frequency",),
     notes="the places are drawn again by PyTorch from the seed",
+    trials=(Trial("llama", dict(n_frequency=9, scaling=20.0), dict(patterns={"v_proj": dict(n_frequency=5)})),),
 )

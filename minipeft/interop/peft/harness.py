@@ -57,7 +57,7 @@ class Peft:
 
         if self.ready != case.dtype:
             wide = case.dtype == np.float64
-            for module in sorted({s.wide for s in specs().values() if s.wide}):
+            for module in sorted({m for s in specs().values() for m in s.wide}):
                 setattr(import_module(module), "torch", Wide(torch) if wide else torch)  # noqa: B010
             torch.set_default_dtype(torch.float64 if wide else torch.float32)
             torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minipeft.interop.peft.fields import COMMON, CONV, EXCLUDED, NAMES, ONLY_STARTS, TARGETS, WHOLE, Config, plain, read
-from minipeft.interop.peft.spec import Key, Spec, column, transposed, vector
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
 from minipeft.method import Site
 from minipeft.run import Adapter
 
@@ -47,4 +47,8 @@ SPEC = Spec(
     of_adapter=_feedforward,
     absent=_absent,
     layer=dict(feedforward_modules=[]),
+    trials=(
+        Trial("llama"),
+        Trial("gpt2", name="gpt2"),
+    ),
 )  # fmt: skip

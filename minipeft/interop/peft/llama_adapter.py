@@ -9,7 +9,7 @@ from typing import Any
 
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import COMMON, COUNT, TARGETS, Config, needed
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.method import Site
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
@@ -81,5 +81,10 @@ SPEC = Spec(
     tasked=True,
     plain=_as_adaption,
     sizes=("K",),
+    wide=("peft.tuners.adaption_prompt.layer", "peft.tuners.adaption_prompt.utils"),
     on_layer=False,
+    trials=(
+        Trial("llama", dict(K=3, adds="projected"), dict(targets="attn.heads attn.o.out")),
+        Trial("gpt2", dict(K=3, adds="bare"), dict(targets="attn.heads attn.o.out"), name="gpt2"),
+    ),
 )

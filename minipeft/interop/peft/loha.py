@@ -18,7 +18,7 @@ from minipeft.interop.peft.fields import (
     plain,
     read,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | INIT | {
     "r": needed(COUNT, 8),
@@ -42,4 +42,5 @@ SPEC = Spec(
     settings={k: k for k in ("r", "alpha", "rank_dropout", "module_dropout")},
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
     sizes=("r",),
+    trials=(Trial("llama", dict(r=3, alpha=5.0), dict(patterns={"v_proj": dict(alpha=2.0)})),),
 )

@@ -30,7 +30,7 @@ from minipeft.interop.peft.fields import (
     read,
     refused,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, transposed, turned
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed, turned
 from minipeft.model.arch import Arch
 
 STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
@@ -168,8 +168,23 @@ TUNER = Spec(
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
     settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
     sizes=("r",),
-    wide="peft.tuners.lora.layer",
+    wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )
 
-SPEC = dataclasses.replace(TUNER, examine=_examine, variants=_patterns, combined=True)
+SPEC = dataclasses.replace(
+    TUNER,
+    examine=_examine,
+    variants=_patterns,
+    combined=True,
+    trials=(
+        Trial("llama", dict(r=3, alpha=5.0), dict(targets="all-linear", patterns={"q_proj": dict(r=2, alpha=7.0)})),
+        Trial("gpt2", dict(r=3, alpha=5.0, rslora=True), name="rslora"),
+        Trial("gpt2", dict(r=2, lora_bias=True), name="bias"),
+        Trial("llama", dict(r=2), dict(targets="embed_tokens lm_head"), name="embedding"),
+        Trial("bert-cls", dict(r=2), dict(train_whole=["classifier"], bias="adapted"), name="trained whole"),
+        Trial("bert-cls", dict(r=2), dict(bias="all"), name="all biases"),
+        Trial("llama-cls", dict(r=2), dict(train_whole=["score"]), name="on a classifier"),
+        Trial("t5", dict(r=2), dict(targets="q v wi"), name="t5"),
+    ),
+)

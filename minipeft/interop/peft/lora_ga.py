@@ -10,7 +10,7 @@ import numpy as np
 from minipeft.engine.backend import to_host
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import TUNER
-from minipeft.interop.peft.spec import never, remade
+from minipeft.interop.peft.spec import Trial, never, remade
 from minipeft.method import method_class
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
@@ -44,4 +44,5 @@ SPEC = dataclasses.replace(
     claims=never,
     plain=_as_lora,
     unasked=lambda m: "PEFT makes this from a gradient it estimates itself",
+    trials=(Trial("llama", dict(r=3)),),
 )

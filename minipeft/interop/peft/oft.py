@@ -26,7 +26,7 @@ from minipeft.interop.peft.fields import (
     read,
     whole,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, transposed
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
 from minipeft.model.arch import Arch
 
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
@@ -75,4 +75,8 @@ SPEC = Spec(
     reads=_reads,
     writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann"),
     at_site=_at_site,
+    trials=(
+        Trial("llama", dict(block=4, r=0)),
+        Trial("llama", dict(block=4, r=0, cayley="exact", block_share=True), name="exact"),
+    ),
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minipeft.interop.peft.fields import COMMON, INIT, RANK, TARGETS, WHOLE, Config, plain, read
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 
 KNOWN = COMMON | TARGETS | WHOLE | INIT | {
     "effective_rank": read(RANK),
@@ -32,5 +32,6 @@ SPEC = Spec(
     settings=dict(effective_rank="effective_rank"),
     patterns=dict(rank_pattern="effective_rank"),
     at_site=_at_site,
-    wide="peft.tuners.osf.utils",
+    wide=("peft.tuners.osf.utils",),
+    trials=(Trial("llama", dict(effective_rank=5), dict(targets="k_proj o_proj")),),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from minipeft.interop.peft.fields import PROMPT, Config, plain
 from minipeft.interop.peft.prompt_tuning import ROWS, pooled, rows, sized
-from minipeft.interop.peft.spec import Spec, remade
+from minipeft.interop.peft.spec import NARROW, Spec, Trial, remade
 from minipeft.method import Method, method_class
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
@@ -47,4 +47,8 @@ SPEC = Spec(
     plain=_as_prompt,
     tasked=True,
     on_layer=False,
+    trials=(
+        Trial("gpt2", dict(p=3, hidden=5, encoder="mlp"), name="mlp", inexact=NARROW),
+        Trial("llama", dict(p=3, hidden=5), name="lstm", inexact=NARROW),
+    ),
 )

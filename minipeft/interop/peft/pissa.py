@@ -7,6 +7,7 @@ from typing import Any
 
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import BEGIN, TUNER, factors_of, principal, refuse_transposed, written
+from minipeft.interop.peft.spec import DECOMPOSED, Trial
 from minipeft.model.arch import Arch
 
 
@@ -20,4 +21,14 @@ SPEC = dataclasses.replace(
     reads=lambda config, arch: factors_of(config, arch, "factors"),
     writes=_writes,
     claims=lambda config: principal(config) and not config.get("use_dora"),
+    trials=(
+        Trial("llama", dict(r=3), inexact=DECOMPOSED),
+        Trial(
+            "llama",
+            dict(r=3, factors="qr", rslora=True),
+            dict(targets="q_proj down_proj"),
+            name="olora",
+            inexact=DECOMPOSED,
+        ),
+    ),
 )

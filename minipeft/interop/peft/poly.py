@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minipeft.interop.peft.fields import COMMON, COUNT, EXCLUDED, INIT, TARGETS, WHOLE, among, needed, read
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 
 KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | INIT | {
     "r": needed(COUNT, 8),
@@ -26,4 +26,5 @@ SPEC = Spec(
     writes=lambda m, arch: dict(poly_type="poly"),
     tasked=True,
     sizes=SIZES,
+    trials=(Trial("llama", dict(r=2, n_tasks=2, n_skills=3, n_splits=2)),),
 )

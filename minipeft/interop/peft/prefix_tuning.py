@@ -10,7 +10,7 @@ import numpy as np
 from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import ONLY_STARTS, PROMPT, Config, plain, stacks
-from minipeft.interop.peft.spec import Key, Spec, remade
+from minipeft.interop.peft.spec import NARROW, Key, Spec, Trial, remade
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
 
@@ -79,4 +79,12 @@ SPEC = Spec(
     sizes=("p", "blocks"),
     tasked=True,
     on_layer=False,
+    trials=(
+        Trial("llama", dict(p=3)),
+        Trial("gpt2", dict(p=3, hidden=5), name="projected", inexact=NARROW),
+        Trial("mistral", dict(p=3, window="past"), name="window"),
+        Trial("t5", dict(p=3), name="t5 ordered"),
+        Trial("t5gated", dict(p=3, layout="peft", blocks=3), name="t5 unequal"),
+        Trial("t5", dict(p=3, layout="peft"), name="t5"),
+    ),
 )

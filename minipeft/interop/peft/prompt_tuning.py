@@ -8,7 +8,7 @@ import numpy as np
 
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import ONLY_STARTS, PROMPT, Config, plain, stacks
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.model.arch import Arch, Model
 from minipeft.run import Adapter
 
@@ -82,4 +82,10 @@ SPEC = Spec(
     sizes=("p",),
     tasked=True,
     on_layer=False,
+    trials=(
+        Trial("llama", dict(p=3)),
+        Trial("bert-cls", dict(p=3), name="bert"),
+        Trial("t5", dict(p=3), name="t5"),
+        Trial("mistral", dict(p=3), name="window"),
+    ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from minipeft.engine.backend import to_host
 from minipeft.interop.peft.fields import COMMON, CONV, COUNT, INIT, SEED, TARGETS, WHOLE, needed, optional, plain, read
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.model.arch import Model
 from minipeft.run import Adapter
 
@@ -41,4 +41,5 @@ SPEC = Spec(
     plain=_scaled,
     sizes=("r",),
     unasked=lambda m: "" if m.scale == 1.0 else "SHiRA's scale is no setting of PEFT",
+    trials=(Trial("llama", dict(r=2, seed=3)),),
 )

@@ -87,6 +87,21 @@ def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """An adapter that PEFT must read and compute the same with: on a recorded base, with these settings, attached so."""
+
+    base: str
+    settings: Config = field(default_factory=dict)
+    attached: Config = field(default_factory=dict)
+    name: str = ""
+    inexact: str = ""  # why PEFT reaches float32's precision only
+
+
+DECOMPOSED = "PEFT decomposes the base in float32 when it loads"
+NARROW = "PEFT reads a prompt into float32"
+
+
+@dataclass(frozen=True)
 class Spec:
     """How one method is written by PEFT."""
 
@@ -132,15 +147,16 @@ class Spec:
         None
     )  # writes what is in sub-folders
 
-    # the harness and the recorded cases: PEFT on one module named `layer`
+    # the harness, the recorded cases and the live tests: PEFT on one module named `layer`, and on whole models
     on_layer: bool = True  # whether PEFT can be put there
     layer: Config = field(default_factory=dict)  # its further fields there
     unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
-    wide: str = ""  # PEFT's module that casts to float32 inside
+    wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
     traced: Mapping[str, str] = field(default_factory=dict)  # an intermediate -> the module of the layer that gives it
     combined: bool = False  # libraries also put it on tables, sum it, and merge it into weights of half precision
     variants: Callable[[Config], Mapping[str, Config]] = lambda config: {}  # other configurations of the same files
+    trials: tuple[Trial, ...] = ()  # on whole models: the live tests
     notes: str = ""  # of its keys, for docs/format.md
 
     def of(self, config: Config, arch: Arch) -> Spec:

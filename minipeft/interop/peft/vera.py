@@ -19,7 +19,7 @@ from minipeft.interop.peft.fields import (
     plain,
     read,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, transposed
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
 
 KNOWN = COMMON | TARGETS | LAYERED | WHOLE | CONV | BIASES | INIT | {
     "r": needed(COUNT, 256),
@@ -37,4 +37,5 @@ SPEC = Spec(
     settings=dict(r="r", d_initial="d_initial", seed="projection_prng_key", dropout="vera_dropout"),
     writes=lambda m, arch: transposed(arch) | dict(save_projection=True),
     sizes=("r",),
+    trials=(Trial("llama", dict(r=4)),),
 )

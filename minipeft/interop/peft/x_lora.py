@@ -31,7 +31,7 @@ from minipeft.interop.peft.reading import (
     refuse_huge,
     settings_of,
 )
-from minipeft.interop.peft.spec import Key, Spec
+from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import method_class
 from minipeft.model.arch import Arch, Model
@@ -140,4 +140,7 @@ SPEC = Spec(
     save=_save,
     tasked=True,
     on_layer=False,
+    trials=(
+        Trial("llama", dict(depth=2, hidden=6, dropout=0.1, layerwise=True, top_k=2)),
+    ),
 )  # fmt: skip
