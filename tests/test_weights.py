@@ -6,11 +6,11 @@ import pytest
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints.native import load_adapter, save_adapter
-from minipeft.checkpoints.peft_io import save_peft
 from minipeft.conformance import tiny
 from minipeft.conformance.laws import K
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.errors import Bad
+from minipeft.interop.peft.writing import save_peft
 from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.dora import DoRA

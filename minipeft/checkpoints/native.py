@@ -14,7 +14,6 @@ from minipeft.arrays import declared
 from minipeft.attaching import holding
 from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
-from minipeft.checkpoints.peft_base import OF_VOCABULARY
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
@@ -26,6 +25,7 @@ from minipeft.targets import sites
 
 FORMAT = 2
 BROUGHT = "base:"  # in front of parameters of the base that came with the adapter: the table of a resized vocabulary
+OF_VOCABULARY = ("embed.tokens.weight", "head.weight", "head.bias")  # a row for every token
 
 
 def encode(value: Any) -> Any:

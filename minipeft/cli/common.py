@@ -401,7 +401,7 @@ def attached(model: Any, folder: Path, name: str | None = None) -> Any:
     """The model with an adapter folder of either kind."""
     from minipeft.checkpoints.files import existing
     from minipeft.checkpoints.native import load_adapter
-    from minipeft.checkpoints.peft_io import load_peft
+    from minipeft.interop.peft.reading import load_peft
 
     existing(folder, "folder")
     if (folder / "adapter.json").exists():

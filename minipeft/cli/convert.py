@@ -30,7 +30,7 @@ def convert(
         minipeft convert peft_adapter/ ours/ --base base/
     """
     from minipeft.checkpoints.native import save_adapter
-    from minipeft.checkpoints.peft_io import save_peft
+    from minipeft.interop.peft.writing import save_peft
 
     base, adapters, out = folders_of(folders, base)
     if len(adapters) > 1:

@@ -15,7 +15,7 @@ from minipeft.conformance.cases import Case
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad
 
-HARNESSES = Path(__file__).parent / "peers"
+INTEROP = Path(__file__).parents[1] / "interop"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def read_expectations(path: Path) -> list[Expectation]:
 
 def of_harness(name: str) -> list[Expectation]:
     """What the library of a harness that comes with minipeft is known to fail."""
-    path = HARNESSES / f"{name.replace('-', '_')}.toml"
+    path = INTEROP / name.replace("-", "_") / "known.toml"
     return read_expectations(path) if path.exists() else []
 
 

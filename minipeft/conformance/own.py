@@ -9,15 +9,14 @@ import numpy as np
 
 import minipeft
 from minipeft.checkpoints.native import decode, encode
-from minipeft.checkpoints.peft_io import read_adapter_tensors, read_config
-from minipeft.checkpoints.peft_specs import SPECS, method_name
 from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
-from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at, bias_of, held
+from minipeft.conformance.places import PLACES, Arrays, arrays_at, bias_of, held
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import Tensor, value
-from minipeft.errors import Bad, near
-from minipeft.method import METHODS, Method, load_methods, method_class
+from minipeft.errors import Bad
+from minipeft.interop.peft.layer import load_layer
+from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import quantize as nf4
 from minipeft.train import SGD, AdamW
 
@@ -177,52 +176,10 @@ class Own:
 
     def load(self, case: Case) -> Arrays:
         try:
-            method, arrays = load_one(case)
+            method, arrays = load_layer(case)
         except Bad as why:
             raise Rejected(str(why)) from None
         return fetched(PLACES[case.place].call(method, placed(case.named("input", "base")), placed(arrays)))
-
-
-MODULE = "base_model.model.layer."  # the one module of the files in `load` cases
-
-
-def load_one(case: Case) -> tuple[Method, Arrays]:
-    """The method and the arrays of one linear, named `layer`, from files of PEFT. Raises `Bad` for files that do not fit."""
-    folder = case.folder / "adapter" if case.folder is not None else None
-    if folder is None:
-        raise Bad("a load case lies in a folder")
-    config, tensors = read_config(folder), read_adapter_tensors(folder)
-    name = method_name(config)
-    spec = SPECS[name]
-    try:
-        fields = spec.fields(config, ARCH)
-    except KeyError as why:
-        raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
-    suffixes: dict[str, list[str]] = {}
-    for array, written in spec.keys.items():
-        suffixes.setdefault(MODULE + written.suffix, []).append(array)
-    found: Arrays = {}
-    for key, a in tensors.items():
-        if shared := [n for n, k in spec.root_keys.items() if k.suffix == key]:
-            found[shared[0]] = a
-            continue
-        if key not in suffixes:
-            raise Bad(f"unexpected key {key!r}{near(key, suffixes)}")
-        for array in suffixes[key]:
-            if not (name == "ia3" and array == "l_ff"):
-                found[array] = spec.keys[array].ours(a, ARCH)
-    fields |= spec.at_site(config, "layer", found)
-    method = method_class(name)(**fields)
-    drawn, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
-    for array in trained:
-        if array not in found:
-            raise Bad(f"adapter_model.safetensors lacks {MODULE}{spec.keys[array].suffix}")
-    for array, a in found.items():
-        if array not in drawn or a.shape != drawn[array].shape:
-            expected = drawn[array].shape if array in drawn else "none"
-            raise Bad(f"{MODULE}{spec.keys[array].suffix}: expected shape {expected}, found {a.shape}")
-    every = drawn | found
-    return method, {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in every.items()}
 
 
 implementation = Own()

@@ -1,6 +1,6 @@
 """An implementation under test: a process that reads questions and answers them, a line each (docs/format.md, section 8).
 
-An implementation is named `python:module:object`, `exec:'command'`, or by a harness under `minipeft.conformance.peers`.
+An implementation is named `python:module:object`, `exec:'command'`, or by a library that `minipeft.interop` has a harness of.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from minipeft.conformance.cases import FORMAT
 from minipeft.errors import Bad, near
 from minipeft.processes import end_group, own_group
 
-PEERS = tuple(sorted(p.stem.replace("_", "-") for p in (Path(__file__).parent / "peers").glob("[a-z]*.py")))
+INTEROP = Path(__file__).parents[1] / "interop"
+PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/harness.py")))
 LIMIT = 20.0  # seconds a case may take, by default
 
 
@@ -132,7 +133,7 @@ def command_of(name: str, python: str | None = None) -> list[str]:
     if name == "minipeft":
         return [*serve, "minipeft.conformance.own:implementation"]
     if name in PEERS:
-        return [*serve, f"minipeft.conformance.peers.{name.replace('-', '_')}:implementation"]
+        return [*serve, f"minipeft.interop.{name.replace('-', '_')}.harness:implementation"]
     known = ["minipeft", *PEERS, "python:module:object", "exec:command"]
     raise Bad(f"implementation {name!r}: expected one of {', '.join(known)}{near(name, known)}")
 

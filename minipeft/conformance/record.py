@@ -18,14 +18,16 @@ import numpy as np
 
 from minipeft.adapted import Adapter
 from minipeft.checkpoints.native import decode
-from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.conformance import cases as files
 from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
-from minipeft.conformance.own import MODULE, Own, config_of
+from minipeft.conformance.own import Own, config_of
 from minipeft.conformance.places import ARCH, IN, OUT, WORDS, Arrays, B, Place, T, arrays_at, place_of
 from minipeft.conformance.witnesses import closed_form
 from minipeft.errors import Bad
+from minipeft.interop.peft import layer
+from minipeft.interop.peft.registry import spec_named
+from minipeft.interop.peft.spec import Spec
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.quantize import NF4_CODEBOOK
 from minipeft.settings import choices
@@ -186,7 +188,7 @@ def witnesses(case: Case) -> tuple[str, ...]:
     if case.ask == "forward":
         arrays = case.named("array", "stored")
         method = OWN.method(case)
-        if case.place == "table" and case.method in ALSO:
+        if case.place == "table" and combined(case.method):
             _agree(case, dict(y=OWN.merge(case)["W"][case.inputs["ids"]]), "merged table")
             found.append("rows of the merged table")
         elif form := closed_form(case.method):
@@ -353,10 +355,10 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             yield dataclasses.replace(case, tolerance="EXACT", witnesses=case.witnesses + _codes(method, case))
     if variant == "usual":
         yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
-        if cls.name in ALSO:
+        if combined(cls.name):
             yield from on_a_table(cls, method, page)
             yield from in_bfloat16(inputs, arrays, about)
-    if cls.name in ALSO and variant.partition("=")[0] not in readings(cls):
+    if combined(cls.name) and variant.partition("=")[0] not in readings(cls):
         yield from sums(cls, method, inputs, arrays, about, rng)
 
 
@@ -426,8 +428,9 @@ def checks_of_usual(
         given = {**base, **measured}
         case = Case(check="start", ask="init", inputs=given, **(about | dict(roles=roles)))
         yield _start(case, STARTS[cls.name])
-    if cls.name in SPECS and SPECS[cls.name].keys and place.name == "linear" and "m_emb" not in arrays:
-        yield from files_of(cls, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
+    spec = spec_named(cls.name)
+    if spec and spec.on_layer and spec.keys and place.name == "linear" and "m_emb" not in arrays:
+        yield from files_of(spec, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
 
 
 STARTS = {"dora": "m", "eva": "A_rows", "lora_ga": "BA", "pissa": "BA"}  # what is not drawn at random
@@ -497,7 +500,11 @@ def trained_of(about: Arrays) -> list[str]:
 
 # --- a table, sums of adapters, bfloat16 ------------------------------------------------------------------------------
 
-ALSO = ("dora", "lora")  # that libraries put on tables, sum, and merge into weights of half precision
+
+def combined(name: str) -> bool:
+    """Whether libraries put the method on tables, sum it, and merge it into weights of half precision."""
+    spec = spec_named(name)
+    return spec is not None and spec.combined
 
 
 def on_a_table(cls: type[Method], method: Method, page: docstrings.Page) -> Iterator[Case]:
@@ -550,27 +557,18 @@ def in_bfloat16(inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]
 # --- files of adapters ------------------------------------------------------------------------------------------------
 
 
-def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]:
+def files_of(spec: Spec, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]:
     """An adapter as PEFT writes it, for a model whose one linear is named `layer`; and files that must be refused."""
     from safetensors.numpy import save
 
-    spec, site = SPECS[cls.name], "layer.weight"
+    site = "layer.weight"
     trained = frozenset(f"{site}:{k}" for k in trained_of(about))
     adapter = Adapter("case", method, {site: method}, {f"{site}:{k}": v for k, v in arrays.items()}, trained)
-    config = spec.config(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=["layer"], inference_mode=True)
-    config |= dict(feedforward_modules=[]) if spec.peft_type == "IA3" else {}
+    config = layer.config_of(spec, method) | dict(inference_mode=True)
     held = spec.plain(None, adapter)  # type: ignore[arg-type]
-    arrays = {k: single(v) if k in spec.keys else v for k, v in held.grouped()[site].items()}
-    tensors: Arrays = {}
-    for name, key in spec.keys.items():
-        if name in arrays:
-            tensors[MODULE + key.suffix] = np.ascontiguousarray(key.theirs(arrays[name], ARCH).astype(
-                np.float32 if arrays[name].dtype.kind == "f" else np.int32))  # fmt: skip
-    if cls.name == "shira":
-        tensors[MODULE + "shira_indices"] = np.stack([arrays["rows"], arrays["cols"]]).astype(np.int32)
-    for name, key in spec.root_keys.items():
-        tensors[key.suffix] = arrays[name].astype(np.float32)
-        arrays[name] = single(arrays[name])
+    written = {*spec.keys, *spec.root_keys}
+    arrays = {k: single(v) if k in written else v for k, v in held.grouped()[site].items()}
+    tensors = {k: a.astype(np.float32) if a.dtype.kind == "f" else a for k, a in layer.tensors_of(spec, arrays).items()}
     want = places.PLACES["linear"].call(held.method, inputs, arrays)
     roles = {k: r for k, r in about["roles"].items() if k in inputs}
 
@@ -589,20 +587,23 @@ def files_of(cls: Any, method: Method, inputs: Arrays, arrays: Arrays, about: Ar
     yield dataclasses.replace(
         plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the keys that PEFT writes"),
     )  # fmt: skip
-    first = next(k for k in sorted(tensors) if k.startswith(MODULE) and tensors[k].dtype.kind == "f")
+    first = next(k for k in sorted(tensors) if k.startswith(layer.MODULE) and tensors[k].dtype.kind == "f")
     told: Arrays = dict(
         tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table")
     )
-    if cls.name == "lora":  # the rank and the scale of this module are those of the patterns, not the defaults
-        patterns = dict(rank_pattern={"layer": config["r"]}, alpha_pattern={"layer": config["lora_alpha"]})
+    for variant, changed in spec.variants(config).items():
         done = dataclasses.replace(
-            plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the case without patterns")
+            plain,
+            cond=cond,
+            witnesses=("the outputs of the arrays that the files hold", f"the case without {variant}s"),
         )
-        made = case("pattern", tensors, config | patterns | dict(r=5, lora_alpha=11))
-        yield dataclasses.replace(done, variant="pattern", files=made.files)
+        yield dataclasses.replace(done, variant=variant, files=case(variant, tensors, config | changed).files)
     yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
     yield case(
-        "unexpected", tensors | {MODULE + "lora_Q.weight": tensors[first]}, flags=("unknown keys are dropped",), **told
+        "unexpected",
+        tensors | {layer.MODULE + "lora_Q.weight": tensors[first]},
+        flags=("unknown keys are dropped",),
+        **told,
     )
     short = np.ascontiguousarray(tensors[first][:-1]) if tensors[first].shape[0] > 1 else tensors[first][:, :-1].copy()
     yield case("misshaped", tensors | {first: short}, flags=("shapes are not checked",), **told)

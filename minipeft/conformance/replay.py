@@ -16,10 +16,11 @@ import numpy as np
 
 from minipeft.adapted import Adapted
 from minipeft.checkpoints.files import existing, read_tensors
-from minipeft.checkpoints.peft_io import load_peft, to_peft_tensors
-from minipeft.checkpoints.peft_keys import plain_key
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
+from minipeft.interop.peft.keys import plain_key
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import to_peft_tensors
 from minipeft.model.arch import INPUTS, Batch, Model, batch
 
 K = 8.0

@@ -223,7 +223,7 @@ def test_one_label_is_a_number_that_is_predicted():
 
 def test_an_adapter_of_vit_under_its_older_names(tmp_path):
     """As transformers 4 called the modules: the same numbers as under those of transformers 5."""
-    from minipeft.checkpoints.peft_io import load_peft
+    from minipeft.interop.peft.reading import load_peft
 
     home = ROOT.parent / "peft" / "vit"
     shutil.copytree(home / "lora-vit" / "adapter", tmp_path / "adapter")

@@ -11,9 +11,9 @@ from computed import held, ratios
 from minipeft.checkpoints import FAMILIES, _family, load, read_arch
 from minipeft.checkpoints.config import ACTS, NEEDED, Fields
 from minipeft.checkpoints.files import read_json, write_json
-from minipeft.checkpoints.peft_io import load_peft
 from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
+from minipeft.interop.peft.reading import load_peft
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import batch
 

@@ -12,9 +12,9 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
-from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.errors import Bad, Note, Unfit
+from minipeft.interop.peft.reading import load_peft
 from minipeft.method import METHODS, load_methods
 
 pytestmark = pytest.mark.hf

@@ -12,9 +12,9 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.checkpoints.native import load_adapter, save_adapter, trained_in
-from minipeft.checkpoints.peft_io import load_peft
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.interop.peft.reading import load_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minipeft.checkpoints.peft_specs import SPECS
 from minipeft.conformance import cases
 from minipeft.conformance.places import PLACES
+from minipeft.interop.peft.registry import specs
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def test_the_page_tells_every_tensor_of_a_file():
         for key in load_file(folder):
             name = key.removeprefix("base_model.model.layer.").removeprefix("base_model.")
             assert any(f"`{n}`" in PAGE for n in (name, name.removeprefix("osf_svd_params"))), (method, key)
-    assert methods <= set(SPECS)
+    assert methods <= set(specs())
 
 
 def test_the_page_tells_the_four_bit_codebook():

@@ -171,7 +171,7 @@ def test_logits_and_gradients_are_those_of_peft(which, tmp_path, monkeypatch):
     from transformers.models.llama import modeling_llama
 
     from minipeft.checkpoints import load
-    from minipeft.checkpoints.peft_io import load_peft
+    from minipeft.interop.peft.reading import load_peft
 
     def exact_norm(self, x):  # theirs drops to float32, here and below
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)

@@ -1,0 +1,87 @@
+"""AdaLoRA in PEFT: P, Λ and Q as `lora_B`, `lora_E` and `lora_A`; what was pruned is not in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from minipeft.adapted import Adapter
+from minipeft.interop.peft.fields import (
+    COUNT,
+    NUMBER,
+    ONLY_STARTS,
+    RATE,
+    Config,
+    Kind,
+    is_number,
+    needed,
+    plain,
+    refused,
+    whole,
+)
+from minipeft.interop.peft.lora import FACTORS
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
+from minipeft.model.arch import Arch
+
+KNOWN = FACTORS | {
+    "r": plain("AdaLoRA starts with init_r", 8),
+    "init_r": needed(COUNT, 12),
+    "target_r": needed(COUNT, 8),
+    "lora_alpha": needed(NUMBER, 8),
+    "rank_pattern": plain("the file's arrays have the ranks that are left"),
+    "alpha_pattern": plain("AdaLoRA has one lora_alpha", {}),
+    "use_rslora": plain("AdaLoRA scales by lora_alpha alone", False),
+    "lora_bias": plain("AdaLoRA has none", False),
+    "init_lora_weights": plain(ONLY_STARTS, True),
+    "use_dora": refused("PEFT has none for AdaLoRA", False),
+    "loftq_config": refused("PEFT has none for AdaLoRA", {}),
+    "tinit": needed(whole(0), 0),
+    "tfinal": needed(whole(0), 0),
+    "deltaT": needed(COUNT, 1),
+    "beta1": needed(RATE, 0.85),
+    "beta2": needed(RATE, 0.85),
+    "orth_reg_weight": needed(Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, float), 0.5),
+    "total_step": plain("when training ends"),
+}
+
+
+def _reads(config: Config, arch: Arch) -> Config:
+    return dict(target_r=min(config["target_r"], config["init_r"]), sensitivity="after")
+
+
+def _writes(m: Any, arch: Arch) -> Config:
+    return transposed(arch) | dict(total_step=m.tinit + m.tfinal + 1)
+
+
+def _kept(adapter: Adapter, modules: Mapping[str, str], folder: Any) -> Config:
+    """Which directions of each module are left, the first ones, where some are gone."""
+    methods: dict[str, Any] = {site: adapter.at[site] for site in modules}
+    if all(m.kept is None for m in methods.values()):
+        return {}
+    used = {f"{module}.lora_E": len(adapter.arrays[f"{site}:lam"]) for site, module in modules.items()}
+    r = adapter.method.r  # type: ignore[attr-defined]
+    return dict(rank_pattern={key: [n < k for n in range(r)] for key, k in used.items()})
+
+
+SPEC = Spec(
+    "ADALORA",
+    KNOWN,
+    keys={
+        "P": Key("lora_B", size="(out, r)"),
+        "Q": Key("lora_A", size="(r, in)"),
+        "lam": Key("lora_E", vector, column, (None, 1), size="(r, 1)"),
+    },
+    settings=dict(
+        r="init_r", target_r="target_r", alpha="lora_alpha", dropout="lora_dropout", tinit="tinit", tfinal="tfinal", deltaT="deltaT",
+        beta1="beta1", beta2="beta2", gamma="orth_reg_weight",
+    ),
+    reads=_reads,
+    writes=_writes,
+    at_site=lambda config, arrays: dict(kept=len(arrays.get("lam", ()))),
+    of_adapter=_kept,
+    readings=dict(sensitivity="*", orth="norm"),
+    trials=(
+        Trial("llama", dict(r=4, target_r=2)),
+        Trial("gpt2", dict(r=4, target_r=2, kept=3), name="kept"),
+    ),
+)  # fmt: skip

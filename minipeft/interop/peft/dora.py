@@ -1,0 +1,38 @@
+"""DoRA in PEFT: `use_dora`, and a magnitude beside LoRA's factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from minipeft.interop.peft.fields import Config
+from minipeft.interop.peft.lora import BEGIN, TUNER, factors_of, refuse_transposed, written
+from minipeft.interop.peft.spec import DECOMPOSED, Trial
+from minipeft.model.arch import Arch
+
+
+def _writes(m: Any, arch: Arch) -> Config:
+    refuse_transposed(m.start, arch)
+    return written(m, arch, use_dora=True, init_lora_weights=BEGIN[m.start])
+
+
+SPEC = dataclasses.replace(
+    TUNER,
+    reads=lambda config, arch: factors_of(config, arch, "start"),
+    writes=_writes,
+    claims=lambda config: bool(config.get("use_dora")),
+    readings=dict(grad="detached"),
+    combined=True,
+    trials=(
+        Trial("llama", dict(r=2), dict(targets="q_proj down_proj embed_tokens")),
+        Trial("gpt2", dict(r=2), name="gpt2"),
+        Trial(
+            "llama",
+            dict(r=2, start="svd"),
+            dict(targets="q_proj down_proj embed_tokens"),
+            name="pissa",
+            inexact=DECOMPOSED,
+        ),
+        Trial("llama", dict(r=2, start="qr"), name="olora", inexact=DECOMPOSED),
+    ),
+)

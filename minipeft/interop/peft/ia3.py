@@ -1,0 +1,54 @@
+"""(IA)³ in PEFT: one key for the scale of the outputs, a column, and that of the inputs of `feedforward_modules`, a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from minipeft.adapted import Adapter
+from minipeft.interop.peft.fields import COMMON, CONV, EXCLUDED, NAMES, ONLY_STARTS, TARGETS, WHOLE, Config, plain, read
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
+from minipeft.method import Site
+
+KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | CONV | {
+    "feedforward_modules": read(NAMES),
+    "init_ia3_weights": plain(ONLY_STARTS, True),
+}  # fmt: skip
+
+
+def _feedforward(adapter: Adapter, modules: Mapping[str, str], folder: Any) -> Config:
+    return dict(feedforward_modules=sorted(m for site, m in modules.items() if f"{site}:l_ff" in adapter.arrays))
+
+
+def _absent(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """It scales the inputs of feedforward_modules and the outputs of the others; the file's shapes must say the same."""
+    given = config.get("feedforward_modules")
+    if given is None:
+        return
+    for site, arrays in found.items():
+        module = own[site].rpartition(".")[0]
+        declared = re.fullmatch(given, module) if isinstance(given, str) else any(module.endswith(n) for n in given)
+        if bool(declared) != ("l_ff" in arrays):
+            yield f"{module}.ia3_l as feedforward_modules declares it, a scale of its {'in' if declared else 'out'}puts"
+
+
+SPEC = Spec(
+    "IA3",
+    KNOWN,
+    keys={
+        "l": Key("ia3_l", vector, column, holds=lambda a: len(a) != 1, size="(out, 1)"),
+        "l_ff": Key("ia3_l", vector, lambda a, arch: a.reshape(1, -1), holds=lambda a: len(a) == 1, size="(1, in) where the input is scaled"),
+    },
+    writes=lambda m, arch: transposed(arch),
+    at_site=lambda config, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),
+    of_adapter=_feedforward,
+    absent=_absent,
+    layer=dict(feedforward_modules=[]),
+    trials=(
+        Trial("llama"),
+        Trial("gpt2", name="gpt2"),
+    ),
+)  # fmt: skip

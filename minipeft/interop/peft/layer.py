@@ -1,0 +1,73 @@
+"""Files of PEFT for a model whose one module is a linear named `layer`, as the recorded cases have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance.cases import Case
+from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at
+from minipeft.errors import Bad, near
+from minipeft.interop.peft.fields import Config
+from minipeft.interop.peft.keys import ROOT
+from minipeft.interop.peft.reading import read_adapter_tensors, read_config
+from minipeft.interop.peft.registry import method_name, spec_of
+from minipeft.interop.peft.spec import Spec, to_ours, to_theirs
+from minipeft.method import Method, method_class
+
+LAYER = "layer"
+MODULE = f"{ROOT}{LAYER}."
+
+
+def config_of(spec: Spec, method: Method) -> Config:
+    """The configuration of a method there."""
+    return spec.write(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=[LAYER]) | spec.layer
+
+
+def tensors_of(spec: Spec, arrays: Arrays, kind: str = "linear") -> dict[str, np.ndarray]:
+    """Arrays of a method under PEFT's keys and in its layout."""
+    out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(kind), arrays, ARCH).items()}
+    return out | {
+        k.suffix: np.ascontiguousarray(k.theirs(arrays[n], ARCH)) for n, k in spec.root_keys.items() if n in arrays
+    }
+
+
+def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear") -> Arrays:
+    """Tensors under PEFT's keys as arrays under our names."""
+    found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
+    shared = {n: k.ours(tensors[k.suffix], ARCH) for n, k in spec.root_keys.items() if k.suffix in tensors}
+    return to_ours(spec.keys_of(kind), found, ARCH) | shared
+
+
+def load_layer(case: Case) -> tuple[Method, Arrays]:
+    """The method and its arrays, from the files of a case. Raises `Bad` for files that do not fit."""
+    folder = case.folder / "adapter" if case.folder is not None else None
+    if folder is None:
+        raise Bad("a load case lies in a folder")
+    config, tensors = read_config(folder), read_adapter_tensors(folder)
+    cls: Any = method_class(method_name(config))
+    spec = spec_of(cls)
+    try:
+        settings = spec.read(config, ARCH)
+    except KeyError as why:
+        raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
+    known = {MODULE + k.suffix for k in spec.keys.values()} | {k.suffix for k in spec.root_keys.values()}
+    if strange := [key for key in tensors if key not in known]:
+        raise Bad(f"unexpected key {strange[0]!r}{near(strange[0], known)}")
+    found = arrays_of(spec, tensors)
+    method = cls(**settings | spec.read_at(config, LAYER, found))
+    drawn, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
+
+    def name(array: str) -> str:
+        return MODULE + spec.keys[array].suffix if array in spec.keys else spec.root_keys[array].suffix
+
+    for array in trained:
+        if array not in found:
+            raise Bad(f"adapter_model.safetensors lacks {name(array)}")
+    for array, a in found.items():
+        if array not in drawn or a.shape != drawn[array].shape:
+            expected = drawn[array].shape if array in drawn else "none"
+            raise Bad(f"{name(array)}: expected shape {expected}, found {a.shape}")
+    every = drawn | found
+    return method, {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in every.items()}

@@ -1,0 +1,190 @@
+"""LoRA in PEFT, and what DoRA, PiSSA and others have of it: they are settings of one tuner there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from minipeft.errors import Bad, note
+from minipeft.interop.peft.fields import (
+    BIASES,
+    COMMON,
+    CONV,
+    COUNT,
+    EXCLUDED,
+    FLAG,
+    LAYERED,
+    NUMBER,
+    ONLY_STARTS,
+    RATE,
+    TARGETS,
+    TOKENS,
+    WHOLE,
+    Config,
+    Kind,
+    needed,
+    optional,
+    pattern,
+    plain,
+    read,
+    refused,
+)  # fmt: skip
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed, turned
+from minipeft.model.arch import Arch
+
+STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
+    "pissa_niter_": "from a decomposition that begins at random",
+    "corda": "from a decomposition that needs the data",
+    "loftq": "by quantising it",
+}
+
+
+def start_of(text: str) -> str | None:
+    """Which of `STARTS` PEFT takes `init_lora_weights` for, None if for none. It is not equally strict about capitals."""
+    if text.lower() in ("gaussian", "olora", "mica"):
+        return text.lower()
+    if text.startswith("pissa"):
+        return "pissa" if text == "pissa" else "pissa_niter_" if re.fullmatch(r"pissa_niter_\d+", text) else None
+    if text.startswith("corda"):
+        return "corda"
+    return text if text in STARTS else None
+
+
+START = Kind(
+    "true, false or the name of a start",
+    lambda v: v is None or isinstance(v, bool) or (isinstance(v, str) and start_of(v) is not None),
+)
+
+FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | {
+    "trainable_token_indices": read(TOKENS),
+    "lora_dropout": read(optional(RATE), 0.0),
+    "megatron_config": plain("concerns layers of Megatron only"),
+    "megatron_core": plain("concerns layers of Megatron only", "megatron.core"),
+    "runtime_config": plain("where PEFT computes"),
+    "eva_config": plain(ONLY_STARTS),
+    "corda_config": plain(ONLY_STARTS),
+    "lora_ga_config": plain(ONLY_STARTS),
+    "qalora_group_size": plain("goes with use_qalora", 16),
+    "velora_config": refused("another gradient"),
+    "alora_invocation_tokens": refused("acts on the last tokens only"),
+    "use_qalora": refused("A is smaller than its input", False),
+    "monteclora_config": refused("samples the factors"),
+    "layer_replication": refused("another number of layers"),
+    "target_parameters": refused("parameters of no linear"),
+    "use_bdlora": refused("the factors are block-diagonal"),
+    "arrow_config": refused("routes between adapters"),
+    "kasa_config": refused("changes the base"),
+    "ensure_weight_tying": refused("ties what PEFT else leaves apart", False),
+}  # fmt: skip
+
+KNOWN = FACTORS | {
+    "r": needed(COUNT, 8),
+    "lora_alpha": needed(NUMBER, 8),
+    "rank_pattern": read(pattern(COUNT), {}),
+    "alpha_pattern": read(pattern(NUMBER), {}),
+    "use_rslora": read(FLAG, False),
+    "use_dora": read(FLAG, False),
+    "lora_bias": read(FLAG, False),
+    "init_lora_weights": read(START, True),
+    "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
+}
+
+
+def began(config: Config) -> str | None:
+    """How the factors began, if not as usual."""
+    start = config.get("init_lora_weights", True)
+    return start_of(start) if isinstance(start, str) else None
+
+
+def principal(config: Config) -> bool:
+    """Whether they began as a part of the base."""
+    return began(config) in ("pissa", "olora")
+
+
+FACTORS_OF = {"pissa": "svd", "olora": "qr"}  # init_lora_weights -> our word
+BEGIN = {"zero": True} | {ours: theirs for theirs, ours in FACTORS_OF.items()}
+
+
+def factors_of(config: Config, arch: Arch, setting: str) -> Config:
+    """Our setting for the part of the base that the factors began as."""
+    factors = FACTORS_OF.get(began(config) or "")
+    if factors is None:
+        return {}
+    refuse_transposed(factors, arch)
+    return {setting: factors}
+
+
+def refuse_transposed(factors: str, arch: Arch) -> None:
+    """Raises `Bad` where PEFT's factors would not fit."""
+    if factors == "qr" and arch.family == "gpt2":
+        raise Bad(
+            f"init_lora_weights='olora': PEFT decomposes the weights of {arch.family} transposed, so that the factors do not fit"
+        )
+
+
+def _examine(config: Config) -> None:
+    start = config.get("init_lora_weights")
+    if (found := began(config)) in BASE_CHANGED:
+        raise Bad(
+            f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "
+            "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        )
+    if found == "lora_ga":
+        note(
+            "adapter_config.json: init_lora_weights='lora_ga': PEFT loads this on the base as it is, and so do we; it was "
+            "trained on a base without its first factors, unless it was saved with path_initial_model_for_weight_conversion"
+        )
+
+
+def _patterns(config: Config) -> dict[str, Config]:
+    """The rank and the scale of a module are those of the patterns, not the defaults."""
+    own = dict(rank_pattern={"layer": config["r"]}, alpha_pattern={"layer": config["lora_alpha"]})
+    return {"pattern": own | dict(r=5, lora_alpha=11)}
+
+
+def written(m: Any, arch: Arch, **more: Any) -> Config:
+    """The further fields of a method of this tuner."""
+    return transposed(arch) | dict(init_lora_weights=True) | more
+
+
+TUNER = Spec(
+    "LORA",
+    KNOWN,
+    keys={
+        "A": Key("lora_A.weight", size="(r, in)"),
+        "B": Key("lora_B.weight", size="(out, r)"),
+        "c": Key("lora_B.bias", size="(out) with `lora_bias`"),
+        "m": Key("lora_magnitude_vector", size="(out) with `use_dora`"),
+    },
+    embedding_keys={
+        "A": Key("lora_embedding_B", turned, turned),
+        "B": Key("lora_embedding_A", turned, turned),
+        "m_emb": Key("lora_magnitude_vector"),
+    },
+    settings=dict(r="r", alpha="lora_alpha", dropout="lora_dropout", rslora="use_rslora", lora_bias="lora_bias"),
+    writes=written,
+    patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
+    settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
+    sizes=("r",),
+    wide=("peft.tuners.lora.layer",),
+    traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
+)
+
+SPEC = dataclasses.replace(
+    TUNER,
+    examine=_examine,
+    variants=_patterns,
+    combined=True,
+    trials=(
+        Trial("llama", dict(r=3, alpha=5.0), dict(targets="all-linear", patterns={"q_proj": dict(r=2, alpha=7.0)})),
+        Trial("gpt2", dict(r=3, alpha=5.0, rslora=True), name="rslora"),
+        Trial("gpt2", dict(r=2, lora_bias=True), name="bias"),
+        Trial("llama", dict(r=2), dict(targets="embed_tokens lm_head"), name="embedding"),
+        Trial("bert-cls", dict(r=2), dict(train_whole=["classifier"], bias="adapted"), name="trained whole"),
+        Trial("bert-cls", dict(r=2), dict(bias="all"), name="all biases"),
+        Trial("llama-cls", dict(r=2), dict(train_whole=["score"]), name="on a classifier"),
+        Trial("t5", dict(r=2), dict(targets="q v wi"), name="t5"),
+    ),
+)

@@ -1,0 +1,82 @@
+"""OFT in PEFT: the numbers above the diagonal of each block's skew-symmetric matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipeft.interop.peft.fields import (
+    BIASES,
+    COMMON,
+    CONV,
+    EXCLUDED,
+    FLAG,
+    INIT,
+    LAYERED,
+    NUMBER,
+    RATE,
+    TARGETS,
+    WHOLE,
+    Config,
+    optional,
+    plain,
+    read,
+    whole,
+)  # fmt: skip
+from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
+from minipeft.model.arch import Arch
+
+KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
+    "r": read(whole(0), 0),
+    "oft_block_size": read(whole(0), 32),
+    "module_dropout": plain("acts in training only; ours has none", 0.0, optional(RATE)),
+    "coft": read(FLAG, False),
+    "eps": read(NUMBER, 6e-05),
+    "block_share": read(FLAG, False),
+    "use_cayley_neumann": read(FLAG, True),
+    "num_cayley_neumann_terms": read(whole(1, 1000), 5),
+}  # fmt: skip
+
+
+def _reads(config: Config, arch: Arch) -> Config:
+    """PEFT's size of blocks holds, not their number, where both are given."""
+    return dict(
+        cayley="neumann" if config["use_cayley_neumann"] else "exact", r=0 if config["oft_block_size"] else config["r"]
+    )
+
+
+def _at_site(config: Config, arrays: Mapping[str, Any]) -> Config:
+    a = arrays.get("Q", arrays.get("Q_emb"))  # β(β − 1)/2 numbers a block
+    if a is None:
+        return {}
+    fields: Config = dict(block=int((1 + math.isqrt(1 + 8 * a.shape[1])) // 2), r=0)
+    if config.get("coft"):  # PEFT's radius eps/√K is a number of float32
+        radius = np.float32(config.get("eps", 6e-5)) * np.float32(1 / np.sqrt(np.float32(len(a))))
+        fields["eps"] = float(radius) * math.sqrt(len(a))
+    return fields
+
+
+SPEC = Spec(
+    "OFT",
+    KNOWN,
+    keys={"Q": Key("oft_R.weight", shape=(None, None), size="(K, β(β − 1)/2)")},
+    embedding_keys={"Q_emb": Key("oft_embedding_R.weight", shape=(None, None))},
+    settings=dict(
+        terms="num_cayley_neumann_terms",
+        block_share="block_share",
+        coft="coft",
+        eps="eps",
+        block="oft_block_size",
+        r="r",
+    ),
+    reads=_reads,
+    writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann"),
+    at_site=_at_site,
+    trials=(
+        Trial("llama", dict(block=4, r=0)),
+        Trial("llama", dict(block=4, r=0, cayley="exact", block_share=True), name="exact"),
+    ),
+)

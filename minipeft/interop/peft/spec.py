@@ -1,0 +1,215 @@
+"""What a method's file in this folder declares of Hugging Face PEFT: its `peft_type`, its configuration, and which of our arrays is
+
+which of its keys. The file of a method defines `SPEC`; reading, writing, the harness, the recorded cases and docs/format.md go by it.
+What a method needs beyond the rule is a function in its own file, which its `Spec` names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from minipeft.adapted import Adapted, Adapter
+from minipeft.interop.peft.fields import Config, Field
+from minipeft.interop.peft.names import by_pattern
+from minipeft.method import Method, Site
+from minipeft.model.arch import Arch, Model
+
+
+def _same(a: Any, arch: Arch) -> Any:
+    return a
+
+
+def turned(a: Any, arch: Arch) -> Any:
+    """Transposed: either way."""
+    return a.T
+
+
+def vector(a: Any, arch: Arch) -> Any:
+    """All numbers in a row."""
+    return a.reshape(-1)
+
+
+def column(a: Any, arch: Arch) -> Any:
+    """The numbers below each other."""
+    return a.reshape(-1, 1)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where one of our arrays stands in their file: the end of its key, and how the layouts differ."""
+
+    suffix: str
+    ours: Callable[[Any, Arch], Any] = _same  # their layout -> ours
+    theirs: Callable[[Any, Arch], Any] = _same  # ours -> theirs; linear, so it serves gradients too
+    shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
+    row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
+    holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
+    size: str = ""  # of theirs in symbols, for docs/format.md
+
+    def fits(self, a: Any) -> bool:
+        """Whether an array of their file has this shape."""
+        if self.shape is None:
+            return True
+        return a.ndim == len(self.shape) and all(n in (None, m) for n, m in zip(self.shape, a.shape, strict=True))
+
+    def read(self, a: Any, arch: Arch) -> Any:
+        """Our array, out of theirs."""
+        return self.ours(a if self.row is None else a[self.row], arch)
+
+
+Keys = Mapping[str, Key]
+
+
+def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
+    """Our arrays of one site in their layout, by the ends of their keys; those without a key PEFT makes again."""
+    out: dict[str, np.ndarray] = {}
+    rows: dict[str, dict[int, np.ndarray]] = {}
+    for name, key in keys.items():
+        if name not in arrays:
+            continue
+        a = np.ascontiguousarray(key.theirs(arrays[name], arch))
+        if key.row is None:
+            out[key.suffix] = a
+        else:
+            rows.setdefault(key.suffix, {})[key.row] = a
+    return out | {s: np.stack([own[n] for n in sorted(own)]).astype(np.int32) for s, own in rows.items()}
+
+
+def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """Their arrays of one site, by the ends of their keys, in our layout by our names."""
+    given = {name: (key, found[key.suffix]) for name, key in keys.items() if key.suffix in found}
+    return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An adapter that PEFT must read and compute the same with: on a recorded base, with these settings, attached so."""
+
+    base: str
+    settings: Config = field(default_factory=dict)
+    attached: Config = field(default_factory=dict)
+    name: str = ""
+    inexact: str = ""  # why PEFT reaches float32's precision only
+
+
+DECOMPOSED = "PEFT decomposes the base in float32 when it loads"
+NARROW = "PEFT reads a prompt into float32"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one method is written by PEFT."""
+
+    peft_type: str
+    known: Mapping[str, Field]  # every field of its configuration
+    keys: Keys = field(default_factory=dict)  # our array at a site -> its key
+    embedding_keys: Keys | None = None  # at a token table, if they differ
+    root_keys: Keys = field(default_factory=dict)  # shared arrays, whose keys name no module
+
+    # the configuration
+    settings: Mapping[str, str] = field(default_factory=dict)  # our setting -> their field of the same value
+    reads: Callable[[Config, Arch], Config] = lambda config, arch: {}  # our further settings
+    writes: Callable[[Any, Arch], Config] = lambda m, arch: {}  # their further fields
+    patterns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # their dictionary of what differs by module -> our setting
+    at_site: Callable[[Config, Mapping[str, Any]], Config] = lambda config, arrays: {}  # settings that our arrays tell
+    of_adapter: Callable[[Adapter, Mapping[str, str], Any], Config] = (
+        lambda adapter, modules, folder: {}
+    )  # their fields that tell of a whole adapter, whose sites are their modules, written to a folder
+    settled: Callable[[Config, Arch], Config] = (
+        lambda config, arch: {}
+    )  # fields of this class that a configuration changes
+
+    # which files it reads
+    claims: Callable[[Config], bool] | None = None  # of its peft_type; None: what no other method claims
+    read_as: str = ""  # the method that its files are read as, if another
+    examine: Callable[[Config], None] = lambda config: None  # raises `Bad`, or warns, for what a configuration tells
+    absent: Callable[
+        [Config, Mapping[str, Site], Mapping[str, str], Mapping[str, Mapping[str, Any]]], Iterable[str]
+    ] = lambda config, every, own, found: ()  # what a configuration declares and its file has not
+
+    # oddities
+    on_blocks: bool = (
+        False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
+    )
+    tasked: bool = False  # PEFT reads it with a task_type only
+    plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
+    fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
+    sizes: tuple[str, ...] = ()  # our settings that are the length of an axis of its arrays
+    load: Callable[..., Adapted] | None = None  # reads a folder, in place of the general way
+    save: Callable[[Adapted, Adapter, Any], None] = lambda adapted, adapter, folder: (
+        None
+    )  # writes what is in sub-folders
+
+    # the harness, the recorded cases and the live tests: PEFT on one module named `layer`, and on whole models
+    on_layer: bool = True  # whether PEFT can be put there
+    layer: Config = field(default_factory=dict)  # its further fields there
+    unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
+    readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
+    wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
+    traced: Mapping[str, str] = field(default_factory=dict)  # an intermediate -> the module of the layer that gives it
+    combined: bool = False  # libraries also put it on tables, sum it, and merge it into weights of half precision
+    variants: Callable[[Config], Mapping[str, Config]] = lambda config: {}  # other configurations of the same files
+    trials: tuple[Trial, ...] = ()  # on whole models: the live tests
+    notes: str = ""  # of its keys, for docs/format.md
+
+    def of(self, config: Config, arch: Arch) -> Spec:
+        """The same as this configuration has it."""
+        return dataclasses.replace(self, **self.settled(config, arch))
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the adapter is one tensor of virtual tokens."""
+        return any(k.suffix == "prompt_embeddings" for k in self.root_keys.values())
+
+    def keys_of(self, kind: str) -> Keys:
+        """The keys of its arrays at a site of this kind."""
+        return self.embedding_keys if kind == "embedding" and self.embedding_keys else self.keys
+
+    def read(self, config: Config, arch: Arch) -> Config:
+        """Our settings, of their configuration. Raises `KeyError` for a field that is not there."""
+        same = {ours: self.known[theirs].kind.of(config[theirs]) for ours, theirs in self.settings.items()}
+        return {k: v for k, v in same.items() if v is not None} | self.reads(config, arch)
+
+    def read_at(self, config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
+        """Our settings that differ from site to site, at their module with these arrays of ours."""
+        out = {}
+        for theirs, ours in self.patterns.items():
+            if self.known[theirs].fate == "read":
+                value = by_pattern(config, theirs, module, config[self.settings[ours]])
+                out[ours] = self.known[self.settings[ours]].kind.of(value)
+        return out | self.at_site(config, arrays)
+
+    def write(self, method: Any, arch: Arch) -> Config:
+        """Their configuration, of a method of ours."""
+        same = {theirs: getattr(method, ours) for ours, theirs in self.settings.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in same.items()} | self.writes(method, arch)
+
+
+def transposed(arch: Arch) -> Config:
+    """What PEFT writes of how the base stores its weights."""
+    return dict(fan_in_fan_out=arch.family == "gpt2")
+
+
+def never(config: Config) -> bool:
+    """Claims no file: PEFT does not tell it from another method of its peft_type."""
+    return False
+
+
+def remade(adapter: Adapter, method: Method, at: Mapping[str, Method], arrays: Mapping[str, Any]) -> Adapter:
+    """The adapter with another method, which trains these arrays; what stands beside it stays."""
+
+    def beside(site: str) -> bool:
+        return adapter.at.get(site, adapter.method).name != adapter.method.name
+
+    rest = {k: v for k, v in adapter.arrays.items() if beside(k.rpartition(":")[0])}
+    trained = frozenset(arrays) | (adapter.trained & rest.keys())
+    return dataclasses.replace(
+        adapter, method=method, at={**adapter.at, **at}, arrays={**arrays, **rest}, trained=trained
+    )

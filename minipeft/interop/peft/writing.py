@@ -1,0 +1,222 @@
+"""Adapters written as Hugging Face PEFT would: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipeft.adapted import Adapted, Adapter
+from minipeft.checkpoints import their_layout
+from minipeft.checkpoints.files import write_json, write_tensors
+from minipeft.engine.backend import to_host
+from minipeft.engine.bfloat16 import widened
+from minipeft.errors import Bad
+from minipeft.interop.peft.fields import Config
+from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
+from minipeft.interop.peft.names import Naming
+from minipeft.interop.peft.registry import spec_of
+from minipeft.interop.peft.spec import Spec, to_theirs
+from minipeft.method import Method
+from minipeft.model.arch import Model
+from minipeft.targets import sites
+
+
+def _own(model: Model) -> Naming:
+    return Naming(model, model.arch.head == "none")
+
+
+def their_name(model: Model, module: str) -> str:
+    """Their name of our module, that of the bare model for a base without a head. Raises `Bad` if it has none."""
+    return _own(model).theirs(module)
+
+
+def _main(adapter: Adapter) -> dict[str, Method]:
+    """The sites of the method itself, without what is trained beside it."""
+    return {s: m for s, m in adapter.at.items() if m.name not in (WHOLE, TOKENS) or type(m) is type(adapter.method)}
+
+
+def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays "site:name" of an adapter, or their gradients, under PEFT's keys and in its layout."""
+    model = adapted.model
+    arch = model.arch
+    spec = spec_of(adapter.method)
+    spec = spec.of(spec.write(adapter.method, arch) | adapter.options.get("peft", {}), arch)
+    every = sites(model)
+    out: dict[str, np.ndarray] = {}
+    grouped: dict[str, dict[str, Any]] = {}
+    for full, a in arrays.items():
+        site, _, name = full.rpartition(":")
+        if name in spec.root_keys and (not site or spec.is_prompt):
+            out[spec.root_keys[name].suffix] = spec.root_keys[name].theirs(to_host(a), arch)
+        elif site:
+            grouped.setdefault(site, {})[name] = to_host(a)
+    for site, own in grouped.items():
+        method = adapter.at[site]
+        if method.name == WHOLE:
+            (a,) = own.values()
+            out[_whole_key(model, adapter, spec, site)] = their_layout(model.names, site, a, arch)
+        elif method.name == TOKENS and adapter.method.name != TOKENS:
+            (a,) = own.values()
+            out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.{TOKENS_KEY}"] = a
+        elif theirs := to_theirs(spec.keys_of(every[site].kind), own, arch):
+            module = module_of(_own(model), spec, site)
+            out |= {f"{ROOT}{module}.{suffix}": a for suffix, a in theirs.items()}
+    return out
+
+
+def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:
+    """Their key of a parameter that is trained whole."""
+    module, _, leaf = site.rpartition(".")
+    beside = adapter.at.get(f"{module}.weight") if leaf == "bias" else None
+    copied = beside is not None  # with its module, a tied head's bias too
+    theirs = (not copied and model.names.theirs(site)) or f"{their_name(model, module)}.{leaf}"
+    if beside is not None and beside.name != WHOLE:
+        theirs = theirs.replace(".bias", ".base_layer.bias")
+    return ("base_model." if spec.is_prompt else ROOT) + theirs
+
+
+def _in_base(model: Model, module: str) -> str:
+    """The base's own name of a module that an adapter names."""
+    return body_of(plain_key(model, ROOT + module))
+
+
+def _saved_module(model: Model, site: str) -> str:
+    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+    module = their_name(model, site.rpartition(".")[0])
+    return module.split(".")[0] if site.startswith("score.") else module
+
+
+def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
+    """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
+    out = {}
+    idle = {_in_base(model, module): kind for module, kind in adapter.options.get("idle", {}).items()}
+    around = {
+        "whole": "original_module.",
+        "adapted": "base_layer.",
+    }  # what PEFT puts between a module and its own weight
+    for name in adapter.options.get("brought", ()):
+        module, _, leaf = name.rpartition(".")
+        method = adapter.at.get(name)
+        inner = {WHOLE: "original_module.", TOKENS: "token_adapter.base_layer."}
+        wrapper = around.get(idle.get(model.names.theirs(module) or "", ""), "")
+        wrapper = wrapper if method is None else inner.get(method.name, "base_layer.")
+        if method is not None and type(method) is type(adapter.method):
+            wrapper = "base_layer."
+        theirs = model.names.theirs(name) or f"{their_name(model, module)}.{wrapper}{leaf}"
+        start = "base_model." if spec.is_prompt else ROOT
+        out[start + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
+        if name == TABLE and model.arch.shares_table and HEAD not in adapter.at:
+            out[f"{start}{their_name(model, 'head')}.weight"] = out[start + theirs]
+    return out
+
+
+def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> None:
+    """Write one adapter (default: the only one) as PEFT would. Raises `Bad` for methods or settings PEFT has not."""
+    if name is None and len(adapted.adapters) != 1:
+        raise Bad(
+            f"expected one adapter or a name, found {len(adapted.adapters)}: {', '.join(a.name for a in adapted.adapters)}"
+        )
+    adapter = adapted.adapter(name or adapted.adapters[0].name)
+    if (share := adapted.weights.get(adapter.name, 1.0)) != 1.0:
+        raise Bad(f"adapter {adapter.name!r} has the weight {share:g}, for which PEFT's files have no place; merge it")
+    model, spec, folder = adapted.model, spec_of(adapter.method), Path(folder)
+    config = spec.write(adapter.method, model.arch)
+    adapter = spec.plain(model, adapter)
+    spec = dataclasses.replace(spec_of(adapter.method), peft_type=spec.peft_type)
+    config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
+    config |= _modules(model, adapter, spec, folder)
+    _refuse_apart(model, adapter)
+    config |= _beside(model, adapter, spec)
+    if task := _task(model, adapter, spec):
+        config["task_type"] = task
+    unread = {
+        k: v for k, v in adapter.options.items() if k != "peft"
+    }  # it is written as the configuration above has it
+    tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
+    if spec.is_prompt:
+        tensors = _classifier(model) | tensors
+    for module, kind in adapter.options.get("idle", {}).items():
+        field = "target_modules" if kind == "adapted" else "modules_to_save"
+        config[field] = sorted({*(config.get(field) or ()), _in_base(model, module)})
+    tensors = (
+        {plain_key(model, k): to_host(a) for k, a in adapter.spare.items()}
+        | _brought(adapted.model, adapter, spec)
+        | tensors
+    )
+    write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "adapter_config.json", config)
+    spec.save(adapted, adapter, folder)
+
+
+def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config:
+    """Which modules have the method, and what differs among them."""
+    main = _main(adapter)
+    every = sites(model)
+    held = {s for s in main if any(f"{s}:{name}" in adapter.arrays for name in spec.keys_of(every[s].kind))}
+    modules = {s: module_of(_own(model), spec, s) for s in main if s in held}
+    config: Config = {}
+    if spec.keys and not spec.on_blocks:
+        config["target_modules"] = sorted(modules.values())
+        for theirs, ours in spec.patterns.items():
+            usual = getattr(adapter.method, ours)
+            if differ := {modules[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
+                config[theirs] = differ
+    return config | spec.of_adapter(adapter, modules, folder)
+
+
+def _refuse_apart(model: Model, adapter: Adapter) -> None:
+    """Raises `Bad` where transformers has tables of its own and PEFT would compute something else."""
+    if model.arch.encoder_layers and any(s == TABLE and m.name != TOKENS for s, m in adapter.at.items()):
+        raise Bad(
+            f"{adapter.at[TABLE].name} at {TABLE}: in transformers the stacks look tokens up in tables of their own, "
+            f"and PEFT would compute nothing; expected {TOKENS}"
+        )
+    if model.arch.tied and getattr(adapter.at.get(TABLE), "head", "") == "follows":
+        raise Bad(f"{WHOLE} at {TABLE}: PEFT leaves a tied head as it was; expected head='stays', found 'follows'")
+
+
+def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
+    """What is trained beside the method: whole modules, biases, rows of a table."""
+    config: Config = {}
+    whole = {s for s, m in adapter.at.items() if m.name == WHOLE}
+    biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
+    if whole - biases:
+        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
+    if biases:
+        option = adapter.options.get("bias", "none")
+        config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
+    rows: dict[str, Any] = {s: m for s, m in adapter.at.items() if m.name == TOKENS}
+    if rows and adapter.method.name != TOKENS:
+        config["trainable_token_indices"] = {
+            their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()
+        }
+    return config
+
+
+def _task(model: Model, adapter: Adapter, spec: Spec) -> str:
+    """The task_type, "" where PEFT does without."""
+    task = {
+        "lm": "SEQ_2_SEQ_LM" if model.arch.encoder_layers else "CAUSAL_LM",
+        "classify": "SEQ_CLS",
+        "tokens": "TOKEN_CLS",
+    }
+    classifier = {
+        n for n in model.params if n.startswith("score.")
+    }  # PEFT saves it whole for these tasks, and expects it
+    whole = {s for s, m in adapter.at.items() if m.name == WHOLE}
+    if spec.tasked or (classifier and classifier <= whole and not model.arch.patch):
+        return task.get(model.arch.head, "FEATURE_EXTRACTION")
+    return ""
+
+
+def _classifier(model: Model) -> dict[str, Any]:
+    """The classifier of the base, which PEFT expects beside a prompt."""
+    if model.arch.head not in ("classify", "tokens"):
+        return {}
+    start = f"base_model.{their_name(model, 'score')}"
+    leaves = [n for n in model.params if n.startswith("score.")]
+    return {f"{start}.{n.rpartition('.')[2]}": to_host(widened(model.params[n])) for n in leaves}
