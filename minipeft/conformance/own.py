@@ -16,7 +16,7 @@ from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import Tensor, value
 from minipeft.errors import Bad
 from minipeft.interop.peft.layer import load_layer
-from minipeft.method import METHODS, Method, load_methods
+from minipeft.method import METHODS, Method, is_weight, load_methods, weight_of
 from minipeft.quantize import quantize as nf4
 from minipeft.train import SGD, AdamW
 
@@ -89,11 +89,11 @@ class Own:
     def merge(self, case: Case) -> Arrays:
         method, own = self.method(case), placed(case.named("array", "stored"))
         base = placed(case.named("base"))
-        if not hasattr(method, "weight"):
+        if not is_weight(method):
             raise Unsupported(f"{method.name} does not merge")
         if case.place == "bias":
-            return fetched(dict(W=base["W"], b=method.weight(base["b"], **own)))
-        merged = dict(W=method.weight(held(method, base["W"]), **own))
+            return fetched(dict(W=base["W"], b=weight_of(method, base["b"], own)))
+        merged = dict(W=weight_of(method, held(method, base["W"]), own))
         if "b" in base and (b := bias_of(method, base["b"], own)) is not None:
             merged["b"] = b
         return fetched(merged)
@@ -161,7 +161,7 @@ class Own:
         if "m" in t:
             steps["V"] = t["W"] + method.scale * (t["B"] @ t["A"])  # type: ignore[attr-defined]
             steps["norm"] = np.linalg.norm(steps["V"], axis=1)
-        if hasattr(method, "weight"):
+        if is_weight(method):
             steps["merged"] = self.merge(case)["W"]
         steps["y"] = self.forward(case)["y"]
         return {f"{STEPS.index(name)}.{name}": a for name, a in steps.items()}

@@ -21,7 +21,7 @@ from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Unfit
-from minipeft.method import Method, Site
+from minipeft.method import Method, Site, change_of, routes
 from minipeft.model.arch import Arch, Batch, Model
 from minipeft.model.transformer import Tokens
 from minipeft.run import Run
@@ -86,6 +86,11 @@ def held(method: Method, W: Any) -> Any:
     made = declared(type(method)).held
     W4 = made and made.make(method, Site(f"{Q}.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
     return W if W4 is None else W4.dequantize()
+
+
+def bias_of(method: Method, b: Any, arrays: Arrays) -> Any:
+    """The bias as the method makes it."""
+    return change_of(method, arrays).bias(b)
 
 
 def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
@@ -193,7 +198,7 @@ def place_of(method: Method) -> Place:
 
     if hasattr(method, "n_tasks"):
         return PLACES["tasks"]
-    if type(method).before is not Method.before:
+    if routes(method) and type(method).before is not Method.before:
         return PLACES["gated"]
     family = "bert" if "bias" in method.targets else "llama"
     names = [s.name for s in select(tiny.model(family), method.targets)]

@@ -23,7 +23,8 @@ from minipeft.conformance.cases import ASKS, Case
 from minipeft.conformance.judge import judge
 from minipeft.conformance.own import config_of
 from minipeft.conformance.places import arrays_at, place_of
-from minipeft.conformance.record import answer, conditions, inputs_of, moved, single, variants
+from minipeft.conformance.record.one import answer, conditions, inputs_of, moved, single
+from minipeft.conformance.record.variants import variants
 from minipeft.conformance.results import Result
 from minipeft.errors import Bad, near
 from minipeft.method import Method, method_class

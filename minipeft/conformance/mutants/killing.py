@@ -44,7 +44,7 @@ def kill_matrix(cases: Sequence[Case]) -> dict[str, dict[str, list[str]]]:
 
 def alternatives(case: Case) -> Iterator[tuple[str, Own]]:
     """Other implementations that this case's output might be: mutants, and minipeft with one option changed."""
-    from minipeft.conformance.record import options
+    from minipeft.conformance.record.variants import options
 
     for name, m in mutants.every().items():
         if m.concerns(case):

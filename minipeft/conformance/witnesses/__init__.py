@@ -2,6 +2,9 @@
 
 A file has the name of its method. Its `closed(m, t)` takes the method, for its settings, and all tensors of a forward case
 by name; it gives the outputs by name. A variant that computes the same imports it. What several need is here.
+
+Where training starts from something computed, `start_NAME(m, t)` gives the array NAME, or what is derived of the arrays under
+that name, as it is then. `TINY` are settings, and shapes of arrays, for the tiny tier.
 """
 
 from __future__ import annotations
@@ -19,10 +22,29 @@ Tensors = dict[str, np.ndarray]
 
 
 @cache
+def _module(name: str) -> Any:
+    module = f"{__name__}.{name}"
+    return import_module(module) if find_spec(module) else None
+
+
 def closed_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
     """The closed form of the method of this name, None if it has none."""
-    module = f"{__name__}.{name}"
-    return import_module(module).closed if find_spec(module) else None
+    return getattr(_module(name), "closed", None)
+
+
+def starts_of(name: str) -> tuple[str, Callable[..., np.ndarray]] | None:
+    """What is told of the arrays of a method as training starts, and its witness; None for what is drawn at random."""
+    module = _module(name)
+    return (
+        next(((k.removeprefix("start_"), f) for k, f in vars(module).items() if k.startswith("start_")), None)
+        if module
+        else None
+    )
+
+
+def tiny_of(name: str) -> tuple[tuple[dict[str, Any], dict[str, tuple[int, ...]]], ...]:
+    """Settings and shapes of arrays of a method's cases in the tiny tier."""
+    return getattr(_module(name), "TINY", ())
 
 
 def sigmoid(x: Any) -> Any:

@@ -14,3 +14,11 @@ def closed(m: Any, t: Tensors) -> Tensors:
     W = np.array([t["m"][i] * V[i] / np.sqrt((V[i] ** 2).sum()) for i in range(len(V))])
     extra = scale(m) * t["c"] if "c" in t else 0.0
     return dict(y=each(lambda x: W @ x + t["b"] + extra, t["x"]))
+
+
+def start_m(m: Any, t: Tensors) -> np.ndarray:
+    """The magnitude as training starts: the norm of every row."""
+    return np.sqrt(np.einsum("oi,oi->o", t["W"], t["W"]))
+
+
+TINY = ((dict(r=1, alpha=3.0), dict(A=(1, 3), B=(2, 1), m=(2,))),)

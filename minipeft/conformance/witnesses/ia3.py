@@ -9,3 +9,6 @@ from minipeft.conformance.witnesses import Tensors, each
 
 def closed(m: Any, t: Tensors) -> Tensors:
     return dict(y=each(lambda x: t["l"] * (t["W"] @ x + t["b"]), t["x"]))
+
+
+TINY = (({}, dict(l=(2,))),)

@@ -31,7 +31,7 @@ class LLaMAAdapter(Method):
     name = "llama_adapter"
     targets: str = "attn.heads"
     K: int = count(10, tried=3)
-    adds: str = choice("heads", "projected", "bare", reading=True)
+    adds: str = choice("heads", "projected", "bare", reading=True, varied=False)
 
     heads = fact(lambda method, site: site.name.endswith("attn.heads"))
     later = fact(lambda method, site: method.adds != "heads" and site.name.endswith("attn.o.out"))

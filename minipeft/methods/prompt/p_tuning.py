@@ -37,7 +37,7 @@ class PTuning(PromptTuning):
     """Virtual tokens that a small network makes."""
 
     name = "p_tuning"
-    encoder: str = choice("lstm", "mlp")
+    encoder: str = choice("lstm", "mlp", varied=False)
     start: str = choice("normal")  # words cannot be put through the encoder
     hidden: int = count(0, least=0, most=1 << 13, tried=5)  # h; 0: as wide as the model
     layers: int = count(2, most=64)  # of the LSTM

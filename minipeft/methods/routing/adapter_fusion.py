@@ -46,7 +46,7 @@ class AdapterFusion(OverAdapters):
     takes = "vectors"
     adapters: tuple[Pfeiffer, ...] = parts(Pfeiffer, (Pfeiffer(), Pfeiffer()))
     gamma: float = at_least(0, 0.01)
-    query: str = choice("input", "output", reading=True)
+    query: str = choice("input", "output", reading=True, varied=False)
 
     own = of_parts("adapters", same_sites=True)
     Q = trained("d", "d", start=normal(0.02))

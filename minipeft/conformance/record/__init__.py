@@ -1,0 +1,49 @@
+"""Makes the recorded cases: `python -m minipeft.conformance.record [METHOD…] [--into FOLDER]`. Again gives the same bytes.
+
+Of every method in the registry, every option its settings declare is tried at every check that applies. Nothing is written
+that two witnesses do not agree on, and nothing degenerate.
+"""
+
+from __future__ import annotations
+
+from minipeft.checkpoints.native import decode
+from minipeft.conformance.cases import Case
+from minipeft.conformance.places import IN, OUT, WORDS, B, T
+from minipeft.conformance.record.of_method import of_method
+from minipeft.conformance.record.one import single
+from minipeft.errors import Bad
+from minipeft.method import METHODS, load_methods
+
+
+def lint(case: Case) -> list[str]:
+    """What makes a case too kind: sizes that are equal, zeros and ones, results that do not depend on the arrays."""
+    said = []
+    if len({B, T, IN, OUT, WORDS}) < 5:
+        said.append("sizes are equal")
+    for k, v in case.inputs.items():
+        if v.dtype.kind != "f" or case.roles[k] in ("stored",):
+            continue
+        if not v.any():
+            said.append(f"{k} is zero")
+        if v.size > 1 and (v == v.flat[0]).all():
+            said.append(f"{k} is constant")
+        if not (single(v) == v).all():
+            said.append(f"{k} is not exact in float32")
+    if case.tolerance == "COND" and case.ask in ("forward", "vjp", "delta"):
+        said += [f"{k} is zero everywhere" for k, v in case.want.items() if not v.any()]
+    scale = getattr(decode({"method": case.method, **case.config}), "scale", 3.0)
+    if isinstance(scale, float) and scale in (0.0, 1.0):
+        said.append(f"the scale is {scale}")
+    if len(case.witnesses) < 2:
+        said.append("it has fewer than two witnesses")
+    return [f"{case.id}: {s}" for s in said]
+
+
+def record(names: list[str] | None = None) -> list[Case]:
+    """All cases of all methods, or of some. Raises `Bad` where a witness disagrees or a case is degenerate."""
+    load_methods()
+    chosen = names or sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
+    made = [case for name in chosen for case in of_method(METHODS[name])]
+    if problems := [p for case in made for p in lint(case)]:
+        raise Bad("; ".join(problems[:5]))
+    return made

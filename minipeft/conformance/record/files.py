@@ -1,0 +1,77 @@
+"""Cases of adapters' files: one as PEFT writes it, and those that must be refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minipeft.adapted import Adapter
+from minipeft.conformance import places
+from minipeft.conformance.cases import Case
+from minipeft.conformance.places import Arrays
+from minipeft.conformance.record.one import conditions, single
+from minipeft.interop.peft import layer
+from minipeft.interop.peft.spec import Spec
+from minipeft.method import Method
+
+
+def files_of(spec: Spec, method: Method, inputs: Arrays, arrays: Arrays, about: Arrays) -> Iterator[Case]:
+    """An adapter as PEFT writes it, for a model whose one linear is named `layer`; and files that must be refused."""
+    from safetensors.numpy import save
+
+    site = "layer.weight"
+    trained = frozenset(f"{site}:{k}" for k in [k for k, r in about["roles"].items() if r == "array"])
+    adapter = Adapter("case", method, {site: method}, {f"{site}:{k}": v for k, v in arrays.items()}, trained)
+    config = layer.config_of(spec, method) | dict(inference_mode=True)
+    held = spec.plain(None, adapter)  # type: ignore[arg-type]
+    written = {*spec.keys, *spec.root_keys}
+    arrays = {k: single(v) if k in written else v for k, v in held.grouped()[site].items()}
+    tensors = {k: a.astype(np.float32) if a.dtype.kind == "f" else a for k, a in layer.tensors_of(spec, arrays).items()}
+    want = places.PLACES["linear"].call(held.method, inputs, arrays)
+    roles = {k: r for k, r in about["roles"].items() if k in inputs}
+
+    def case(variant: str, tensors: Arrays, config: Arrays = config, **more: Any) -> Case:
+        files = {
+            "adapter_model.safetensors": save(tensors, {"format": "pt"}),
+            "adapter_config.json": files_json(config),
+        }
+        made = about | dict(variant=variant, roles=roles, inputs=inputs, files=files)
+        return Case(**(dict(check="load", ask="load") | made | more))
+
+    plain = case("plain", tensors, want={"y": want["y"]}, cond={})
+    cond = conditions(
+        dataclasses.replace(plain, ask="forward", inputs={**inputs, **adapter.grouped()[site]}, roles=about["roles"])
+    )
+    yield dataclasses.replace(
+        plain, cond=cond, witnesses=("the outputs of the arrays that the files hold", "the keys that PEFT writes"),
+    )  # fmt: skip
+    first = next(k for k in sorted(tensors) if k.startswith(layer.MODULE) and tensors[k].dtype.kind == "f")
+    told: Arrays = dict(
+        tolerance="REJECT", witnesses=("the rule that a file must fit", "the shapes of the method's table")
+    )
+    for variant, changed in spec.variants(config).items():
+        done = dataclasses.replace(
+            plain,
+            cond=cond,
+            witnesses=("the outputs of the arrays that the files hold", f"the case without {variant}s"),
+        )
+        yield dataclasses.replace(done, variant=variant, files=case(variant, tensors, config | changed).files)
+    yield case("missing", {k: v for k, v in tensors.items() if k != first}, flags=("silent missing keys",), **told)
+    yield case(
+        "unexpected",
+        tensors | {layer.MODULE + "lora_Q.weight": tensors[first]},
+        flags=("unknown keys are dropped",),
+        **told,
+    )
+    short = np.ascontiguousarray(tensors[first][:-1]) if tensors[first].shape[0] > 1 else tensors[first][:, :-1].copy()
+    yield case("misshaped", tensors | {first: short}, flags=("shapes are not checked",), **told)
+    other = {k.replace(".layer.", ".another."): v for k, v in tensors.items()}
+    yield case("wrong_adapter", other, flags=("an adapter of another model loads silently",), **told)
+
+
+def files_json(config: Arrays) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

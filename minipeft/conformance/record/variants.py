@@ -1,0 +1,43 @@
+"""What is recorded of a method: its settings as they are tried, and each option changed alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from minipeft.conformance.places import ARCH
+from minipeft.errors import Bad
+from minipeft.method import Method
+from minipeft.settings import choices, kind, tried
+
+
+def usual(cls: type[Method]) -> Method:
+    """The method with settings under which nothing is 0 or 1 or equal to something else."""
+    return tried(cls, ARCH)
+
+
+def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """What each field may be else: both values of a flag, and the words of a choice."""
+    words = {name: c.options for name, c in choices(cls).items() if c.varied}
+    found = {f.name: (False, True) if kind(f) == "bool" else words.get(f.name) for f in dataclasses.fields(cls)}
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def readings(cls: type[Method]) -> tuple[str, ...]:
+    """Fields that are a reading: where paper and practice split."""
+    return tuple(name for name, c in choices(cls).items() if c.reading)
+
+
+def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
+    """The method as usual, and with each option changed alone."""
+    method = usual(cls)
+    yield "usual", method
+    for field, words in options(cls).items():
+        for choice in words:
+            if choice == getattr(method, field):
+                continue
+            try:
+                yield f"{field}={choice}", dataclasses.replace(method, **{field: choice})
+            except Bad:
+                continue  # an option that does not go with the others
