@@ -56,6 +56,7 @@ class Array:
     when: str = ""
     shared: bool = False
     rate: str = ""  # a factor on the learning rate
+    late: bool = False  # drawn after those that are not
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,11 @@ def found_together(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()
     return Start(says, lambda facts, shape, name: facts.decided[name], needs, together=f)
 
 
-def trained(*shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "") -> Any:
-    """An array that is trained."""
-    return Array(shape, True, start, when, shared, rate)
+def trained(
+    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "", late: bool = False
+) -> Any:
+    """An array that is trained. `late`: drawn after the others, wherever it is declared."""
+    return Array(shape, True, start, when, shared, rate, late)
 
 
 def stored(*shape: Any, start: Start = ZERO, when: str = "", shared: bool = False) -> Any:

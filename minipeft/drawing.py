@@ -158,7 +158,8 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
         demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
     given = given_to(facts.method).get(facts.site.name, {})
-    for it in there(facts, shared):
+    every = list(there(facts, shared))
+    for it in sorted(every, key=lambda it: it.array.late):
         if it.name in given:
             a = given[it.name]
         else:
@@ -169,7 +170,7 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
             )
         it.facts.drawn[it.own] = a
         found[it.name] = (a, it.trained)
-    return found
+    return {it.name: found[it.name] for it in every}
 
 
 def draw_all(

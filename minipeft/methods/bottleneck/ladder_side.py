@@ -64,12 +64,13 @@ class LadderSide(Method):
         "expected embed.out and outputs of the decoder's layers, found {site} alone",
         error=Unfit,
     )
-    Wq, Wk, Wv, Wo = (trained("w", "w", start=uniform("w"), when="layer") for _ in range(4))
-    D = trained("w", "d", start=uniform("d"), when="not last")
+    D = trained("w", "d", start=uniform("d"), when="not last", late=True)
     alpha = trained("1", when="layer")
-    n1, n2 = (trained("w", start=fill(1), when="layer") for _ in range(2))
-    W1 = trained("m", "w", start=uniform("w"), when="layer")
-    W2 = trained("w", "m", start=uniform("m"), when="layer")
+    Wq, Wk, Wv, Wo = (trained("w", "w", start=uniform("w"), when="layer") for _ in range(4))
+    n1 = trained("w", start=fill(1), when="layer")
+    W1 = trained("m", "w", start=uniform("w"), when="layer", late=True)
+    W2 = trained("w", "m", start=uniform("m"), when="layer", late=True)
+    n2 = trained("w", start=fill(1), when="layer")
     n = trained("w", start=fill(1), when="last")
     U = trained("d", "w", start=uniform("w"), when="last")
 

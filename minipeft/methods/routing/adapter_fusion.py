@@ -48,12 +48,12 @@ class AdapterFusion(OverAdapters):
     gamma: float = at_least(0, 0.01)
     query: str = choice("input", "output", reading=True, varied=False)
 
-    own = of_parts("adapters", same_sites=True)
-    Q = trained("d", "d", start=normal(0.02))
-    Kz = trained("d", "d", start=normal(0.02))
+    Q = trained("d", "d", start=normal(0.02), late=True)
     q = trained("d")
+    Kz = trained("d", "d", start=normal(0.02), late=True)
     kz = trained("d")
     Vf = trained("d", "d", start=found(nearly_one, "1 on the diagonal, 1e-6 off it"))
+    own = of_parts("adapters", same_sites=True)
 
     def mix(self, h: Any, z: Any, *, Q: Any, q: Any, Kz: Any, kz: Any, Vf: Any) -> Any:
         """Σ_k s_k Vf z_k: h (…, d), z (…, K, d) -> (…, d)."""
