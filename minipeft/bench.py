@@ -316,7 +316,7 @@ def matrix_rate(n: int = 1024, seconds: float = 1.0, dtype: str = "float32") -> 
     if on_gpu():
         from minipeft.engine.backend import xp
         from minipeft.engine.bfloat16 import bfloat16
-        from minipeft.engine.fast.cuda import product
+        from minipeft.engine.fast.cuda_blas import product
 
         n = 8192
         x, out = xp.ones((n, n), xp.float32), xp.empty((n, n), xp.float32)
