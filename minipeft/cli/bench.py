@@ -9,7 +9,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from minipeft.bench import METHODS, SIZES, TASKS, fits
-from minipeft.cli.common import Backend, Json, Outputs, Set, Targets, chosen_settings, known, one_of, settings_not_for
+from minipeft.cli.options import Backend, Json, Set, Targets, known, one_of
+from minipeft.cli.outputs import Outputs
+from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, progress
 from minipeft.errors import Bad
 

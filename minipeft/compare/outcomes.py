@@ -41,6 +41,7 @@ FAMILIES = {
     "selective": "full",
     "structured": "loha",
 }
+WHOLE = FAMILIES["selective"]  # trains parameters as they are: the classifier, here
 
 
 @dataclass
@@ -88,7 +89,7 @@ def measure(
     if method == "majority":
         return _majority(task, seed)
     if method == "frozen":
-        alone = attach(task.model, METHODS["full"](targets=" ".join(head_of(task.model))), seed=seed)
+        alone = attach(task.model, METHODS[WHOLE](targets=" ".join(head_of(task.model))), seed=seed)
         return _trained(task, alone, "frozen", HEAD_LR if lr is None else lr, seed, with_peak)
     cls = method_class(method) if isinstance(method, str) else type(method)
     made = _sized(task, cls, seed, lr) if isinstance(method, str) else method
@@ -113,7 +114,7 @@ def _sized(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method
     parts = []
     for i, share in enumerate((task.train[:half], task.train[half:] or task.train[:half])):
         one = attach(task.model, inner.sized(task.model.arch), name=f"part{i}", seed=seed + i)
-        whole = attach(one, METHODS["full"](targets=" ".join(head_of(task.model))), name="head")
+        whole = attach(one, METHODS[WHOLE](targets=" ".join(head_of(task.model))), name="head")
         rule = AdamW(lr=inner.usual_lr if lr is None else lr)
         done = fit(whole, share, steps=max(task.steps // 2, 1), optimiser=rule, schedule="linear", clip=1.0)
         parts.append(done.adapted.adapters[0])
