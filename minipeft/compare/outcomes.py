@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -30,17 +31,8 @@ from minipeft.train import AdamW, fit
 HEAD_LR = 2e-2  # of the classifier alone
 JUDGES = ("majority", "frozen")  # rows that are no methods
 
-# One method of each family, and full fine-tuning as the yardstick.
-FAMILIES = {
-    "bottleneck": "houlsby",
-    "lowrank": "lora",
-    "orthogonal": "oft",
-    "prompt": "prefix_tuning",
-    "routing": "poly",
-    "scaling": "ia3",
-    "selective": "full",
-    "structured": "loha",
-}
+# One method of each family; the selective one, full fine-tuning, is the yardstick.
+FAMILIES: dict[str, str] = json.loads(Path(__file__).with_name("families.json").read_text("utf-8"))
 WHOLE = FAMILIES["selective"]  # trains parameters as they are: the classifier, here
 
 
