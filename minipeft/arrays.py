@@ -270,7 +270,7 @@ class Declared:
 
 
 @cache
-def declared(cls: type[Method]) -> Declared:
+def declared(cls: Any) -> Declared:
     """What a class declares."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):

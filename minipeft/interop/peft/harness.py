@@ -279,7 +279,7 @@ class Peft:
     def init(self, case: Case) -> Arrays:
         import peft
 
-        if method_of(case).needs:
+        if needs(method_of(case)):
             raise Unsupported("PEFT measures on a whole model")
         model = self.adapted(case, arrays=False)
         return self.ours(case, peft.get_peft_model_state_dict(model))
