@@ -16,8 +16,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -269,9 +269,17 @@ class Declared:
     held: Held | None
 
 
-@cache
+_KNOWN: WeakKeyDictionary[Any, Declared] = WeakKeyDictionary()
+
+
 def declared(cls: Any) -> Declared:
     """What a class declares."""
+    if cls not in _KNOWN:
+        _KNOWN[cls] = _read(cls)
+    return _KNOWN[cls]
+
+
+def _read(cls: Any) -> Declared:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, it in base.__dict__.items():

@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -301,16 +300,10 @@ def caches(method: Method) -> bool:
     return type(method).before is Method.before
 
 
-@cache
-def _says(cls: type[Method]) -> str:
-    """Which of `change` and `weight` is the most derived."""
-    return next(n for c in cls.__mro__ for n in ("weight", "change") if n in c.__dict__)
-
-
 def change_of(method: Method, arrays: Mapping[str, Any]) -> Change:
-    """What a method makes of a parameter, from its arrays there."""
+    """What a method makes of a parameter, from its arrays there: the most derived of `change` and `weight` says it."""
     changed: Any = method.change(**arrays) if hasattr(method, "change") else Sum(())
-    if _says(type(method)) == "weight":
+    if next(n for c in type(method).__mro__ for n in ("weight", "change") if n in c.__dict__) == "weight":
         still = changed.steady if isinstance(changed, Sum) else Sum(())
         return Weighed(lambda W: method.weight(W, **arrays), still)
     return changed if isinstance(changed, Change) else Dense(changed)

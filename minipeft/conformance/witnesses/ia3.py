@@ -11,4 +11,4 @@ def closed(m: Any, t: Tensors) -> Tensors:
     return dict(y=each(lambda x: t["l"] * (t["W"] @ x + t["b"]), t["x"]))
 
 
-TINY = (({}, dict(l=(2,))),)
+TINY: Any = (({}, dict(l=(2,))),)

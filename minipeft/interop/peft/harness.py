@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.arrays import needs
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import STEPS, method_of
 from minipeft.interop.harness_torch import mask

@@ -41,7 +41,7 @@ def distribute(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
     """A, rank and α of every site that keeps a direction."""
     pcas: dict[bytes, PCA] = {}
     of: dict[str, PCA] = {}
-    inputs = {facts["site"]: facts.site.inputs or () for facts in every}
+    inputs: dict[str, Any] = {facts["site"]: facts.site.inputs or () for facts in every}
     for facts in every:
         name, width = facts["site"], facts["in"]
         if not any(map(len, inputs[name])):
