@@ -19,31 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
-
 from minipeft.errors import Bad
 from minipeft.expressions import evaluate, names
+from minipeft.starts import ZERO, Start
 
 if TYPE_CHECKING:
-    from minipeft.drawing import Facts
     from minipeft.method import Method
 
 # --- declarations -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    """How an array begins: `draw(facts, shape, name)` makes it, `says` tells it. `needs` is what is measured before."""
-
-    says: str
-    draw: Callable[[Facts, tuple[int, ...], str], Any]
-    needs: tuple[str, ...] = ()
-    together: Callable[..., Any] | None = None  # decides for all sites at once
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether every number is 0."""
-        return self.says == "0"
 
 
 @dataclass(frozen=True)
@@ -108,91 +91,6 @@ class Held:
     make: Callable[..., Any]
 
 
-def fill(number: float) -> Start:
-    """Every element this number."""
-    return Start(f"{number:g}", lambda facts, shape, name: np.full(shape, float(number)))
-
-
-ZERO = fill(0)
-
-
-def setting(name: str) -> Start:
-    """Every element what this setting says."""
-    return Start(name, lambda facts, shape, _: np.full(shape, float(facts[name])))
-
-
-def normal(deviation: float = 1.0) -> Start:
-    """N(0, deviation²)."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        drawn = facts.rng.standard_normal(shape)
-        return drawn if deviation == 1.0 else deviation * drawn
-
-    return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
-
-
-def uniform(fan: str = "", bound: float | None = None) -> Start:
-    """U(±1/√fan), `fan` being an expression; or U(±bound)."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        most = bound if bound is not None else float(facts.value(fan)) ** -0.5
-        return facts.rng.uniform(-most, most, shape)
-
-    told = f"±{bound:g}" if bound is not None else f"±1/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
-    return Start(f"U({told})", draw)
-
-
-def orthonormal() -> Start:
-    """Orthonormal rows, uniform among such."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        Q, U = np.linalg.qr(facts.rng.standard_normal(shape[::-1]))
-        return (Q * np.sign(np.diag(U))).T
-
-    return Start("orthonormal rows, uniform among such", draw)
-
-
-def either(condition: str, one: Start, other: Start = ZERO) -> Start:
-    """The one where a condition holds, else the other."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        return (one if facts.value(condition) else other).draw(facts, shape, name)
-
-    return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
-
-
-def zero_if(condition: str, start: Start) -> Start:
-    """0 where a condition holds, else the start, which is drawn in either case: what is drawn after it stays the same."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        return start.draw(facts, shape, name) * (not facts.value(condition))
-
-    return Start(f"{start.says}; 0 with {plainly(condition)}", draw, start.needs)
-
-
-def same(name: str) -> Start:
-    """As an array declared before begins."""
-    return Start(name, lambda facts, shape, _: facts.drawn[name])
-
-
-def found(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()) -> Start:
-    """What `f(method, facts)` returns: an array, or {name: array} for all that start by it; called once at a site."""
-
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        made = facts.once(f)
-        return made[name] if isinstance(made, dict) else made
-
-    return Start(says, draw, needs)
-
-
-def found_together(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()) -> Start:
-    """What `f(method, [facts of every site])` returns: {site: {name: array, or the value of a setting there}}.
-
-    A site that it leaves out is given up.
-    """
-    return Start(says, lambda facts, shape, name: facts.decided[name], needs, together=f)
-
-
 def trained(
     *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "", late: bool = False
 ) -> Any:
@@ -246,11 +144,6 @@ def when(condition: str) -> Callable[[Any], Any]:
         return f
 
     return mark
-
-
-def plainly(condition: str) -> str:
-    """A condition as a sentence says it: == is =, quotes stay."""
-    return condition.replace("==", "=").replace("!=", "≠").replace("'", '"')
 
 
 # --- what a class declares --------------------------------------------------------------------------------------------

@@ -99,3 +99,8 @@ def evaluate(expression: str, known: Mapping[str, Any]) -> Any:
         return eval(code, {"__builtins__": {}, **_CALLS}, values)
     except (TypeError, ZeroDivisionError, ValueError) as why:
         raise Bad(f"cannot read the expression {expression!r}: {why}") from None
+
+
+def plainly(condition: str) -> str:
+    """A condition as a sentence says it: == is =, quotes stay."""
+    return condition.replace("==", "=").replace("!=", "≠").replace("'", '"')

@@ -102,9 +102,9 @@ class TorchGenerator:
 
 
 @lru_cache(maxsize=4)
-def permutation(seed: int, n: int) -> np.ndarray:
-    """The numbers below n in an order that a seed fixes."""
-    return TorchGenerator(seed).permutation(n)
+def permutation(seed: int | None, n: int) -> np.ndarray:
+    """The numbers below n in an order that a seed fixes; without one, the seed of a fresh generator of torch."""
+    return TorchGenerator(UNSEEDED if seed is None else seed).permutation(n)
 
 
 def _kind(dtype: Any) -> np.dtype:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from minipeft.arrays import Array, Each, Parts, declared, plainly
+from minipeft.arrays import Array, Each, Parts, declared
 from minipeft.errors import Bad
+from minipeft.expressions import plainly
 from minipeft.method import Method, is_weight
 from minipeft.settings import explained
 

@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import choice, either, found, lowrank, requires, same, steady, stored, trained
+from minipeft.declare import QR_PART, SVD_PART, choice, either, found, lowrank, requires, same, steady, stored, trained
 from minipeft.engine import ops, stop_gradient
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.methods.lowrank.pissa import QR, SVD
 
 RESIDUAL = "start != 'zero' and not embedding"
-PART = either("start == 'qr'", QR, SVD)
+PART = either("start == 'qr'", QR_PART, SVD_PART)
 
 
 def norms(method: Any, facts: Any) -> Any:

@@ -21,24 +21,22 @@ array([[8., 0.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import choice, either, found, lowrank, positive, requires, same, steady, stored, trained
-from minipeft.engine.factors import finite, leading, principal
+from minipeft.declare import (
+    QR_PART,
+    SVD_PART,
+    choice,
+    either,
+    lowrank,
+    positive,
+    requires,
+    same,
+    steady,
+    stored,
+    trained,
+)
 from minipeft.methods.lowrank.lora import LoRA
 
-
-def svd_part(method: Any, facts: Any) -> dict[str, Any]:
-    """A, B with s B A the part of W along its first r singular directions."""
-    A, B = principal(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
-    return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
-
-
-def qr_part(method: Any, facts: Any) -> dict[str, Any]:
-    """A, B with B A the first r columns of Q times the first r rows of R, W = Q R."""
-    A, B = leading(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
-    return dict(A=A, B=B)
-
-
-SVD, QR = found(svd_part, "√(Σ_r/s) V_rᵀ, U_r √(Σ_r/s)"), found(qr_part, "R_r, Q_r")
+PART = either("factors == 'qr'", QR_PART, SVD_PART)
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class PiSSA(LoRA):
 
     no_bias = requires("not lora_bias", "lora_bias goes with factors that start at 0; expected False")
     rank = requires("r <= min(in, out)", "r must be at most {min(in, out)}, found {r}", when="not embedding")
-    A = trained("r", "in", start=either("embedding", LoRA.A.start, either("factors == 'qr'", QR, SVD)))
-    B = trained("out", "r", start=either("embedding", LoRA.B.start, either("factors == 'qr'", QR, SVD)))
+    A = trained("r", "in", start=either("embedding", LoRA.A.start, PART))
+    B = trained("out", "r", start=either("embedding", LoRA.B.start, PART))
     A0 = stored("r", "in", start=same("A"))
     B0 = stored("out", "r", start=same("B"))
 

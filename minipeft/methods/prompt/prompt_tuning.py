@@ -22,13 +22,7 @@ array([[[5., 6.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import Here, Method, choice, count, either, found, normal, trained
-
-
-def words(method: Any, facts: Any) -> Any:
-    """Rows of the token table, uniformly chosen."""
-    table = facts.param("embed.tokens.weight")
-    return table[facts.rng.integers(table.shape[0], size=method.p)]
+from minipeft.declare import Here, Method, choice, count, either, normal, trained, words
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,7 @@ class PromptTuning(Method):
     pool: str = choice("token", "last_position", reading=True)
     ignores: str = choice("nothing", "positions", "positions and types", varied=False)
 
-    P = trained("p", "d", start=either("start == 'vocab'", found(words, "rows of the token table"), normal()))
+    P = trained("p", "d", start=either("start == 'vocab'", words("p"), normal()))
 
     def apply(self, h: Any, here: Here, *, P: Any) -> Any:
         if self.ignores != "nothing":

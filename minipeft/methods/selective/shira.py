@@ -15,21 +15,10 @@ array([[0., 2.],
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from minipeft.declare import QUERY_VALUE, Method, count, found, free, requires, stored, trained
+from minipeft.declare import QUERY_VALUE, Method, count, free, places, requires, stored, trained
 from minipeft.engine import ops
-from minipeft.torch_random import UNSEEDED, permutation
 
-
-def places(method: Any, facts: Any) -> dict[str, Any]:
-    """The first r (in + out) elements in an order that `seed` fixes, sorted."""
-    order = permutation(UNSEEDED if method.seed is None else method.seed, facts["size"])
-    rows, cols = np.divmod(np.sort(order[: method.r * (facts["in"] + facts["out"])]), facts["in"])
-    return dict(rows=rows, cols=cols)
-
-
-PLACES = found(places, "distinct elements in row-major order, drawn from `seed`")
+PLACES = places("r (in + out)", in_order=True)
 
 
 @dataclass(frozen=True)

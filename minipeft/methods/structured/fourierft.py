@@ -17,32 +17,22 @@ array([[ 1.,  1.],
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from minipeft.declare import (
     QUERY_VALUE,
     Method,
     at_least,
     choice,
-    found,
     free,
     normal,
+    places,
     requires,
     stored,
     trained,
     zero_if,
-)
+)  # fmt: skip
 from minipeft.engine import ops
-from minipeft.torch_random import permutation
 
-
-def places(method: Any, facts: Any) -> dict[str, Any]:
-    """The first n places of the spectrum in an order that `seed` fixes."""
-    rows, cols = np.divmod(permutation(method.seed, facts["size"])[: method.n_frequency], facts["in"])
-    return dict(rows=rows, cols=cols)
-
-
-PLACES = found(places, "n distinct places, drawn from `seed`")
+PLACES = places("n_frequency")
 
 
 @dataclass(frozen=True)
