@@ -134,6 +134,12 @@ SVD_PART = found(_svd_part, "√(Σ_r/s) V_rᵀ or U_r √(Σ_r/s), of W's first
 QR_PART = found(_qr_part, "R_r or Q_r, W = Q R")  # the first r rows of R, and columns of Q
 
 
+def norms(axis: int) -> Start:
+    """‖W‖ along an axis: 1 of every output of a linear, 0 of every dimension of a table."""
+    what = "‖W‖, row by row" if axis else "‖E‖, column by column"
+    return found(lambda method, facts: np.sqrt((facts.W * facts.W).sum(axis=axis)), what)
+
+
 def places(n: str, in_order: bool = False) -> Start:
     """`rows` and `cols` of n distinct elements of W, the first in an order that the setting `seed` fixes; sorted `in_order`."""
 

@@ -24,19 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    Here,
-    Method,
-    Unfit,
-    at_least,
-    choice,
-    fact,
-    fill,
-    positive,
-    requires,
-    size,
-    trained,
-    uniform,
-)
+    Here, Method, Unfit, at_least, choice, fact, fill, positive, requires, size, trained, uniform,
+)  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.transformer import visibility

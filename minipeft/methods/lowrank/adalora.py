@@ -14,11 +14,9 @@ back, until at T − tfinal the choice becomes final. b₀ = r, b₁ = target_r,
 
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of Q only.
-Differs  The paper has no s, and squares the norms: orth="squared". The authors' code and HF peft have ε = 1e-5 and
-         plain norms, orth="norm", as here; α ≤ 0 means α = r. I is taken at the w that g belongs to, as in the paper:
-         sensitivity="before"; where HF peft is called after the optimiser, as its manual says, the w is the new one:
-         sensitivity="after". Of equal scores the earlier triplet is kept; HF peft prunes all that equal the threshold,
-         and cannot keep everything (target_r = r).
+Differs  The paper has no s, and squares the norms: orth="squared"; code and HF peft have ε = 1e-5 and plain norms, as here;
+         α ≤ 0 means α = r. I is taken at the w of g, as in the paper: sensitivity="before"; by HF peft's manual at the new
+         w: "after". Of equal scores the earlier is kept; HF peft prunes all, and cannot keep all (target_r = r).
 
 >>> P, Q = np.array([[1., 0.], [0., 1.]]), np.array([[1., 1.], [1., -1.]])
 >>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).change(P=P, lam=np.array([3., 0.]), Q=Q).onto(np.zeros((2, 2)))
@@ -26,27 +24,15 @@ array([[3., 3.],
        [0., 0.]])
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE,
-    Bad,
-    Method,
-    Step,
-    at_least,
-    choice,
-    count,
-    free,
-    lowrank,
-    normal,
-    size,
-    trained,
-    within,
-)
+    QUERY_VALUE, Bad, Method, Step, at_least, choice, count, free, lowrank, normal, size, trained, within,
+)  # fmt: skip
 from minipeft.engine import ops
-from minipeft.engine.backend import to_host, xp
+from minipeft.engine.backend import xp
 
 
 @dataclass(frozen=True)
@@ -84,64 +70,43 @@ class AdaLoRA(Method):
     def change(self, *, P: Any, lam: Any, Q: Any) -> Any:
         return self.scale * lowrank(P * lam, Q)
 
-    def penalty(self, arrays: Mapping[str, dict[str, Any]]) -> Any:
-        """γ times the mean distance of PᵀP and QQᵀ from I."""
+    def penalty(self, arrays: Any) -> Any:
         grams = [G for own in arrays.values() if "lam" in own for G in (own["P"].T @ own["P"], own["Q"] @ own["Q"].T)]
-        total = 0.0
-        for G in grams:
-            off = G - xp.eye(G.shape[0], dtype=G.dtype)
-            total = total + (ops.norm(off) if self.orth == "norm" else ops.sum(off * off))
+        off = [G - xp.eye(G.shape[0], dtype=G.dtype) for G in grams]
+        total = sum(ops.norm(d) if self.orth == "norm" else ops.sum(d * d) for d in off)
         return total * (self.gamma / len(grams)) if self.gamma and grams else None
 
     def after_backward(self, step: Step) -> None:
         if self.tinit >= step.total - self.tfinal:
             raise Bad(
-                f"{self.name}: tinit + tfinal must be less than the {step.total} steps, "
-                f"found {self.tinit} + {self.tfinal}"
+                f"{self.name}: tinit + tfinal must be less than the {step.total} steps, found {self.tinit} + {self.tfinal}"
             )
-        if self.sensitivity == "before":
-            self._sense(step)
+        self._sense(step, "before")
 
     def after_step(self, step: Step) -> None:
-        if self.sensitivity == "after":
-            self._sense(step)
+        self._sense(step, "after")
         last = step.total - self.tfinal
-        if step.t == last or (self.tinit < step.t < last and step.t % self.deltaT == 0):
+        if choosing := step.t == last or (self.tinit < step.t < last and step.t % self.deltaT == 0):
             self._choose(step)
-        elif step.t < last:
-            return
-        for site, own in step.theta.items():
+        for site, own in step.theta.items() if choosing or step.t > last else ():
             own["lam"] = xp.where(step.state[f"keep/{site}"], own["lam"], 0)
 
-    def _sense(self, step: Step) -> None:
-        """Move the averages Ī and Ū of every number."""
-        if step.t >= step.total - self.tfinal:
-            return
-        for site, own in step.theta.items():
-            for n, w in own.items():
-                I, at = abs(w * step.grads[site][n]), f"{site}:{n}"
-                mean = step.state[f"I/{at}"] = self.beta1 * step.state.get(f"I/{at}", 0) + (1 - self.beta1) * I
-                step.state[f"U/{at}"] = self.beta2 * step.state.get(f"U/{at}", 0) + (1 - self.beta2) * abs(I - mean)
+    def _sense(self, step: Step, now: str) -> None:
+        """Move the averages Ī and Ū of every number, if it is time."""
+        grads, due = dict(_every(step, "grads")), now == self.sensitivity and step.t < step.total - self.tfinal
+        for at, w in _every(step) if due else ():
+            I = abs(w * grads[at])
+            mean = step.state[f"I/{at}"] = self.beta1 * step.state.get(f"I/{at}", 0) + (1 - self.beta1) * I
+            step.state[f"U/{at}"] = self.beta2 * step.state.get(f"U/{at}", 0) + (1 - self.beta2) * abs(I - mean)
 
     def _choose(self, step: Step) -> None:
         """Which triplets of the whole model are kept, into the state."""
-        scores = {site: self._scores(step.state, site, own["lam"]) for site, own in step.theta.items()}
-        every = xp.concatenate(list(scores.values()))
-        order = xp.argsort(-every, kind="stable")
-        rank = xp.empty_like(order)
-        rank[order] = xp.arange(len(order))
-        keep = rank < self.budget(step.t, step.total, len(every), self.target_r * len(scores))
-        start = 0
-        for site, own in scores.items():
-            step.state[f"keep/{site}"] = keep[start : start + len(own)]
-            start += len(own)
-
-    @staticmethod
-    def _scores(state: Mapping[str, Any], site: str, lam: Any) -> Any:
-        if f"I/{site}:lam" not in state:  # nothing was measured yet
-            return xp.zeros(len(lam), lam.dtype)
-        S = {n: state[f"I/{site}:{n}"] * state[f"U/{site}:{n}"] for n in ("P", "lam", "Q")}
-        return S["lam"] + S["P"].mean(axis=0) + S["Q"].mean(axis=1)
+        S = {k: step.state.get(f"I/{k}", 0) * step.state.get(f"U/{k}", 0 * w) for k, w in _every(step)}  # at first 0
+        scores = [S[f"{site}:lam"] + S[f"{site}:P"].mean(axis=0) + S[f"{site}:Q"].mean(axis=1) for site in step.theta]
+        order = xp.argsort(-xp.concatenate(scores), kind="stable")
+        keep = xp.argsort(order) < self.budget(step.t, step.total, len(order), self.target_r * len(scores))
+        for site, part in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores))))):
+            step.state[f"keep/{site}"] = part
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:
         """b(t): how many triplets are kept in step t, from `start` to `end`."""
@@ -149,6 +114,10 @@ class AdaLoRA(Method):
         return int((start - end) * min(max(left, 0), 1) ** 3 + end)
 
 
-def ranks(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def _every(step: Step, what: str = "theta") -> list[tuple[str, Any]]:
+    return [(f"{site}:{n}", x) for site, own in getattr(step, what).items() for n, x in own.items()]
+
+
+def ranks(arrays: Any) -> dict[str, int]:
     """How many triplets every site uses, from {site: {name: array}}: those whose λ is not 0."""
-    return {site: int((to_host(own["lam"]) != 0).sum()) for site, own in arrays.items() if "lam" in own}
+    return {site: int((own["lam"] != 0).sum()) for site, own in arrays.items() if "lam" in own}

@@ -7,9 +7,8 @@
 
 Merges   exactly: W' is an ordinary weight. The bias is not scaled.
 Dropout  acts on x in the correction (W' − W) x only, never on the base output.
-Differs  The paper detaches ‖V‖ from the gradient (§4.3), as HF peft, torchtune and mlx-lm do: grad="detached". LyCORIS
-         differentiates it: grad="full". The paper's column norm is a norm over inputs of one output in this layout.
-         start="svd" is DoRA on PiSSA's residual, "qr" on OLoRA's, as HF peft combines them.
+Differs  The paper detaches ‖V‖ from the gradient (§4.3), as HF peft, torchtune and mlx-lm do: grad="detached"; LyCORIS
+         does not: grad="full". start="svd" is DoRA on PiSSA's residual, "qr" on OLoRA's, as HF peft combines them.
 
 >>> A, B, m = np.zeros((1, 2)), np.zeros((2, 1)), np.array([10., 2.])
 >>> DoRA(r=1).weight(np.array([[3., 4.], [0., 1.]]), A=A, B=B, m=m)
@@ -20,19 +19,11 @@ array([[6., 8.],
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from minipeft.declare import QR_PART, SVD_PART, choice, either, found, lowrank, requires, same, steady, stored, trained
+from minipeft.declare import QR_PART, SVD_PART, choice, either, lowrank, norms, requires, same, steady, stored, trained
 from minipeft.engine import ops, stop_gradient
 from minipeft.methods.lowrank.lora import LoRA
 
-RESIDUAL = "start != 'zero' and not embedding"
-PART = either("start == 'qr'", QR_PART, SVD_PART)
-
-
-def norms(method: Any, facts: Any) -> Any:
-    """‖W‖ of every output, or of every dimension of a table."""
-    return np.sqrt((facts.W * facts.W).sum(axis=0 if facts["embedding"] else 1))
+RESIDUAL, PART = "start != 'zero' and not embedding", either("start == 'qr'", QR_PART, SVD_PART)
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,8 @@ class DoRA(LoRA):
     B = trained("out", "r", start=either(RESIDUAL, PART, LoRA.B.start))
     A0 = stored("r", "in", start=same("A"), when=RESIDUAL)
     B0 = stored("out", "r", start=same("B"), when=RESIDUAL)
-    m = trained("out", start=found(norms, "‖W‖"), when="not embedding")
-    m_emb = trained("d", start=found(norms, "‖E‖"), when="embedding")
+    m = trained("out", start=norms(axis=1), when="not embedding")
+    m_emb = trained("d", start=norms(axis=0), when="embedding")
 
     def change(self, *, A: Any, B: Any, A0: Any = None, B0: Any = None, **magnitude: Any) -> Any:
         return self.scale * (lowrank(B, A) if A0 is None else lowrank(B, A) - steady(lowrank(B0, A0)))

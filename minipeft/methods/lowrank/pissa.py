@@ -10,7 +10,7 @@ Differs  The authors and HF peft write the residual over the base; here the base
          that switching the adapter off gives W. They decompose in float32, we in float64; signs, which a decomposition
          leaves open, cancel in B A. An embedding starts as in LoRA and loses nothing, as in HF peft. Where r exceeds
          min(in, out) HF peft takes fewer; we refuse. OLoRA is Büyükakyüz 2024, https://arxiv.org/abs/2406.01775; its
-         factors know nothing of s, and HF peft decomposes GPT-2's weights transposed, which we do not.
+         factors know nothing of s; HF peft decomposes GPT-2's weights transposed.
 
 >>> one, W = np.array([[1., 0.]]), np.diag([4., 1.])                      # W's first direction: A0 = 2 · one, B0 = A0ᵀ
 >>> PiSSA(r=1, alpha=1).change(A=4 * one, B=2 * one.T, A0=2 * one, B0=2 * one.T).onto(W)
@@ -22,18 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QR_PART,
-    SVD_PART,
-    choice,
-    either,
-    lowrank,
-    positive,
-    requires,
-    same,
-    steady,
-    stored,
-    trained,
-)
+    QR_PART, SVD_PART, choice, either, lowrank, positive, requires, same, steady, stored, trained,
+)  # fmt: skip
 from minipeft.methods.lowrank.lora import LoRA
 
 PART = either("factors == 'qr'", QR_PART, SVD_PART)

@@ -34,21 +34,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE,
-    Method,
-    Step,
-    at_least,
-    choice,
-    count,
-    fact,
-    positive,
-    requires,
-    rotated,
-    size,
-    skew,
-    trained,
-    when,
-)
+    QUERY_VALUE, Method, Step, at_least, choice, count, fact, positive, requires, rotated, size, skew, trained, when,
+)  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
 
@@ -75,9 +62,7 @@ class OFT(Method):
     coft: bool = False
     eps: float = positive(6e-5, tried=0.3)
 
-    one = requires(
-        "(block > 0) != (r > 0)", "one of block and r must be positive, the other 0; found block={block}, r={r}"
-    )
+    one = requires("(block > 0) != (r > 0)", "one of block and r must be positive, the other 0; found {block}, {r}")
     beta = fact(width)
     K = size("1 if block_share else in / beta")
     p = size("beta (beta - 1) / 2")

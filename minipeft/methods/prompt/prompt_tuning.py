@@ -8,10 +8,10 @@ Merges     no: the sequence grows.
 Positions  P takes positions 0 … p−1, the text starts at p. Every token sees P. Labels of P are −100, logits cover P.
            An encoder-decoder has P in the encoder alone. A classifier that reads the first token reads P's first row.
 Differs    The paper draws P from U(−0.5, 0.5) or from frequent tokens; HF peft from N(0, 1) or from uniformly chosen
-           tokens; we follow HF peft. For encoder-decoders HF peft allocates 2 p rows and uses the first p. We count
-           positions from the given position_ids; HF peft drops them, and token types where there is no classifier:
-           ignores="positions", "positions and types". With a decoder classifier and right padding HF peft reads the
-           last padded position: pool="last_position"; we read the last real token: pool="token".
+           tokens; so do we. For encoder-decoders HF peft allocates 2 p rows and uses the first p. Positions count from
+           the given position_ids; HF peft drops them, and token types where there is no classifier: ignores="positions",
+           "positions and types". A decoder classifier over right padding reads the last real token; HF peft the last
+           padded position: pool="last_position".
 
 >>> class Here: prefill, tokens = True, Tokens(1)
 >>> PromptTuning(p=1).apply(np.array([[[1., 2.]]]), Here, P=np.array([[5., 6.]]))
@@ -44,8 +44,6 @@ class PromptTuning(Method):
             here.tokens.positions = None
         if not here.prefill:
             return h
-        if self.ignores == "positions and types":
-            here.tokens.types = None
-        if self.pool == "last_position":
-            here.tokens.pool = -1
+        here.tokens.types = None if self.ignores == "positions and types" else here.tokens.types
+        here.tokens.pool = -1 if self.pool == "last_position" else here.tokens.pool
         return here.tokens.insert(h, P)

@@ -23,32 +23,16 @@ from typing import Any
 import numpy as np
 
 from minipeft.declare import (
-    Bad,
-    Here,
-    OverAdapters,
-    Unfit,
-    at_least,
-    choice,
-    count,
-    each,
-    either,
-    fact,
-    found,
-    free,
-    of_parts,
-    parts,
-    positive,
-    requires,
-    stored,
-    trained,
-    uniform,
-    within,
+    Bad, Here, OverAdapters, Unfit, at_least, choice, count, each, either, fact, found, free, of_parts, parts, size,
+    positive, requires, stored, trained, uniform, within,
 )  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import value
 from minipeft.method import Base
 from minipeft.methods.lowrank.lora import LoRA
+
+FIRST, LAST = "hidden if n else d_model", "hidden if n + 1 < depth else gates"  # of layer n of the classifier
 
 
 @dataclass(frozen=True)
@@ -77,21 +61,14 @@ class XLoRA(OverAdapters):
     K = fact(lambda method, site: len(method.experts))
     stacks = fact(lambda method, site: 2 if site.arch.encoder_layers else 1)
     one = requires(
-        "stacks == 1",
-        "expected a model of one stack, whose tokens the gates are for, found {stacks} stacks",
-        error=Unfit,
+        "stacks == 1", "expected a model of one stack, whose tokens the gates are for, found two", error=Unfit
     )
+    gates = size("K sites if layerwise else K")
     classifier = each(
-        "depth",
-        V=trained("hidden if n + 1 < depth else K (sites if layerwise else 1)", "hidden if n else d_model",
-                  start=uniform("hidden if n else d_model")),
-        v=trained("hidden if n + 1 < depth else K (sites if layerwise else 1)", start=uniform("hidden if n else d_model")),
-        shared=True,
-    )  # fmt: skip
-    own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
-    index = stored(
-        "1", start=found(lambda method, facts: np.array([facts.index]), "the number of this matrix"), when="layerwise"
+        "depth", V=trained(LAST, FIRST, start=uniform(FIRST)), v=trained(LAST, start=uniform(FIRST)), shared=True
     )
+    own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
+    index = stored("1", start=found(lambda method, facts: np.array([facts.index]), "its number"), when="layerwise")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

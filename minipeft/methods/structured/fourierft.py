@@ -4,9 +4,8 @@
     W'[j, k] = W[j, k] + α/(out in) Σ_i c_i cos 2π(rows_i j/out + cols_i k/in)
 
 Merges   exactly: W' is an ordinary weight.
-Differs  Matrices of equal shape share their places, in the paper and in HF peft: one seed serves all. W' is not W
-         before training, since c starts normal; with start="zero" it is. HF peft computes the transform in float32 and
-         casts; we compute it in the dtype of c.
+Differs  Matrices of equal shape share their places, as in the paper and HF peft. Since c starts normal, W' is not W before
+         training; with start="zero" it is. HF peft computes the transform in float32 and casts, we in the dtype of c.
 
 >>> one = FourierFT(n_frequency=1, scaling=4.)
 >>> one.weight(np.zeros((2, 2)), c=np.array([1.]), rows=np.array([1]), cols=np.array([0]))
@@ -18,17 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE,
-    Method,
-    at_least,
-    choice,
-    free,
-    normal,
-    places,
-    requires,
-    stored,
-    trained,
-    zero_if,
+    QUERY_VALUE, Method, at_least, choice, free, normal, places, requires, stored, trained, zero_if,
 )  # fmt: skip
 from minipeft.engine import ops
 
@@ -47,9 +36,7 @@ class FourierFT(Method):
     seed: int = free(777)
     start: str = choice("normal", "zero")
 
-    fits = requires(
-        "n_frequency <= size", "n_frequency must be at most {out}·{in} = {size} places, found {n_frequency}"
-    )
+    fits = requires("n_frequency <= size", "n_frequency must be at most {out}·{in} = {size}, found {n_frequency}")
     c = trained("n_frequency", start=zero_if("start == 'zero'", normal()))
     rows = stored("n_frequency", start=PLACES)
     cols = stored("n_frequency", start=PLACES)

@@ -2,14 +2,12 @@
 
     W' = W + Λb B Λd A,    Λb = diag(lambda_b), Λd = diag(lambda_d)           (paper, eq. 2)
 
-where A and B are the first `in` columns and the first `out` rows of one random pair that all adapted matrices share.
-
-in_max and out_max are the largest `in` and the largest `out` among all adapted matrices, taken separately.
+A and B being the first `in` columns and `out` rows of one random pair for all, as wide and high as the largest among them.
 
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ.
-Differs  The paper has a pair for each shape of matrix (§3.1); HF peft cuts all from one pair, as here, so that another
-         choice of targets gives other random matrices from the same seed. The pair is stored, never drawn again.
+Differs  The paper has a pair for each shape of matrix (§3.1); HF peft cuts all from one, as here: other targets give other
+         random matrices from the same seed. The pair is stored, never drawn again.
 
 >>> A, B = np.array([[1., 2., 9.]]), np.array([[1.], [3.], [9.]])
 >>> VeRA(r=1).change(A=A, B=B, lambda_d=np.array([2.]), lambda_b=np.array([1., 10.])).onto(np.zeros((2, 2)))
@@ -17,7 +15,6 @@ array([[  2.,   4.],
        [ 60., 120.]])
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,16 +24,9 @@ from minipeft.torch_random import TorchGenerator
 
 def pair(method: Any, facts: Any) -> dict[str, Any]:
     """A and B, Kaiming-uniform with gain √2, drawn and rounded in this order."""
-    generator = TorchGenerator(method.seed)
-
-    def draw(rows: int, columns: int) -> Any:
-        bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))
-        return generator.uniform((rows, columns), -bound, bound)
-
-    return dict(A=draw(method.r, facts["in_max"]), B=draw(facts["out_max"], method.r))
-
-
-RANDOM = found(pair, "U(±√(6/columns)), from `seed`")
+    random, shapes = TorchGenerator(method.seed), dict(A=(method.r, facts["in_max"]), B=(facts["out_max"], method.r))
+    bounds = {k: 3.0**0.5 * (2.0**0.5 / columns**0.5) for k, (_, columns) in shapes.items()}
+    return {k: random.uniform(shape, -bounds[k], bounds[k]) for k, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -51,8 +41,8 @@ class VeRA(Method):
     seed: int = free(0)
     dropout: float = within("[0, 1)", 0.0)
 
-    A = stored("r", "in_max", start=RANDOM, shared=True)
-    B = stored("out_max", "r", start=RANDOM, shared=True)
+    A = stored("r", "in_max", start=found(pair, "U(±√(6/columns)), from `seed`"), shared=True)
+    B = stored("out_max", "r", start=A.start, shared=True)
     lambda_d = trained("r", start=setting("d_initial"))
     lambda_b = trained("out")
 
