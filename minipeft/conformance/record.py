@@ -35,16 +35,9 @@ from minipeft.settings import choices
 OWN = Own()
 SETTINGS: dict[str, Any] = dict(
     r=2, alpha=6.0, reduction=5.0, p=3, K=3, block=7, n_frequency=9, scaling=7.0, n_tasks=2, n_skills=3, tokens=(2, 5, 7),
-    effective_rank=3, s=2.5, gamma=1.5, T=0.7, n_pre=2, n_suf=1, target_r=1, temperature=0.8, eps=0.3, scale=1.75,
+    effective_rank=3, s=2.5, T=0.7, n_pre=2, n_suf=1, target_r=1, temperature=0.8,
 )  # fmt: skip
-ONLY = {
-    "s": "parallel_adapter",
-    "T": "ladder_side",
-    "gamma": "x_lora",
-    "eps": "oft",
-    "scale": "shira",
-}  # names with other meanings
-HIDDEN = {"p_tuning": 5, "x_lora": 6}
+ONLY = {"s": "parallel_adapter", "T": "ladder_side"}  # names with other meanings
 PLAIN = (
     "p_tuning",
     "adapter_fusion",
@@ -63,13 +56,8 @@ def usual(cls: type[Method]) -> Method:
     method = cls.sized(ARCH)
     known = {f.name for f in dataclasses.fields(cls)}
     chosen = {k: v for k, v in SETTINGS.items() if k in known and ONLY.get(k, cls.name) == cls.name}
-    if "hidden" in known and cls.name in HIDDEN:
-        chosen["hidden"] = HIDDEN[cls.name]
-    if cls.name == "oft":
-        chosen["r"] = 0
-    if cls.name == "qlora":
-        chosen["block"] = 64  # the smallest that bitsandbytes has; 140 numbers leave the last one ragged
-    return dataclasses.replace(method, **chosen)
+    spec = spec_named(cls.name)
+    return dataclasses.replace(method, **chosen | (spec.recorded if spec else {}))
 
 
 def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:

@@ -75,6 +75,7 @@ SPEC = Spec(
     reads=_reads,
     writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann"),
     at_site=_at_site,
+    recorded=dict(r=0, eps=0.3),
     trials=(
         Trial("llama", dict(block=4, r=0)),
         Trial("llama", dict(block=4, r=0, cayley="exact", block_share=True), name="exact"),

@@ -47,6 +47,7 @@ SPEC = Spec(
     plain=_as_prompt,
     tasked=True,
     on_layer=False,
+    recorded=dict(hidden=5),
     trials=(
         Trial("gpt2", dict(p=3, hidden=5, encoder="mlp"), name="mlp", inexact=NARROW),
         Trial("llama", dict(p=3, hidden=5), name="lstm", inexact=NARROW),

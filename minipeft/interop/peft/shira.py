@@ -41,5 +41,6 @@ SPEC = Spec(
     plain=_scaled,
     sizes=("r",),
     unasked=lambda m: "" if m.scale == 1.0 else "SHiRA's scale is no setting of PEFT",
+    recorded=dict(scale=1.75),
     trials=(Trial("llama", dict(r=2, seed=3)),),
 )

@@ -154,6 +154,7 @@ class Spec:
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
     wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
     traced: Mapping[str, str] = field(default_factory=dict)  # an intermediate -> the module of the layer that gives it
+    recorded: Config = field(default_factory=dict)  # our settings that its cases are recorded with, beside the usual
     combined: bool = False  # libraries also put it on tables, sum it, and merge it into weights of half precision
     variants: Callable[[Config], Mapping[str, Config]] = lambda config: {}  # other configurations of the same files
     trials: tuple[Trial, ...] = ()  # on whole models: the live tests

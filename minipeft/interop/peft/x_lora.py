@@ -140,6 +140,7 @@ SPEC = Spec(
     save=_save,
     tasked=True,
     on_layer=False,
+    recorded=dict(hidden=6, gamma=1.5),
     trials=(
         Trial("llama", dict(depth=2, hidden=6, dropout=0.1, layerwise=True, top_k=2)),
     ),
