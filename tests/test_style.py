@@ -43,6 +43,22 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
     [
         ("engine", {"engine", "errors"}),
         ("model", {"engine", "errors", "model", "settings"}),
+        (
+            "checkpoints",
+            {
+                "checkpoints",
+                "engine",
+                "errors",
+                "model",
+                "method",
+                "methods",
+                "quantize",
+                "run",
+                "settings",
+                "targets",
+                "text",
+            },
+        ),
         ("methods", {"engine", "errors", "model", "method", "methods", "quantize", "settings", "torch_random"}),
     ],
 )

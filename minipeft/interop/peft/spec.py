@@ -1,7 +1,7 @@
-"""What a method's file in this folder declares of Hugging Face PEFT: its `peft_type`, its configuration, and which of our arrays is
+"""What a method's file in this folder declares of Hugging Face PEFT: its `SPEC`.
 
-which of its keys. The file of a method defines `SPEC`; reading, writing, the harness, the recorded cases and docs/format.md go by it.
-What a method needs beyond the rule is a function in its own file, which its `Spec` names.
+It tells the `peft_type`, the configuration, and which of our arrays is which of its keys. Reading, writing, the harness, the recorded
+cases, the live tests and docs/format.md go by it. What a method needs beyond the rule is a function in its own file.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ SPEC = Spec(
     save=_save,
     tasked=True,
     on_layer=False,
+
     trials=(
         Trial("llama", dict(depth=2, hidden=6, dropout=0.1, layerwise=True, top_k=2)),
     ),

@@ -1,5 +1,6 @@
 """Adapters in PEFT's format: what is written is what was read, and what does not fit is one clear line."""
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -120,6 +121,16 @@ def test_a_file_is_a_method_s_or_general():
     files = {p.stem for p in Path(minipeft.interop.peft.__path__[0]).glob("*.py")}
     assert set(specs()) == files & set(METHODS)
     assert 0 < len(UNWRITTEN) < len(METHODS)
+
+
+def test_general_files_name_no_method():
+    """But for the two whose arrays may stand beside any method's: modules that are saved whole, and trained tokens."""
+    for path in Path(minipeft.interop.peft.__path__[0]).glob("*.py"):
+        if path.stem in METHODS:
+            continue
+        words = {n.value for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
+        assert words & set(METHODS) <= ({"full", "trainable_tokens"} if path.stem == "keys" else set()), path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------
