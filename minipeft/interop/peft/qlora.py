@@ -11,5 +11,4 @@ SPEC = dataclasses.replace(
     TUNER,
     claims=never,
     on_layer=False,
-    recorded=dict(block=64),  # the smallest that bitsandbytes has; 140 numbers leave the last one ragged
 )

@@ -91,31 +91,32 @@ class AdaLoRA(Method):
         for site, own in step.theta.items() if choosing or step.t > last else ():
             own["lam"] = xp.where(step.state[f"keep/{site}"], own["lam"], 0)
 
+    def _every(self, step: Step, what: str = "theta") -> list[tuple[str, Any]]:
+        return [(f"{site}:{n}", x) for site, own in getattr(step, what).items() for n, x in own.items()]
+
     def _sense(self, step: Step, now: str) -> None:
         """Move the averages Ī and Ū of every number, if it is time."""
-        grads, due = dict(_every(step, "grads")), now == self.sensitivity and step.t < step.total - self.tfinal
-        for at, w in _every(step) if due else ():
+        grads, due = dict(self._every(step, "grads")), now == self.sensitivity and step.t < step.total - self.tfinal
+        for at, w in self._every(step) if due else ():
             I = abs(w * grads[at])
             mean = step.state[f"I/{at}"] = self.beta1 * step.state.get(f"I/{at}", 0) + (1 - self.beta1) * I
             step.state[f"U/{at}"] = self.beta2 * step.state.get(f"U/{at}", 0) + (1 - self.beta2) * abs(I - mean)
 
     def _choose(self, step: Step) -> None:
         """Which triplets of the whole model are kept, into the state."""
-        S = {k: step.state.get(f"I/{k}", 0) * step.state.get(f"U/{k}", 0 * w) for k, w in _every(step)}  # at first 0
+        S = {
+            k: step.state.get(f"I/{k}", 0) * step.state.get(f"U/{k}", 0 * w) for k, w in self._every(step)
+        }  # at first 0
         scores = [S[f"{site}:lam"] + S[f"{site}:P"].mean(axis=0) + S[f"{site}:Q"].mean(axis=1) for site in step.theta]
-        order = xp.argsort(-xp.concatenate(scores), kind="stable")
-        keep = xp.argsort(order) < self.budget(step.t, step.total, len(order), self.target_r * len(scores))
+        place = xp.argsort(xp.argsort(-xp.concatenate(scores), kind="stable"))
+        keep = place < self.budget(step.t, step.total, len(place), self.target_r * len(scores))
         for site, part in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores))))):
             step.state[f"keep/{site}"] = part
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:
         """b(t): how many triplets are kept in step t, from `start` to `end`."""
-        left = 1 - (t - self.tinit) / (total - self.tfinal - self.tinit)
-        return int((start - end) * min(max(left, 0), 1) ** 3 + end)
-
-
-def _every(step: Step, what: str = "theta") -> list[tuple[str, Any]]:
-    return [(f"{site}:{n}", x) for site, own in getattr(step, what).items() for n, x in own.items()]
+        left = (t - self.tinit) / (total - self.tfinal - self.tinit)
+        return int((start - end) * min(max(1 - left, 0), 1) ** 3 + end)
 
 
 def ranks(arrays: Any) -> dict[str, int]:

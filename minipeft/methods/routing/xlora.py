@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from minipeft.declare import (
-    Bad, Here, OverAdapters, Unfit, at_least, choice, count, each, either, fact, found, free, of_parts, parts, size,
-    positive, requires, stored, trained, uniform, within,
+    Bad, Here, OverAdapters, Unfit, at_least, choice, count, each, either, found, free, of_parts, parts, size, positive,
+    requires, stored, trained, uniform, within,
 )  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
@@ -51,19 +51,15 @@ class XLoRA(OverAdapters):
     dropout: float = within("[0, 1)", 0.0)  # within the classifier, if depth > 1
     softmax: bool = True
     temperature: float = positive(1.0, tried=0.8)
-    top_k: int = at_least(0, 0)  # 0: all
+    top_k: int = at_least(0, 0, most="len(experts)")  # 0: all
     top_k_softmax: bool = False
     pass_value: float = free(0.0)
     gamma: float = free(1.0, tried=1.5)
     train_experts: bool = False
     start: str = choice("zero", "random", small="random")  # B of experts that are not given
 
-    K = fact(lambda method, site: len(method.experts))
-    stacks = fact(lambda method, site: 2 if site.arch.encoder_layers else 1)
-    one = requires(
-        "stacks == 1", "expected a model of one stack, whose tokens the gates are for, found two", error=Unfit
-    )
-    gates = size("K sites if layerwise else K")
+    one = requires("not encoder_layers", "expected one stack, whose tokens the gates are for, found two", error=Unfit)
+    gates = size("len(experts) (sites if layerwise else 1)")
     classifier = each(
         "depth", V=trained(LAST, FIRST, start=uniform(FIRST)), v=trained(LAST, start=uniform(FIRST)), shared=True
     )

@@ -16,7 +16,7 @@ array([[0., 0.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import Method, choice, fact, found, replaced, requires, such_that, trained
+from minipeft.declare import Method, choice, fact, found, replaced, requires, size, such_that, trained
 
 
 def outside(method: Any, site: Any) -> str:
@@ -39,7 +39,7 @@ class TrainableTokens(Method):
     )
     head_bias: str = choice("keep", "drop", reading=True)  # of a tied head
 
-    n = fact(lambda method, site: len(method.tokens))
+    n = size("len(tokens)")
     strange = fact(outside)
     some = requires("n > 0", "tokens must name at least one token id, found none")
     inside = requires("not strange", "tokens must lie in 0 … {out - 1}, found {strange}")

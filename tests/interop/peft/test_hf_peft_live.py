@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minipeft.adapted import Adapted
+from minipeft.arrays import needs
 from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.conformance.laws import K, sensitivity
@@ -76,7 +77,7 @@ def adapted_of(name, trial, model):
         method = cls.from_adapters(moved(experts).adapters, **trial.settings)
     else:
         method = cls(**trial.settings)
-    return moved(attach(model, method, data=[given] if method.needs else (), **trial.attached))
+    return moved(attach(model, method, data=[given] if needs(method) else (), **trial.attached))
 
 
 def moved(adapted):

@@ -21,6 +21,7 @@ from minipeft.interop.peft.registry import has, specs
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
+from minipeft.settings import small
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
@@ -113,7 +114,7 @@ UNWRITTEN = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith(
 def test_methods_that_peft_has_not(name, bases, tmp_path):
     """Nothing is written where neither the method nor one that it is made of has a file in `minipeft.interop.peft`."""
     with pytest.raises(Bad, match=f"^{name} cannot be written for PEFT: it has no such method; PEFT has [^\n]*$"):
-        save_peft(attach(bases["llama"], METHODS[name].sized(bases["llama"].arch)), tmp_path)
+        save_peft(attach(bases["llama"], small(METHODS[name], bases["llama"].arch)), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
