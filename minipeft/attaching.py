@@ -14,7 +14,7 @@ from minipeft.arrays import declared, needs
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
-from minipeft.method import Method, Site, method_class, refuse_unfit, ties
+from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
 from minipeft.model.arch import Batch, Model
 from minipeft.targets import inside, named, select, sites
 
@@ -129,7 +129,7 @@ def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
 
 def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: str) -> list[tuple[Method, list[Site]]]:
     """Modules trained whole and biases, as full fine-tuning of just those parameters."""
-    full = method_class("full")()
+    full = whole_method()
     out = []
     every = sites(model)
     for target in train_whole:
@@ -163,7 +163,7 @@ def measure(adapted: Adapted, where: list[Site], data: Sequence[Batch], needs: t
             run.watch = seen
             run.forward(batch)
         if "grads" in needs:
-            full = method_class("full")()
+            full = whole_method()
             probe = attach(Adapted(adapted.model), full, name="probe", targets=[s.name for s in where])
             _, found = probe.value_and_grad(batch)
             for key, g in found.items():

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.arrays import check_settings
+from minipeft.arrays import check_settings, declared
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
 from minipeft.engine.bfloat16 import widened
@@ -288,6 +288,18 @@ def is_weight(method: Method | type[Method]) -> bool:
 def routes(method: Method | type[Method]) -> bool:
     """Whether it computes a linear's output by a way of its own, that no weight has."""
     return hasattr(method, "forward")
+
+
+def is_whole(method: Method | type[Method]) -> bool:
+    """Whether it brings parameters whole, so that it does not matter what the base has there."""
+    cls = method if isinstance(method, type) else type(method)
+    return [a.shape for a in declared(cls).arrays.values()] == [(...,)]
+
+
+def whole_method() -> Method:
+    """The method that brings any parameter whole: what trains whole modules, biases and heads."""
+    load_methods()
+    return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
 
 
 def ties(method: Method) -> bool:

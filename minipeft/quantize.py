@@ -1,4 +1,4 @@
-"""NF4: a weight held in four bits. QLoRA, Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, §3
+"""NF4: a weight held in four bits. Dettmers et al. 2023, https://arxiv.org/abs/2305.14314, §3
 
     c_b = max |W_i| over block b                 blocks of 64 consecutive values, rows first; c in float32
     q_i = argmin_k |W_i / c_b − t_k|             a value on a midpoint takes the lower code

@@ -17,7 +17,7 @@ from minipeft.checkpoints.files import read_json, read_tensors, write_json, writ
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
-from minipeft.method import Method, method_class
+from minipeft.method import Method, is_whole, method_class
 from minipeft.model.arch import Model
 from minipeft.model.transformer import shapes as shapes_of
 from minipeft.quantize import NF4
@@ -98,7 +98,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
 
 def replaced(at: Mapping[str, Method]) -> set[str]:
     """The parameters that an adapter brings whole, so that it does not matter what the base has there."""
-    return {site for site, m in at.items() if m.name == "full"}
+    return {site for site, m in at.items() if is_whole(m)}
 
 
 def _heads(model: Model) -> set[str]:

@@ -1,5 +1,5 @@
 """Writes the beginning of a harness, a program that answers the protocol of docs/format.md, in one of several languages:
-`python -m minipeft.conformance.new LANGUAGE FOLDER`. It has LoRA, passes as it is, and a README.md says how to go on.
+`python -m minipeft.conformance.new LANGUAGE FOLDER`. It has one method, passes as it is, and a README.md says how to go on.
 """
 
 from __future__ import annotations

@@ -4,16 +4,13 @@
     loss += γ · mean of ‖Pᵀ P − I‖ and ‖Q Qᵀ − I‖ over all sites              (eq. 4, which squares the norms)
 
 k is r, or `kept` where triplets were dropped for good; s stays that of r. In step t of T, a number w of gradient g has
-
     I = |w g|,   Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,   S = Ī Ū      (eqs. 8 to 10)
     score of triplet i:  S(λ_i) + mean S(P_·i) + mean S(Q_i·)                         (eq. 7)
     budget:  b(t) = b₁ + (b₀ − b₁) (1 − (t − tinit)/(T − tfinal − tinit))³            (eq. 12)
-
 and every deltaT steps after tinit λ_i ← 0 but for the b(t) triplets of highest score in the whole model; they may grow
 back, until at T − tfinal the choice becomes final. b₀ = r, b₁ = target_r, each times the number of sites.
 
 Merges   exactly: W' is an ordinary weight.
-Dropout  acts on the input of Q only.
 Differs  The paper has no s, and squares the norms: orth="squared"; code and HF peft have ε = 1e-5 and plain norms, as here;
          α ≤ 0 means α = r. I is taken at the w of g, as in the paper: sensitivity="before"; by HF peft's manual at the new
          w: "after". Of equal scores the earlier is kept; HF peft prunes all, and cannot keep all (target_r = r).
@@ -56,7 +53,6 @@ class AdaLoRA(Method):
     orth: str = choice("norm", "squared", reading=True)
     sensitivity: str = choice("before", "after", reading=True)
     kept: int | None = count(None, least=0, most="r")
-
     k = size("r if kept is None else kept")
     P = trained("out", "k", start=normal(0.02))
     lam = trained("k")
