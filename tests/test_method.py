@@ -13,8 +13,9 @@ import minipeft.methods
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Here, Method, Site, frozen, load_methods, method_class
+from minipeft.method import METHODS, Here, Method, Site, frozen, is_weight, load_methods, method_class
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.settings import small
 from minipeft.targets import sites
 
 load_methods()
@@ -45,7 +46,7 @@ def test_every_method_is_a_frozen_dataclass_named_as_its_file(name):
     file = cls.__module__.rsplit(".", 1)[1]
     assert cls.name == name and name.replace("_", "") == file.replace("_", "") and re.fullmatch(r"[a-z0-9_]+", name)
     assert dataclasses.is_dataclass(cls) and issubclass(cls, Method)
-    method = cls.sized(tiny.ARCHS["llama"])
+    method = small(cls, tiny.ARCHS["llama"])
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.targets = "x"
     assert hash(method) == hash(dataclasses.replace(method)) and cls.__doc__
@@ -193,5 +194,5 @@ def test_a_method_without_anything_does_nothing():
         site.name: {}
     }
     assert method.penalty({}) is None and method.lr("A") == 1 and method.base(site) is None
-    assert not method.merges and LoRA().merges and method.sizes(site) == {}
+    assert not is_weight(method) and LoRA().merges and method.sizes(site) == {}
     assert frozen(3).array == 3

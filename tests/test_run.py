@@ -17,6 +17,7 @@ from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.methods.selective.bitfit import BitFit
 from minipeft.methods.structured.vera import VeRA
+from minipeft.settings import small
 from minipeft.targets import select, sites
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
@@ -366,7 +367,7 @@ def test_frozen_stays_frozen(name, family, optimiser, seed):
     """Arrays copied before, compared after: the base, what methods store, and what gradients and moments there are."""
     cls = METHODS[name]
     model = tiny.model(family, seed=seed)
-    method = cls.sized(model.arch)
+    method = small(cls, model.arch)
     batch = tiny.example(model, seed=seed, tasks=getattr(method, "n_tasks", 1))
     try:
         adapted = attach(model, method, data=[batch], seed=seed)

@@ -17,6 +17,7 @@ from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.model.sensitivity import sensitivity
+from minipeft.settings import small
 
 load_methods()
 Q = "layers.0.attn.q.weight"
@@ -116,7 +117,7 @@ def test_what_runs_is_what_merges(mix):
 )
 def test_gradients(a, b):
     model = tiny.model()
-    both = two(model, METHODS[a].sized(model.arch), METHODS[b].sized(model.arch)).using(a=0.6, b=-1.3)
+    both = two(model, small(METHODS[a], model.arch), small(METHODS[b], model.arch)).using(a=0.6, b=-1.3)
     batch = tiny.example(model, tasks=getattr(both.adapters[0].method, "n_tasks", 1))
     gradcheck(lambda t: both.loss(t, batch), both.theta, step=1e-5, group=lambda k: k[0] + k.rpartition(":")[2])
 

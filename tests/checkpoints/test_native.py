@@ -18,6 +18,7 @@ from minipeft.interop.peft.reading import load_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
+from minipeft.settings import small
 
 PEFT = Path(__file__).parents[1] / "data" / "peft" / "llama"
 
@@ -38,7 +39,7 @@ def moved(adapted, seed=0):
 def test_every_method_comes_back_bit_for_bit(name, dtype, tmp_path):
     family = "bert" if name == "bitfit" else "llama"
     model = tiny.model(family, dtype)
-    method = METHODS[name].sized(model.arch)
+    method = small(METHODS[name], model.arch)
     batch = tiny.example(model, tasks=getattr(method, "n_tasks", 1))
     saved = moved(attach(model, method, data=[batch], name="mine"))
     held = {k: (np.array(v), v.dtype) for k, v in saved.adapters[0].arrays.items()}

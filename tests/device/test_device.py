@@ -43,6 +43,7 @@ from minipeft.merging import digest, merge
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.arch import Model
+from minipeft.settings import small
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()
@@ -188,7 +189,7 @@ def test_every_family_in_bfloat16_equals_numpy(device, family, measured):
 def test_every_method_over_a_base_in_bfloat16(device, name, measured):
     """Loss and gradients are those over the same numbers in float32 but for roundings of products, and laws hold."""
     family = "bert" if name == "bitfit" else "llama"
-    there = laws.case(METHODS[name].sized(tiny.arch(family)), family, "bfloat16")
+    there = laws.case(small(METHODS[name], tiny.arch(family)), family, "bfloat16")
     assert there is not None and there.u == UNIT
     for law in ("identity", "frozen", "forward", "merge", "dtype"):
         laws.LAWS[law](there)
@@ -218,7 +219,7 @@ def test_every_method_over_a_base_in_bfloat16(device, name, measured):
 @pytest.mark.parametrize("device, name", on([(n,) for n in SHIPPED], [(n,) for n in SHIPPED]), indirect=["device"])
 def test_initial_values_and_digests_are_numpys(device, name, tmp_path):
     def start():
-        there = laws.case(METHODS[name].sized(tiny.arch("bert")), "bert")
+        there = laws.case(small(METHODS[name], tiny.arch("bert")), "bert")
         assert there is not None
         return there.model.digest(), digest({} if name in MEASURED else there.adapter.arrays), there
 
@@ -264,7 +265,7 @@ FITS = [(n, "bert" if n == "bitfit" else "llama") for n in SHIPPED] + [("lora", 
 @pytest.mark.parametrize("device, name, family", on(FITS, FITS), indirect=["device"])
 def test_a_step_waits_once(device, name, family, monkeypatch):
     """For the loss, and once at the end for what became of the arrays; and after the first step, which moves constants, nothing but drawn numbers goes to the device."""
-    there = laws.case(METHODS[name].sized(tiny.arch(family)), family)
+    there = laws.case(small(METHODS[name], tiny.arch(family)), family)
     assert there is not None
     fit(there.start, [there.batch], steps=1, clip=1.0)
     with fetching_once_a_step(device, monkeypatch) as fetched:

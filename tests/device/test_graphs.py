@@ -27,6 +27,7 @@ from minipeft.model import generate as generation
 from minipeft.model import graph as graphs
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate
+from minipeft.settings import small
 from minipeft.train import SGD, Adafactor, AdamW, fit
 
 load_methods()
@@ -74,7 +75,7 @@ TRAININGS = {
     "t5": ("t5", LoRA(r=2, targets=ALL), AdamW(lr=1e-2)),
     "dropout": ("llama", LoRA(r=2, targets=ALL, dropout=0.3), AdamW(lr=1e-2)),
     "dropout of rows": ("llama", LoHa(r=2, rank_dropout=0.4), AdamW(lr=1e-2)),
-    "drawn skills": ("llama", METHODS["poly"].sized(tiny.arch("llama")), AdamW(lr=1e-2)),
+    "drawn skills": ("llama", small(METHODS["poly"], tiny.arch("llama")), AdamW(lr=1e-2)),
     "adalora": ("llama", METHODS["adalora"](r=4, target_r=2, tinit=1, tfinal=1, deltaT=1), AdamW(lr=1e-2)),
     "osf": ("llama", METHODS["osf"](), AdamW(lr=1e-3)),
     "loreft": ("llama", METHODS["loreft"](r=2, dropout=0.2), AdamW(lr=1e-2)),
@@ -198,7 +199,7 @@ GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 def test_generation_by_a_graph_is_generation(device, family, method, padding, made):
     model = tiny.model(family)
     model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, eos_ids=()))  # all tokens are made
-    adapted = Adapted(model) if method == "base" else laws.moved(attach(model, METHODS[method].sized(model.arch)))
+    adapted = Adapted(model) if method == "base" else laws.moved(attach(model, small(METHODS[method], model.arch)))
     prompt = tiny.example(model, padding=padding).having(labels=None, task_ids=None)
     for asked in (dict(), dict(temperature=0.7, top_k=9)):
         got = generate(adapted, prompt, 7, **asked, graph=True)
@@ -229,7 +230,7 @@ def test_generation_by_a_graph_with_a_window_an_end_and_a_table_that_ends(device
     assert generate(adapted, asked, 0, graph=True).shape == (1, 0)
     with pytest.raises(Bad, match="keeps keys and values, and use_cache=False does not"):
         generate(adapted, asked, 3, use_cache=False, graph=True)
-    mixed = attach(tiny.model("llama"), METHODS["x_lora"].sized(tiny.arch("llama")))
+    mixed = attach(tiny.model("llama"), small(METHODS["x_lora"], tiny.arch("llama")))
     with pytest.raises(Bad, match="keeps keys and values, and x_lora does not"):
         generate(mixed, asked, 3, graph=True)
 
@@ -273,7 +274,7 @@ SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("m
 def test_every_method_by_a_graph(device, name, made):
     """Its forward pass, where nothing is differentiated, and its training."""
     family = "bert" if name == "bitfit" else "llama"
-    there = laws.case(METHODS[name].sized(tiny.arch(family)), family)
+    there = laws.case(small(METHODS[name], tiny.arch(family)), family)
     given = tiny.example(there.model, tasks=1)
 
     def computed_by(theta, graph):

@@ -8,11 +8,13 @@ import pytest
 from outcomes import tally
 
 from minipeft.adapted import Adapted
+from minipeft.arrays import needs
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.merging import merge
-from minipeft.method import METHODS, Method, load_methods
+from minipeft.method import METHODS, Method, is_weight, load_methods
+from minipeft.settings import small
 from minipeft.targets import sites
 
 load_methods()
@@ -68,11 +70,11 @@ def through(family, dtype, make):
     base = model(family, dtype)
     batch = tiny.example(base)
     method = make()
-    adapted = attach(base, method, data=[batch] if method.needs else ())
+    adapted = attach(base, method, data=[batch] if needs(method) else ())
     loss, grads = adapted.value_and_grad(batch, train=True, rng=np.random.default_rng(0))
     found = {"loss": loss, "logits": adapted.logits(batch)} | grads
     assert found["loss"].dtype == found["logits"].dtype == dtype, "the dtype is lost"
-    if all(m.merges for m in adapted.adapters[0].at.values()):
+    if all(is_weight(m) for m in adapted.adapters[0].at.values()):
         merged = Adapted(merge(adapted)).logits(batch)
         found["merged"] = merged
         assert np.allclose(merged, found["logits"], rtol=1e-3, atol=1e-3 * abs(merged).max()), "merging changes it"
@@ -106,7 +108,7 @@ def drawn(seed, n):
             changed[f.name] = values[rng.integers(len(values))]
 
         def make(cls=cls, family=family, changed=changed):
-            return dataclasses.replace(cls.sized(tiny.arch(family)), **changed)
+            return dataclasses.replace(small(cls, tiny.arch(family)), **changed)
 
         yield (name, family, dtype.__name__, changed), lambda f=family, d=dtype, m=make: through(f, d, m)
 

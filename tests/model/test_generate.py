@@ -16,6 +16,7 @@ from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.arch import batch
 from minipeft.model.generate import generate, pick
+from minipeft.settings import small
 
 ROOT = Path(__file__).parents[1] / "data" / "bases"
 load_methods()
@@ -49,7 +50,7 @@ def test_greedy_generation_is_that_of_transformers(name, padding, use_cache):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_cache_changes_nothing_with_adapters(method, family):
     model = tiny.model(family)
-    adapted = attach(model, METHODS[method].sized(model.arch))
+    adapted = attach(model, small(METHODS[method], model.arch))
     rng = np.random.default_rng(0)
     adapted = adapted.replace({k: v + 0.2 * rng.standard_normal(v.shape) for k, v in adapted.theta.items()})
     ids = np.array([[0, 0, 5, 9, 3], [8, 30, 4, 11, 2]])
