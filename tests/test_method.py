@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import minipeft.methods
+from minipeft.arrays import declared, intervenes, rate
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
+from minipeft.drawing import Facts, draw, draw_all
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Here, Method, Site, frozen, is_weight, load_methods, method_class
+from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.settings import small
 from minipeft.targets import sites
@@ -116,7 +118,8 @@ OWN = '''
 """A method of the user's own."""
 from dataclasses import dataclass
 import numpy as np
-from minipeft import Method, frozen
+from minipeft import Method
+from minipeft.declare import fill, setting, stored, trained
 
 @dataclass(frozen=True)
 class RowGain(Method):
@@ -124,8 +127,8 @@ class RowGain(Method):
     targets: str = "attn.v.weight"
     start: float = 1.0
 
-    def init(self, site, rng):
-        return dict(g=np.full(site.shape[0], self.start), g0=frozen(np.full(site.shape[0], 0.5)))
+    g = trained("out", start=setting("start"))
+    g0 = stored("out", start=fill(0.5))
 
     def weight(self, W, *, g, g0):
         return W * (g + g0)[:, None]
@@ -190,9 +193,18 @@ def test_a_method_without_anything_does_nothing():
 
     method = Nothing()
     site = Site("layers.0.attn.q.weight", (2, 3), "linear", tiny.ARCHS["llama"])
-    assert method.init(site, None) == {} == method.shared([site], None) and method.init_all([site], None) == {
-        site.name: {}
-    }
-    assert method.penalty({}) is None and method.lr("A") == 1 and method.base(site) is None
-    assert not is_weight(method) and LoRA().merges and method.sizes(site) == {}
-    assert frozen(3).array == 3
+    facts = Facts(method, site, None)
+    assert draw(facts) == {} == draw(facts, shared=True) and draw_all(method, [site], None) == {site.name: (method, {})}
+    assert method.penalty({}) is None and rate(method, "A") == 1 and declared(Nothing).held is None
+    assert not is_weight(method) and is_weight(LoRA()) and caches(method) and not intervenes(method)
+    with pytest.raises(Bad, match=r"nothing changes weights, but target layers.0.attn.q.weight is a weight|nothing"):
+        attach(tiny.model(), method)
+
+
+def test_the_protocol_has_twelve_members():
+    """And all of them stand in the guide's table."""
+    own = {n for n in {**vars(Method), **Method.__annotations__} if not n.startswith("_")} - {"name"}
+    assert len(own) == 12, sorted(own)
+    guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
+    table = guide[guide.index("| member | says |") : guide.index("All else follows.")]
+    assert own == set(re.findall(r"^\| `(\w+)", table, re.M))

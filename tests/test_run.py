@@ -250,7 +250,7 @@ def test_the_seed_fixes_the_initial_values(a, b):
         (dict(train_whole=["lm_haed"]), r"train_whole 'lm_haed' matches no module \(did you mean lm_head"),
         (dict(bias="lora_only"), "bias 'lora_only': expected none, adapted or all"),
         (dict(targets="mlp.out"), "lora changes weights, but target layers.0.mlp.out is an activation"),
-        (dict(targets="final.norm.weight"), "expected matrices"),
+        (dict(targets="final.norm.weight"), "expected linears and lookups"),
     ],
 )
 def test_mistakes_in_attaching(options, says):

@@ -4,7 +4,7 @@ import pytest
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.method import Step
+from minipeft.method import Step, weight_of
 from minipeft.methods.lowrank.adalora import AdaLoRA, ranks
 from minipeft.train import AdamW, fit
 
@@ -74,7 +74,7 @@ def test_training_ends_with_the_budget():
     found = ranks(trained.adapters[0].grouped())
     assert sum(found.values()) == 2 * len(found) and len(set(found.values())) > 1
     for site, own in trained.adapters[0].grouped().items():
-        change = trained.adapters[0].at[site].weight(0 * model.params[site], **own)
+        change = weight_of(trained.adapters[0].at[site], 0 * model.params[site], own)
         assert np.linalg.matrix_rank(change) == found[site]
 
 
@@ -91,14 +91,14 @@ def test_dropped_triplets_keep_the_scale():
     whole, some = AdaLoRA(r=4, target_r=2), AdaLoRA(r=4, target_r=2, kept=2)
     W, left = rng.standard_normal((5, 3)), [0, 2]
     assert np.allclose(
-        whole.weight(W, P=P, lam=lam, Q=Q), some.weight(W, P=P[:, left], lam=lam[left], Q=Q[left]), rtol=1e-14
+        whole.change(P=P, lam=lam, Q=Q).onto(W), some.change(P=P[:, left], lam=lam[left], Q=Q[left]).onto(W), rtol=1e-14
     )
     adapter = attach(tiny.model(), AdaLoRA(kept=0, target_r=1), targets="attn.q.weight").adapters[0]
     assert adapter.size == 0
 
 
 def test_refuses():
-    with pytest.raises(Bad, match=r"adalora: target_r must lie in 1 … r = 12, found 13"):
+    with pytest.raises(Bad, match=r"adalora: target_r must be at most r = 12, found 13"):
         AdaLoRA(target_r=13)
     model = tiny.model()
     with pytest.raises(Bad, match=r"tinit \+ tfinal must be less than the 5 steps, found 3 \+ 2"):

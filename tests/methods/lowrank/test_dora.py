@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import one_part
 import pytest
 
 from minipeft.adapted import Adapted
@@ -9,7 +10,6 @@ from minipeft.conformance import tiny
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.merging import merge
-from minipeft.method import Base
 from minipeft.methods.lowrank.dora import DoRA
 
 
@@ -70,7 +70,7 @@ def test_the_norm_is_a_constant_to_the_gradient():
 def test_refuses():
     with pytest.raises(Bad, match="dora: grad must be 'detached' or 'full'"):
         DoRA(grad="none")
-    with pytest.raises(Bad, match=r"dora: expected matrices, found final.norm.weight"):
+    with pytest.raises(Bad, match=r"dora: expected linears and lookups, found final.norm.weight"):
         attach(tiny.model(), DoRA(), targets="final.norm.weight")
 
 
@@ -91,16 +91,8 @@ def test_a_magnitude_over_a_residual(start):
     want = own["m"][:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
     np.testing.assert_allclose(merge(adapted).params[name], want, atol=1e-12)
     x = np.random.default_rng(1).standard_normal((2, W.shape[1]))
-
-    class Here:
-        train = True
-
-        @staticmethod
-        def dropout(x, p):
-            return 0 * x  # everything is dropped
-
-    base = Base(W, None, lambda x: x @ W.T, False, plain=True)
-    method = dataclasses.replace(adapted.adapters[0].method, dropout=0.5)
-    np.testing.assert_allclose(method.forward(x, base, Here, **own), x @ (W - first).T, atol=1e-12)
+    run = one_part.run(dataclasses.replace(adapted.adapters[0].method, dropout=0.5), own, W, train=True)
+    run.keep = np.zeros(x.shape)  # everything is dropped
+    np.testing.assert_allclose(run.linear("layers.0.attn.q", x), x @ (W - first).T, atol=1e-12)
     with pytest.raises(Bad, match="start must be one of zero, svd, qr, found 'pissa'"):
         DoRA(start="pissa")

@@ -6,6 +6,7 @@ import pytest
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach, measure
 from minipeft.conformance import tiny
+from minipeft.drawing import draw_all
 from minipeft.errors import Bad
 from minipeft.method import Site
 from minipeft.methods.lowrank.eva import EVA
@@ -32,15 +33,21 @@ def principal(X):
     return values[::-1], vectors.T[::-1]
 
 
+def starts(method, sites):
+    """{site: {name: array}} as it starts, of the sites that are not given up."""
+    drawn = draw_all(method, sites, np.random.default_rng(0))
+    return {name: {k: a for k, (a, _) in own.items()} for name, (_, own) in drawn.items()}
+
+
 def test_directions_are_those_of_all_batches_together():
     """With as many components as inputs are wide, nothing is lost between batches."""
     batches = spread(0, [5, 3, 2, 1, 0.5, 0.2])
     method = EVA(r=6, rho=1.0, tau=1.0, passes=1)  # tau = 1: never settled
-    A = method.init_all([site("q.weight", batches)], np.random.default_rng(0))["q.weight"]["A"]
+    A = starts(method, [site("q.weight", batches)])["q.weight"]["A"]
     values, vectors = principal(np.vstack(batches))
     assert np.allclose(abs((A * vectors).sum(axis=1)), 1) and np.allclose(A @ A.T, np.eye(6), atol=1e-12)
     assert (A[np.arange(6), abs(A).argmax(axis=1)] > 0).all()
-    whitened = dataclasses.replace(method, whiten=True).init_all([site("q.weight", batches)], np.random.default_rng(0))
+    whitened = starts(dataclasses.replace(method, whiten=True), [site("q.weight", batches)])
     assert np.allclose(np.linalg.norm(whitened["q.weight"]["A"], axis=1), values**-0.25)
 
 
@@ -52,7 +59,7 @@ def test_ranks_go_where_they_explain_most():
         "c.weight": spread(3, [1] * 6),
     }
     method = EVA(r=2, rho=2.5, tau=1.0, passes=1)
-    arrays = method.init_all([site(k, v) for k, v in inputs.items()], np.random.default_rng(0))
+    arrays = starts(method, [site(k, v) for k, v in inputs.items()])
     shares = []
     for name, batches in inputs.items():
         values, _ = principal(np.vstack(batches))
@@ -77,15 +84,13 @@ def test_a_site_that_keeps_nothing_is_given_up_and_the_scale_stays():
     ).adapters[0]
     assert all(np.isclose(m.scale, 6.0 / m.r) for m in kept.at.values())
     loud, quiet = spread(5, [3, 3, 3, 3]), spread(6, [1.0] * 12, n=60)
-    given_up = EVA(r=1, rho=4.0).init_all([site("a.weight", loud), site("b.weight", quiet)], np.random.default_rng(0))
+    given_up = starts(EVA(r=1, rho=4.0), [site("a.weight", loud), site("b.weight", quiet)])
     assert set(given_up) == {"a.weight"} and len(given_up["a.weight"]["A"]) == 2
 
 
 def test_equal_inputs_share_and_the_first_is_served_first():
     batches = spread(4, [5, 1, 1, 1])
-    arrays = EVA(r=2, rho=2.0).init_all(
-        [site(n, batches) for n in ("q.weight", "k.weight", "v.weight")], np.random.default_rng(0)
-    )
+    arrays = starts(EVA(r=2, rho=2.0), [site(n, batches) for n in ("q.weight", "k.weight", "v.weight")])
     ranks = [len(own["A"]) for own in arrays.values()]
     assert sum(ranks) == 6 and ranks == sorted(ranks, reverse=True)
     assert all(np.array_equal(own["A"][:1], arrays["q.weight"]["A"][:1]) for own in arrays.values())
@@ -138,7 +143,7 @@ def test_peft_finds_the_same_directions_and_ranks(rho):
     )
     initialize_lora_eva_weights(model, data, **own)
     sites = [site(f"{n}.weight", [x.numpy() for x in xs], out=4) for n, xs in inputs.items()]
-    arrays = EVA(r=2, rho=rho, tau=0.9).init_all(sites, np.random.default_rng(0))
+    arrays = starts(EVA(r=2, rho=rho, tau=0.9), sites)
     for n in inputs:
         A = getattr(model.base_model.model, n).lora_A["default"].weight.detach().numpy()
         assert np.allclose(arrays[f"{n}.weight"]["A"], A, atol=1e-4)

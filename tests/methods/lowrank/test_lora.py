@@ -47,6 +47,6 @@ def test_refuses():
     with pytest.raises(Bad, match=r"lora: dropout must lie in \[0, 1\), found 1"):
         LoRA(dropout=1)
     with pytest.raises(
-        Bad, match=r"lora: expected matrices, found layers.0.attn.q.bias, of kind bias and shape \(24,\)"
+        Bad, match=r"lora: expected linears and lookups, found layers.0.attn.q.bias, of kind bias and shape \(24,\)"
     ):
         attach(tiny.model("bert"), LoRA(), targets="attn.q.bias")

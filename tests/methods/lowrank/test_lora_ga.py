@@ -3,8 +3,9 @@ import pytest
 
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
+from minipeft.drawing import Facts
 from minipeft.errors import Bad
-from minipeft.methods.lowrank.lora_ga import LoRAGA
+from minipeft.methods.lowrank.lora_ga import LoRAGA, approximate
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
 DIRECTIONS = ["ArB2r", "A2rBr", "ArBr", "random"]
@@ -51,7 +52,7 @@ def test_refuses():
     with pytest.raises(Bad, match=r"direction must be one of .* found 'ArBR' \(did you mean ArBr"):
         LoRAGA(direction="ArBR")
     model = tiny.model()
-    with pytest.raises(Bad, match=r"lora_ga: r must be at most 6 at layers.0.attn.v.weight"):
+    with pytest.raises(Bad, match=r"lora_ga: r must be at most 6, found 7 at layers.0.attn.v.weight"):
         attach(model, LoRAGA(r=7), targets=SITE, data=[tiny.example(model)])
     with pytest.raises(Bad, match="lora_ga measures grads"):
         attach(model, LoRAGA(r=2))
@@ -67,7 +68,7 @@ def test_peft_starts_from_the_same_factors(direction, scale_by):
     model = tiny.model(dtype=np.float32)
     G = gradient(tiny.model(), tiny.example(model)).astype(np.float32)
     method = LoRAGA(r=2, alpha=6.0, direction=direction, scale_by=scale_by, reading="peft")
-    own = method.init(_site(model, G), np.random.default_rng(0))
+    own = approximate(method, Facts(method, _site(model, G), np.random.default_rng(0)))
     net = torch.nn.Sequential(torch.nn.Linear(24, 12, bias=False))
     net[0].weight.data = torch.tensor(np.array(model.params[SITE]))
     net[0]._peft_loraga_grad = torch.tensor(G)

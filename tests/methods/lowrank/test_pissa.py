@@ -5,6 +5,7 @@ from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.method import weight_of
 from minipeft.methods.lowrank.pissa import PiSSA
 
 SITE = "layers.0.attn.v.weight"  # (12, 24)
@@ -15,7 +16,7 @@ def test_what_is_left_without_the_factors_is_the_minor_part(rslora):
     model = tiny.model()
     method = PiSSA(r=3, alpha=5.0, rslora=rslora)
     own = attach(model, method, targets=SITE).adapters[0].grouped()[SITE]
-    residual = method.weight(model.params[SITE], **own | dict(A=0 * own["A"], B=0 * own["B"]))
+    residual = weight_of(method, model.params[SITE], own | dict(A=0 * own["A"], B=0 * own["B"]))
     sigma = np.linalg.svd(model.params[SITE], compute_uv=False)
     assert np.allclose(np.linalg.svd(residual, compute_uv=False), [*sigma[3:], 0, 0, 0], atol=1e-14)
     assert np.allclose(own["B"].T @ own["B"], np.diag(sigma[:3] / method.scale), atol=1e-14)
@@ -42,11 +43,11 @@ def test_embeddings_lose_nothing():
 
 
 def test_refuses():
-    with pytest.raises(Bad, match=r"pissa: r must be at most 12 at layers.0.attn.v.weight"):
+    with pytest.raises(Bad, match=r"pissa: r must be at most 12, found 13 at layers.0.attn.v.weight"):
         attach(tiny.model(), PiSSA(r=13), targets=SITE)
     with pytest.raises(Bad, match="pissa: alpha must be positive"):
         PiSSA(alpha=0.0)
-    with pytest.raises(Bad, match=r"expected matrices, found final.norm.weight"):
+    with pytest.raises(Bad, match=r"expected linears and lookups, found final.norm.weight"):
         attach(tiny.model(), PiSSA(), targets="final.norm.weight")
 
 

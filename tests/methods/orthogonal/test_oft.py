@@ -1,11 +1,12 @@
 import dataclasses
 
-import layers
 import numpy as np
+import one_part
 import pytest
 
+from minipeft.drawing import symbols
 from minipeft.errors import Bad
-from minipeft.method import Step
+from minipeft.method import Step, weight_of
 from minipeft.methods.orthogonal.oft import OFT
 
 
@@ -40,13 +41,13 @@ def test_the_weight_is_rotated_block_by_block(fields, share):
     rng = np.random.default_rng(0)
     W = rng.standard_normal((5, 12))
     method = OFT(block=4, block_share=share, **fields)
-    Q = layers.arrays(method, layers.site(W), rng, moved=0.3)["Q"]
+    Q = one_part.arrays(method, one_part.site(W), rng, moved=0.3)["Q"]
     assert Q.shape == (1 if share else 3, 6)
     Rs = rotations(Q, method, 4) * (3 if share else 1)
     expected = np.hstack([W[:, 4 * i : 4 * i + 4] @ R.T for i, R in enumerate(Rs)])
-    np.testing.assert_allclose(method.weight(W, Q=Q), expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(weight_of(method, W, dict(Q=Q)), expected, rtol=0, atol=1e-13)
     E = np.hstack([W[:, 4 * i : 4 * i + 4] @ R for i, R in enumerate(Rs)])
-    np.testing.assert_allclose(method.weight(W, Q_emb=Q), E, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(weight_of(method, W, dict(Q_emb=Q)), E, rtol=0, atol=1e-13)
 
 
 def test_the_exact_rotation_is_orthogonal_and_the_series_is_its_inverse():
@@ -64,7 +65,7 @@ def test_the_exact_rotation_is_orthogonal_and_the_series_is_its_inverse():
                         (24, dict(block=0, r=5), 6), (20, dict(block=3), 2)],
 )  # fmt: skip
 def test_what_does_not_divide_is_replaced_by_the_nearest_divisor(d, fields, beta):
-    assert OFT(**fields).sizes(layers.site(np.zeros((2, d))))["beta"] == beta
+    assert symbols(OFT(**fields), one_part.site(np.zeros((2, d))))["beta"] == beta
 
 
 def test_coft_reads_the_projection_and_writes_it_after_a_step():
@@ -92,7 +93,7 @@ def test_bad_fields_are_named():
         with pytest.raises(Bad, match=word):
             OFT(**fields)
     with pytest.raises(Bad, match="larger than 1"):
-        layers.arrays(OFT(block=1), layers.site(np.zeros((2, 7))), np.random.default_rng())
+        one_part.arrays(OFT(block=1), one_part.site(np.zeros((2, 7))), np.random.default_rng())
 
 
 @pytest.mark.hf
@@ -124,7 +125,7 @@ def test_output_gradients_and_merged_weight_are_those_of_peft(theirs, ours, tabl
     W, b, x, c = (rng.standard_normal(s) for s in ((9, 12), (9,), (2, 3, 12), (2, 3, 9)))
     if table:
         b, x, c = None, rng.integers(0, 9, (2, 3)), rng.standard_normal((2, 3, 12))
-    hf = layers.Peft(peft.OFTConfig(target_modules=["lin"], **theirs), W, b, x, c)
+    hf = one_part.Peft(peft.OFTConfig(target_modules=["lin"], **theirs), W, b, x, c)
     name, key = ("Q_emb", "oft_embedding_R.weight") if table else ("Q", "oft_R.weight")
     method = OFT(**ours)
     theta = {name: hf.params[key]}
@@ -132,7 +133,7 @@ def test_output_gradients_and_merged_weight_are_those_of_peft(theirs, ours, tabl
         K = len(theta[name])
         radius = np.float32(method.eps) * np.float32(1 / np.sqrt(np.float32(K)))
         method = dataclasses.replace(method, eps=float(radius) * np.sqrt(K))
-    y, grads = layers.forward_and_grads(method, theta, {}, layers.base(W, b, table), x, c)
+    y, grads = one_part.forward_and_grads(method, theta, {}, x, c, W, b, table)
     np.testing.assert_allclose(y, hf.y, rtol=0, atol=1e-12)
     np.testing.assert_allclose(grads[name], hf.grads[key], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(method.weight(W, **theta), hf.merged(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(weight_of(method, W, theta), hf.merged(), rtol=0, atol=1e-12)

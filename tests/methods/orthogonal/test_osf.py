@@ -3,6 +3,7 @@ import pytest
 
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
+from minipeft.drawing import Facts, draw
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.methods.orthogonal.osf import OSF
@@ -58,7 +59,7 @@ def test_refuses():
     for rank in (0, -1, 1.5, 0.0):
         with pytest.raises(Bad, match="osf: effective_rank must be a positive int"):
             OSF(effective_rank=rank)
-    with pytest.raises(Bad, match=r"keeps none of 12 directions of layers.0.attn.v.weight"):
+    with pytest.raises(Bad, match=r"keeps none of 12 directions at layers.0.attn.v.weight"):
         attach(tiny.model(), OSF(effective_rank=0.01), targets=SITES[1])
 
 
@@ -83,8 +84,8 @@ def test_peft_projects_the_same(shape):
     loss = (model(torch.tensor(x)) ** 3).sum()
     loss.backward()
     method = OSF(effective_rank=4)
-    found = method.init(Site("q.weight", shape, "linear", None, W), rng)
-    stored = {n: a.array for n, a in found.items() if n in ("U0", "S0", "V0", "Uh", "Vh")}
+    found = draw(Facts(method, Site("q.weight", shape, "linear", None, W), rng))
+    stored = {n: a for n, (a, is_trained) in found.items() if not is_trained}
     theta = {n: params[f"{n}_low"].detach().numpy() for n in "USV"}
 
     def f(t):

@@ -1,5 +1,5 @@
-import layers
 import numpy as np
+import one_part
 import pytest
 
 from minipeft.adapted import Adapted
@@ -14,13 +14,13 @@ def test_outputs_and_inputs_are_scaled_and_the_bias_with_the_outputs():
     rng = np.random.default_rng(0)
     W, b, x = rng.standard_normal((3, 4)), rng.standard_normal(3), rng.standard_normal((2, 4))
     l, l_ff = rng.standard_normal(3), rng.standard_normal(4)
-    got = IA3().forward(x, layers.base(W, b), layers.here(), l=l)
+    got = one_part.output(IA3(), dict(l=l), x, W, b)
     np.testing.assert_allclose(got.T, np.diag(l) @ (W @ x.T + b[:, None]), rtol=0, atol=1e-14)
-    np.testing.assert_allclose(IA3().bias(b, l=l), l * b, rtol=0, atol=0)
-    got = IA3().forward(x, layers.base(W, b), layers.here(), l_ff=l_ff)
+    np.testing.assert_allclose(IA3().change(l=l).bias(b), l * b, rtol=0, atol=0)
+    got = one_part.output(IA3(), dict(l_ff=l_ff), x, W, b)
     np.testing.assert_allclose(got.T, W @ np.diag(l_ff) @ x.T + b[:, None], rtol=0, atol=1e-14)
-    np.testing.assert_array_equal(IA3().bias(b, l_ff=l_ff), b)
-    assert IA3().bias(None, l=l) is None
+    np.testing.assert_array_equal(IA3().change(l_ff=l_ff).bias(b), b)
+    assert IA3().change(l=l).bias(None) is None
 
 
 @pytest.mark.parametrize(

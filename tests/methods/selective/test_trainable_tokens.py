@@ -54,7 +54,7 @@ def test_an_untied_head_stays_unless_it_is_targeted():
 @pytest.mark.parametrize("reading, kept", [("keep", True), ("drop", False)])
 def test_the_bias_of_a_head_by_reading(reading, kept):
     b = np.arange(3.0)
-    assert (TrainableTokens(tokens=(1,), head_bias=reading).bias(b, T=None) is b) == kept
+    assert (TrainableTokens(tokens=(1,), head_bias=reading).change(T=None).bias(b) is b) == kept
 
 
 def test_bad_tokens_are_named():
@@ -62,7 +62,7 @@ def test_bad_tokens_are_named():
     for tokens, word in [
         ((), "at least one"),
         ((3, 50, -1), "0 … 49, found 50, -1"),
-        ((3, 4, 3), "found 3 more than once"),
+        ((3, 4, 3), "tokens must differ, found \(3, 4, 3\)"),
     ]:
         with pytest.raises(Bad, match=word):
             attach(model, TrainableTokens(tokens=tokens))

@@ -1,4 +1,4 @@
-"""One linear or table with a method on it, without a model around: for tests of what a method computes at one place."""
+"""A method at one linear or table of a model that has nothing else, for tests of what it computes there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.conformance.places import OneRun, one
+from minipeft.drawing import Facts, draw
 from minipeft.engine import ops, value_and_grad
-from minipeft.method import Base, Method, Site, frozen
-from minipeft.model.arch import Arch
+from minipeft.method import Method, Site
+from minipeft.model.arch import Arch, Batch
 
 ARCH = Arch("llama", d=12, layers=1, heads=2, ff=20, vocab=9)
 
@@ -20,24 +22,34 @@ def site(W: np.ndarray, kind: str = "linear", name: str = "layers.0.attn.q.weigh
 
 def arrays(method: Method, where: Site, rng: np.random.Generator, moved: float = 0.0) -> dict[str, Any]:
     """The method's arrays there; trained ones moved by `moved` times a normal."""
-    out = {}
-    for name, a in (method.shared([where], rng) | method.init(where, rng)).items():
-        is_stored = isinstance(a, frozen)
-        a = np.asarray(a.array if is_stored else a)
-        out[name] = a if is_stored or not moved else a + moved * rng.standard_normal(a.shape)
-    return out
+    facts = Facts(method, where, rng)
+    found = draw(facts, shared=True) | draw(facts)
+    move = {k: is_trained and moved for k, (_, is_trained) in found.items()}
+    return {k: a + moved * rng.standard_normal(a.shape) if move[k] else np.asarray(a) for k, (a, _) in found.items()}
 
 
-def base(W: np.ndarray, b: np.ndarray | None = None, table: bool = False) -> Base:
-    return Base(W, b, (lambda x: W[x]) if table else (lambda x: ops.linear(x, W, b)), table)
+def run(
+    method: Method,
+    a: dict,
+    W: Any,
+    b: Any = None,
+    table: bool = False,
+    task_ids: Any = None,
+    hidden: Any = None,
+    **options: Any,
+) -> OneRun:
+    """The method over W and b; `hidden` is what a first pass gives."""
+    module = "embed.tokens" if table else "layers.0.attn.q"
+    made = one(method, a, {f"{module}.weight": W, f"{module}.bias": b}, (f"{module}.weight",), **options)
+    made.batch = Batch(task_ids=task_ids)
+    made.prepare(lambda: SimpleNamespace(hidden=hidden))
+    return made
 
 
-def here(**facts: Any) -> SimpleNamespace:
-    """An evaluation pass: no dropout, no sampling; `facts` on top."""
-    known = dict(
-        host=facts.get, train=False, dropout=lambda x, p: x, state={}, site="layers.0.attn.q.weight", arch=ARCH
-    )
-    return SimpleNamespace(**known | facts)
+def output(method: Method, a: dict, x: Any, W: Any, b: Any = None, table: bool = False, **options: Any) -> Any:
+    """What comes out for x, ids where it is a table."""
+    made = run(method, a, W, b, table, **options)
+    return made.lookup("embed.tokens", x) if table else made.linear("layers.0.attn.q", x)
 
 
 class Peft:
@@ -93,12 +105,12 @@ class Peft:
 
 
 def forward_and_grads(
-    method: Method, theta: dict, rest: dict, under: Base, x: Any, c: Any, **facts: Any
+    method: Method, theta: dict, rest: dict, x: Any, c: Any, W: Any, b: Any = None, table: bool = False, **options: Any
 ) -> tuple[Any, dict]:
     """The output at x and the gradients of sum(y · c) with respect to theta."""
 
     def f(t: dict) -> Any:
-        y = method.forward(x, under, here(**facts), **t, **rest)
+        y = output(method, {**t, **rest}, x, W, b, table, **options)
         return ops.sum(y * c), y
 
     (_, y), grads = value_and_grad(f)(theta)
