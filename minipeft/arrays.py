@@ -86,7 +86,7 @@ class Requires:
 
 @dataclass(frozen=True)
 class Held:
-    """What is held in place of the base's weight: `make(method, site)`, None to leave it."""
+    """What is held in place of the base's weight: `make(method, facts)`, None to leave it."""
 
     make: Callable[..., Any]
 
@@ -132,7 +132,7 @@ def requires(condition: str, says: str, when: str = "", error: type[Bad] = Bad) 
 
 
 def held(make: Callable[..., Any]) -> Any:
-    """How the base's weight is held under the method: what `make(method, site)` returns, None for as it is."""
+    """How the base's weight is held under the method: what `make(method, facts)` returns, None for as it is."""
     return Held(make)
 
 

@@ -116,10 +116,17 @@ def attach(
 
 
 def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
-    """The same over the base as the methods at these sites hold it: quantised, perhaps."""
-    every = sites(adapted.model)
-    makers = {s: h.make for s, m in at.items() if s in every and (h := declared(type(m)).held) is not None}
-    held = {s: W for s, make in makers.items() if (W := make(at[s], every[s])) is not None}
+    """The same over the base as the methods at these sites hold it: quantised, perhaps.
+
+    What is held in another form already stays so, as does a tied head, which is no parameter of its own.
+    """
+    every, held = sites(adapted.model), {}
+    for name, method in at.items():
+        made, W = declared(type(method)).held, adapted.model.params.get(name)
+        if made is None or W is None or hasattr(W, "dequantize"):
+            continue
+        if (other := made.make(method, Facts(method, every[name]))) is not None:
+            held[name] = other
     if not held:
         return adapted
     return dataclasses.replace(

@@ -20,6 +20,7 @@ import numpy as np
 from minipeft.arrays import check_settings, declared
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
+from minipeft.engine.backend import to_device
 from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
@@ -145,6 +146,10 @@ class Here:
     def param(self, name: str) -> Any:
         """The parameter `name` of this layer as adapted: `attn.k.weight` in `layers.3` is `layers.3.attn.k.weight`."""
         return self.run.param(f"{self.layer}.{name}" if self.layer else name)
+
+    def random(self, shape: tuple[int, ...]) -> Any:
+        """Numbers of this pass, uniform in [0, 1), float64."""
+        return to_device(self.run.rng.random(shape))
 
     def dropout(self, x: Any, p: float) -> Any:
         """x with each element zeroed with probability p and the rest divided by 1 − p, in training; x otherwise."""

@@ -103,7 +103,8 @@ def parts(
 ) -> Any:
     """Methods of a class, one or more, that a method is built over."""
     rule = Range(
-        lambda xs: bool(xs) and all(type(x) is cls and fits(x) for x in xs), f"be one or more plain {cls.__name__}{says}"
+        lambda xs: bool(xs) and all(type(x) is cls and fits(x) for x in xs),
+        f"be one or more plain {cls.__name__}{says}",
     )
     made = _declared(default, rule, **about)
     made.metadata = {**made.metadata, "parts": cls}

@@ -84,7 +84,9 @@ def _site(name: str, shape: tuple[int, ...], kind: str) -> Site:
 def held(method: Method, W: Any) -> Any:
     """The base weight as the method holds it: quantised and back, perhaps."""
     made = declared(type(method)).held
-    W4: Any = made and made.make(method, Site(f"{Q}.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
+    W4: Any = made and made.make(
+        method, Facts(method, Site(f"{Q}.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
+    )
     return W if W4 is None else W4.dequantize()
 
 

@@ -10,8 +10,9 @@ Differs  The base model, not the adapter, holds the codes: an adapter trained he
          merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in four
          bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is.
 
+>>> from minipeft.drawing import Facts
 >>> site = Site("q.weight", (2, 2), "linear", None, np.array([[0.5, 1.0], [-1.0, 0.1]]))
->>> in_four_bits(QLoRA(double_quant=False), site).dequantize().round(2)
+>>> in_four_bits(QLoRA(double_quant=False), Facts(QLoRA(), site)).dequantize().round(2)
 array([[ 0.44,  1.  ],
        [-1.  ,  0.08]])
 """
@@ -20,17 +21,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import at_least, held
-from minipeft.engine.bfloat16 import widened
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.quantize import NF4, quantize
 
 
-def in_four_bits(method: Any, site: Any) -> NF4 | None:
-    """The base's weight in four bits; None where it is no linear, or held so already, or a tied head."""
-    tied_head = site.name == "head.weight" and site.arch is not None and site.arch.tied
-    if site.kind != "linear" or isinstance(site.W, NF4) or tied_head:
-        return None
-    return quantize(widened(site.W), method.block, method.double_quant)
+def in_four_bits(method: Any, facts: Any) -> NF4 | None:
+    """The weight of a linear in four bits."""
+    return quantize(facts.W, method.block, method.double_quant) if facts["linear"] else None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import numpy as np
 
 from minipeft.declare import QUERY_VALUE, Bad, Here, Method, count, requires, size, trained, uniform
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device, xp
+from minipeft.engine.backend import xp
 from minipeft.method import Base
 
 
@@ -80,7 +80,7 @@ class Poly(Method):
         z = self._logits(Z, ids)
         if here.train:
             tiny = np.finfo(z.dtype).eps
-            u = xp.clip(to_device(here.rng.random(z.shape)), tiny, 1 - tiny)
+            u = xp.clip(here.random(z.shape), tiny, 1 - tiny)
             z = z + (xp.log(u) - xp.log1p(-u)).astype(z.dtype)
         A, B = self._mix(ops.sigmoid(z), A, B)
         y = base(x)

@@ -62,7 +62,7 @@ def test_bad_tokens_are_named():
     for tokens, word in [
         ((), "at least one"),
         ((3, 50, -1), "0 … 49, found 50, -1"),
-        ((3, 4, 3), "tokens must differ, found \(3, 4, 3\)"),
+        ((3, 4, 3), r"tokens must differ, found \(3, 4, 3\)"),
     ]:
         with pytest.raises(Bad, match=word):
             attach(model, TrainableTokens(tokens=tokens))
