@@ -2,9 +2,6 @@
 
     a' = (1 + g) ⊙ a
 
-    g  (d)  trained   0, hence a' = a before training
-
-Size     d numbers per site, one site a layer.
 Merges   no: it acts on an activation.
 Differs  nowhere: it is an example.
 
@@ -14,10 +11,8 @@ array([1., 4.])
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from minipeft import Method
 from minipeft.conformance.laws import check
+from minipeft.declare import Method, trained
 
 
 @dataclass(frozen=True)
@@ -26,8 +21,7 @@ class Gain(Method):
 
     targets: str = "mlp.out"
 
-    def init(self, site, rng):
-        return dict(g=np.zeros(site.shape))
+    g = trained("d")
 
     def apply(self, a, here, *, g):
         return (1 + g) * a

@@ -11,7 +11,7 @@ import numpy as np
 
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.errors import Bad, near
-from minipeft.method import Method
+from minipeft.method import Method, caches
 from minipeft.model.arch import Batch, Model
 from minipeft.model.transformer import Output
 from minipeft.run import INSERTED, Run, is_layer
@@ -81,6 +81,11 @@ class Adapted:
             return self.adapters
         by_name = {a.name: a for a in self.adapters}
         return tuple(by_name[n] for n in self.active)
+
+    @property
+    def uncached(self) -> list[str]:
+        """The methods in use that see the whole sequence in every pass: generation keeps no keys and values."""
+        return [a.method.name for a in self.in_use if not caches(a.method)]
 
     def using(self, *names: str, **weights: float) -> Adapted:
         """The same with only these adapters switched on, in this order; without any, the base alone.

@@ -16,6 +16,7 @@ from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
 from minipeft.model.arch import Batch, Model
+from minipeft.quantize import NF4
 from minipeft.targets import inside, named, select, sites
 
 
@@ -123,7 +124,7 @@ def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
     every, held = sites(adapted.model), {}
     for name, method in at.items():
         made, W = declared(type(method)).held, adapted.model.params.get(name)
-        if made is None or W is None or hasattr(W, "dequantize"):
+        if made is None or W is None or isinstance(W, NF4):
             continue
         if (other := made.make(method, Facts(method, every[name]))) is not None:
             held[name] = other

@@ -25,13 +25,10 @@ def same_input(x: Any) -> Any:
 
 
 class Change:
-    """W ↦ W'. A subclass says `onto` at least."""
+    """W ↦ W'. A subclass says `onto(W)` at least: W' as a matrix."""
 
     __array_ufunc__ = None  # NumPy must not multiply or add it element by element
-
-    def onto(self, W: Any) -> Any:
-        """W' as a matrix."""
-        raise NotImplementedError
+    onto: Callable[[Any], Any]
 
     def bias(self, b: Any) -> Any:
         """b', None for none."""

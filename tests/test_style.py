@@ -53,13 +53,16 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
                 "method",
                 "methods",
                 "quantize",
-                "run",
+                "adapted",
+                "arrays",
+                "attaching",
+                "merging",
                 "settings",
                 "targets",
                 "text",
             },
         ),
-        ("methods", {"engine", "errors", "model", "method", "methods", "quantize", "settings", "torch_random"}),
+        ("methods", {"declare", "engine", "method", "methods", "model", "quantize", "torch_random"}),
     ],
 )
 def test_data_flows_one_way(part, may_use):

@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from minipeft.arrays import Array, Each, Parts, declared
-from minipeft.errors import Bad
+from minipeft.drawing import Facts, There, there
+from minipeft.errors import Bad, Unfit
 from minipeft.expressions import plainly
 from minipeft.method import Method, is_weight
 from minipeft.settings import explained
+from minipeft.targets import select
 
 HEADINGS = ("Merges", "Positions", "Dropout", "Differs")
 
@@ -117,30 +119,47 @@ def _row(name: str, a: Array, when: str) -> Row:
 
 
 def size(method: type[Method]) -> str:
-    """How many numbers are trained: the trained arrays' shapes multiplied out, equal ones counted together."""
-    always: dict[str, int] = {}
-    sometimes = []
-    every = [(r, _product(r.shape)) for r in rows(method) if r.trained]
-    for row, product in every:
-        if row.when:
-            sometimes.append(f"{product} with {plainly(row.when)}")
-        else:
-            always[product] = always.get(product, 0) + 1
-    terms = [product if n == 1 else f"{n} {product}" for product, n in always.items()]
-    whole = " + ".join(terms) or ("" if sometimes else "nothing")
-    more = "; ".join(sometimes[:3]) + ("; …" if len(sometimes) > 3 else "")
-    shared = [r.shared for r, _ in every]
-    per = "in all" if shared and all(shared) else f"per {'parameter' if is_weight(method) else 'site'}"
-    return f"{whole}{' + ' if whole and more else ''}{more} {per}".strip()
+    """How many numbers are trained as a formula, with the usual settings, at the site that has the most arrays."""
+    from minipeft.conformance import tiny
+
+    usual = method()
+    where = next(found for family in ("llama", "bert") if (found := _attached(tiny.model(family), usual)))
+    shared = [it for it in there(Facts(usual, where[0], sites=where), shared=True) if it.trained]
+    own = max(([it for it in there(Facts(usual, s, sites=where)) if it.trained] for s in where), key=len)
+    counts: dict[tuple[str, ...], int] = {}
+    for it in own or shared:
+        number, letters = _factors(it)
+        counts[letters] = counts.get(letters, 0) + number
+    terms = [(*([str(n)] if n > 1 else []), *letters) for letters, n in counts.items()]
+    first = terms[0][0] if terms else ""
+    if len(terms) > 1 and all(t[:1] == (first,) for t in terms):  # what all have in common, before a bracket
+        text = f"{first} ({' + '.join(' '.join(t[1:]) or '1' for t in terms)})"
+    else:
+        text = " + ".join(" ".join(t) or "1" for t in terms) or "0"
+    per = "per site" if not is_weight(method) else "per adapted matrix" if len(where[0].shape) > 1 else "per bias"
+    return f"{text} {'in all' if shared and not own else per}"
 
 
-def _product(shape: tuple[str, ...]) -> str:
-    """Dimensions multiplied, what is no product in brackets; widths of the site last."""
-    if shape == ("the site's",):
-        return "size"
-    wide = ("in", "out", "d", "half", "size")
-    factors = [s if re.fullmatch(r"[\w ]+", s) else f"({s})" for s in shape if s != "1"]
-    return " ".join(sorted(factors, key=lambda s: (s in wide, not s[0].isdigit(), s))) or "1"
+def _attached(model: Any, method: Method) -> list[Any]:
+    try:
+        return select(model, method.targets)
+    except Unfit:
+        return []
+
+
+def _factors(it: There) -> tuple[int, tuple[str, ...]]:
+    """How many numbers an array has: a number times letters, what is no product in brackets, widths of the site last."""
+    if it.array.shape == (...,):
+        return 1, ("size",)
+    wide, number = ("in", "out", "d", "half", "d_model"), 1
+    letters: list[str] = []
+    for dimension in it.array.shape:
+        if chosen := re.fullmatch(r"(.+) if (.+) else (.+)", dimension):
+            dimension = chosen[1] if it.facts.value(chosen[2]) else chosen[3]
+        product = re.fullmatch(r"[\w ]+", dimension) or re.fullmatch(r"\w+ \([^()]*\)", dimension)
+        for factor in re.findall(r"\([^()]*\)|\w+", dimension) if product else [f"({dimension})"]:
+            number, letters = (number * int(factor), letters) if factor.isdigit() else (number, [*letters, factor])
+    return number, tuple(sorted(letters, key=lambda s: s in wide))
 
 
 def facts(method: type[Method]) -> dict[str, str]:

@@ -10,7 +10,6 @@ import numpy as np
 from minipeft.engine.backend import explained, to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
-from minipeft.method import caches
 from minipeft.model.arch import Batch
 from minipeft.model.cache import Fixed, Growing
 from minipeft.model.graph import Replay, recorder
@@ -75,7 +74,7 @@ def generate(
     batch.check(arch)
     if batch.input_ids is None and not arch.encoder_layers:
         raise Bad("generate: expected input_ids, found inputs_embeds alone")
-    without = [a.method.name for a in adapted.in_use if not caches(a.method)] + ["use_cache=False"] * (not use_cache)
+    without = adapted.uncached + ["use_cache=False"] * (not use_cache)
     if graph:
         recorder()
         if without:

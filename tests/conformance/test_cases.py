@@ -12,6 +12,8 @@ from minipeft.conformance import cases as files
 from minipeft.conformance import record
 from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
+from minipeft.conformance.record import one as one_case
+from minipeft.conformance.record import tiny as tiny_tier
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 
@@ -58,12 +60,12 @@ def test_what_was_released_keeps_its_bytes(tmp_path, every):
 
 def test_the_tiny_tier_is_made_again_and_is_exact():
     shipped = json.loads((files.SHIPPED / "tiny.json").read_text(encoding="utf-8"))
-    assert record.same_tiny(shipped, record.tiny())
-    other = record.tiny()
+    assert tiny_tier.same_tiny(shipped, tiny_tier.tiny())
+    other = tiny_tier.tiny()
     values = other["cases"][0]["want"]["y"]["values"]
     values[0] = (float.fromhex(values[0]) + 1e-13).hex()
-    assert not record.same_tiny(shipped, other)
-    for case in record.tiny()["cases"]:
+    assert not tiny_tier.same_tiny(shipped, other)
+    for case in tiny_tier.tiny()["cases"]:
         for t in (*case["tensors"].values(), *case["want"].values()):
             assert len(t["values"]) == np.prod(t["shape"])
             assert all(float.fromhex(v).hex() == v for v in t["values"])
@@ -117,7 +119,7 @@ def test_what_makes_a_case_too_kind_is_seen(every):
 
 
 def test_a_witness_that_disagrees_stops_the_recording(monkeypatch):
-    monkeypatch.setattr(record, "closed_form", lambda name: lambda m, t: dict(y=t["x"] @ t["W"].T))
+    monkeypatch.setattr(one_case, "closed_form", lambda name: lambda m, t: dict(y=t["x"] @ t["W"].T))
     with pytest.raises(Bad, match=r"lora\.forward\.usual: y differs from the closed form by"):
         list(record.of_method(METHODS["lora"]))
 

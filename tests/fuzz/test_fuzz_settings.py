@@ -14,7 +14,7 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.merging import merge
 from minipeft.method import METHODS, Method, is_weight, load_methods
-from minipeft.settings import small
+from minipeft.settings import kind, small
 from minipeft.targets import sites
 
 load_methods()
@@ -101,7 +101,7 @@ def drawn(seed, n):
         changed = {}
         for _ in range(1 + rng.integers(2)):
             f = fields[rng.integers(len(fields))]
-            kinds = [k for k in ODD if k in f.type]
+            kinds = [k for k in ODD if k in kind(f)]
             values = ANY if not kinds or rng.random() < 0.15 else ODD[kinds[rng.integers(len(kinds))]]
             if f.name == "targets" and rng.random() < 0.7:
                 values = places(family)
@@ -134,6 +134,6 @@ def test_what_is_declared_is_checked_for_every_method():
                 "bool": (None, 0, "no"),
                 "str": (None, 1),
             }
-            for x in wrong.get(f.type, ()):
+            for x in wrong.get(kind(f), ()):
                 with pytest.raises(Bad, match=rf"^{cls.name}: {f.name} must be .*, found "):
                     cls(**{f.name: x})

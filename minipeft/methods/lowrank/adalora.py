@@ -4,9 +4,11 @@
     loss += γ · mean of ‖Pᵀ P − I‖ and ‖Q Qᵀ − I‖ over all sites              (eq. 4, which squares the norms)
 
 k is r, or `kept` where triplets were dropped for good; s stays that of r. In step t of T, a number w of gradient g has
+
     I = |w g|,   Ī ← β₁ Ī + (1 − β₁) I,   Ū ← β₂ Ū + (1 − β₂) |I − Ī|,   S = Ī Ū      (eqs. 8 to 10)
     score of triplet i:  S(λ_i) + mean S(P_·i) + mean S(Q_i·)                         (eq. 7)
     budget:  b(t) = b₁ + (b₀ − b₁) (1 − (t − tinit)/(T − tfinal − tinit))³            (eq. 12)
+
 and every deltaT steps after tinit λ_i ← 0 but for the b(t) triplets of highest score in the whole model; they may grow
 back, until at T − tfinal the choice becomes final. b₀ = r, b₁ = target_r, each times the number of sites.
 
@@ -15,10 +17,9 @@ Differs  The paper has no s, and squares the norms: orth="squared"; code and HF 
          α ≤ 0 means α = r. I is taken at the w of g, as in the paper: sensitivity="before"; by HF peft's manual at the new
          w: "after". Of equal scores the earlier is kept; HF peft prunes all, and cannot keep all (target_r = r).
 
->>> P, Q = np.array([[1., 0.], [0., 1.]]), np.array([[1., 1.], [1., -1.]])
->>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).change(P=P, lam=np.array([3., 0.]), Q=Q).onto(np.zeros((2, 2)))
-array([[3., 3.],
-       [0., 0.]])
+>>> P, Q = np.array([[1., 2.]]), np.array([[1., 1.], [1., -1.]])
+>>> AdaLoRA(r=2, target_r=1, alpha=2, eps=0.).change(P=P, lam=np.array([3., 0.]), Q=Q).onto(np.zeros((1, 2)))
+array([[3., 3.]])
 """
 
 from dataclasses import dataclass
@@ -106,8 +107,7 @@ class AdaLoRA(Method):
         scores = [S[f"{site}:lam"] + S[f"{site}:P"].mean(axis=0) + S[f"{site}:Q"].mean(axis=1) for site in step.theta]
         place = xp.argsort(xp.argsort(-xp.concatenate(scores), kind="stable"))
         keep = place < self.budget(step.t, step.total, len(place), self.target_r * len(scores))
-        for site, part in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores))))):
-            step.state[f"keep/{site}"] = part
+        step.state |= {f"keep/{s}": k for s, k in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores)))))}
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:
         """b(t): how many triplets are kept in step t, from `start` to `end`."""

@@ -2,17 +2,17 @@
 
     W' = W + Λb B Λd A,    Λb = diag(lambda_b), Λd = diag(lambda_d)           (paper, eq. 2)
 
-A and B being the first `in` columns and `out` rows of one random pair for all, as wide and high as the largest among them.
+where A and B are the first `in` columns and the first `out` rows of one random pair that all adapted matrices share.
+
+in_max and out_max are the largest `in` and the largest `out` among all adapted matrices, taken separately.
 
 Merges   exactly: W' is an ordinary weight.
-Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ.
 Differs  The paper has a pair for each shape of matrix (§3.1); HF peft cuts all from one, as here: other targets give other
          random matrices from the same seed. The pair is stored, never drawn again.
 
 >>> A, B = np.array([[1., 2., 9.]]), np.array([[1.], [3.], [9.]])
->>> VeRA(r=1).change(A=A, B=B, lambda_d=np.array([2.]), lambda_b=np.array([1., 10.])).onto(np.zeros((2, 2)))
-array([[  2.,   4.],
-       [ 60., 120.]])
+>>> VeRA(r=1).change(A=A, B=B, lambda_d=np.array([2.]), lambda_b=np.array([10.])).onto(np.zeros((1, 2)))
+array([[20., 40.]])
 """
 
 from dataclasses import dataclass
