@@ -8,12 +8,12 @@ import pytest
 from outcomes import tally
 
 from minipeft.adapted import Adapted
-from minipeft.arrays import needs
+from minipeft.arrays import declared, needs
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.merging import merge
-from minipeft.method import METHODS, Method, is_weight, load_methods
+from minipeft.method import METHODS, is_weight, load_methods
 from minipeft.settings import kind, small
 from minipeft.targets import sites
 
@@ -78,7 +78,7 @@ def through(family, dtype, make):
         merged = Adapted(merge(adapted)).logits(batch)
         found["merged"] = merged
         assert np.allclose(merged, found["logits"], rtol=1e-3, atol=1e-3 * abs(merged).max()), "merging changes it"
-    if method.identity and type(method).base is Method.base:
+    if method.identity and declared(type(method)).held is None:
         plain = Adapted(base).logits(batch)
         assert np.allclose(found["logits"], plain, rtol=1e-3, atol=1e-3 * abs(plain).max()), "it is no identity"
     return found
