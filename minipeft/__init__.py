@@ -1,8 +1,8 @@
 """minipeft: every parameter-efficient fine-tuning method, readable, checked and runnable, on NumPy.
 
 >>> import minipeft
->>> sorted(minipeft.METHODS)[:2]
-['adalora', 'adapter_fusion']
+>>> len(minipeft.METHODS) > 30
+True
 """
 
 from __future__ import annotations

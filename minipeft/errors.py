@@ -14,8 +14,8 @@ class Bad(ValueError):
 def near(word: str, options: Iterable[str], n: int = 3) -> str:
     """' (did you mean a, b?)' for the options closest to `word`, or '' if none is close.
 
-    >>> near("lroa", ["lora", "dora", "prefix_tuning"])
-    ' (did you mean lora, dora?)'
+    >>> near("alhpa", ["alpha", "alpha_min", "targets"])
+    ' (did you mean alpha, alpha_min?)'
     """
     close = difflib.get_close_matches(word, list(options), n=n, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""

@@ -19,17 +19,20 @@ except KeyboardInterrupt:
 from minipeft import __version__
 from minipeft.cli.bench import bench
 from minipeft.cli.check import check
-from minipeft.cli.common import Backend
 from minipeft.cli.compare import compare
 from minipeft.cli.convert import convert
 from minipeft.cli.interrupt import interruptible
 from minipeft.cli.list import list_
 from minipeft.cli.merge import merge
+from minipeft.cli.options import Backend
 from minipeft.cli.replay import replay
 from minipeft.cli.show import show
 from minipeft.cli.terminal import plain
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
+from minipeft.cli.verify_diff import bisect, diff
+from minipeft.cli.verify_field import field
+from minipeft.cli.verify_new import new
 from minipeft.errors import Bad, Note
 
 # libraries that a command may need and that are not installed with the package; pip knows them by these names
@@ -63,6 +66,8 @@ def _main(
 app.command("list")(list_)
 for command in (show, compare, train, merge, convert, replay, check):
     app.command()(command)
+for part in (new, field, diff, bisect):
+    judging.command()(part)
 app.add_typer(judging)
 app.command()(bench)
 

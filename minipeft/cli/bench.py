@@ -8,13 +8,14 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.cli.common import Backend, Json, Outputs, Set, Targets, chosen_settings, known, one_of, settings_not_for
+from minipeft.bench import METHODS, SIZES, TASKS, fits
+from minipeft.cli.options import Backend, Json, Set, Targets, known, one_of
+from minipeft.cli.outputs import Outputs
+from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, progress
 from minipeft.errors import Bad
 
-METHODS = ("lora", "prefix_tuning", "oft", "dora", "ia3", "houlsby")
-SIZES = ("S", "M", "L", "XL", "GPT2")
-TASKS = ("step", "forward", "generate")
+ALONE = ", ".join(m for m in METHODS if fits(m, "GPT2"))
 DTYPES = ("float32", "bfloat16")
 
 
@@ -22,7 +23,7 @@ def bench(
     methods: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            help="lora, prefix_tuning, oft, dora, ia3, houlsby (default: all; of GPT2 lora alone).",
+            help=f"{', '.join(METHODS)} (default: all; of GPT2 {ALONE} alone).",
             autocompletion=one_of(*METHODS),
         ),
     ] = None,
@@ -55,7 +56,9 @@ def bench(
     ] = "float32",
     sweep: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Measure a LoRA step against length and rank; plots and numbers go into this folder."),
+        typer.Option(
+            help=f"Measure a step of {METHODS[0]} against length and rank; plots and numbers go into this folder."
+        ),
     ] = None,
     set_: Set = None,
     targets: Targets = None,
@@ -65,9 +68,9 @@ def bench(
     """Time and peak memory of a training step, beside torch + PEFT on the same threads. On a GPU ours runs as CUDA graphs.
 
     Examples:
-        minipeft bench lora --size S
-        minipeft bench lora dora --size S --set r=16 --targets q_proj
-        minipeft bench lora dora --size M --against peft
+        minipeft bench METHOD --size S
+        minipeft bench METHOD OTHER --size S --set r=16 --targets q_proj
+        minipeft bench METHOD OTHER --size M --against peft
     """
     import os
 
@@ -82,14 +85,14 @@ def bench(
         _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_)
         if len(size or ()) > 1 or len(methods or ()) > 1:
             raise Bad("--profile: expected one size and one method")
-        method = (methods or ["lora"])[0]
+        method = (methods or METHODS)[0]
         given = chosen_settings([method_class(method)], set_, targets)[method]
         return _profile(outputs, (size or ["M"])[0], method, dtype, given)
     if sweep is not None:
         _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_, set=set_, targets=targets)
         asked = job.sweep(against, rounds, threads, dtype)
     else:
-        sizes, methods = size or ["S", "M", "L"], methods or list(job.METHODS)
+        sizes, methods = size or ["S", "M", "L"], methods or list(METHODS)
         given = chosen_settings([method_class(m) for m in methods], set_, targets)
         settings_not_for(given, set_)
         asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype, given)

@@ -6,18 +6,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.cli.common import (
-    Backend,
-    Json,
-    Methods,
-    Outputs,
-    Set,
-    Targets,
-    chosen_settings,
-    known,
-    one_of,
-    settings_not_for,
-)
+from minipeft.cli.options import Backend, Json, Methods, Set, Targets, known, one_of
+from minipeft.cli.outputs import Outputs
+from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, cell, progress, table
 
 FAMILIES = ("llama", "gpt2", "bert", "t5", "vit")
@@ -39,8 +30,8 @@ def check(
     """Every law on methods (default: all), on tiny models of all families; exits with 1 if one is broken.
 
     Examples:
-        minipeft check dora
-        minipeft check lora --family llama --set rslora=True
+        minipeft check METHOD
+        minipeft check METHOD --family llama --set r=4
     """
     import dataclasses
 

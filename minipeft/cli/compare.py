@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from minipeft.cli.common import (
+from minipeft.cli.options import (
     Backend,
     Base,
     Data,
@@ -17,15 +17,13 @@ from minipeft.cli.common import (
     LearningRate,
     Length,
     Methods,
-    Outputs,
     Png,
     Seed,
     Set,
     Targets,
-    chosen_settings,
-    note,
-    settings_not_for,
 )
+from minipeft.cli.outputs import Outputs, note
+from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import WIDTH, Kept, progress
 from minipeft.errors import Bad
 
@@ -53,8 +51,8 @@ def compare(
 
     Examples:
         minipeft compare
-        minipeft compare lora ia3 --steps 300 --html compare.html
-        minipeft compare lora --base base/ --data reviews.csv
+        minipeft compare METHOD OTHER --steps 300 --html compare.html
+        minipeft compare METHOD --base base/ --data reviews.csv
     """
     import dataclasses
     import textwrap

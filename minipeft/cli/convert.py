@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Base, Dtype, folders_of, opened, refuse_place
+from minipeft.cli.adapters import folders_of, opened, refuse_place
+from minipeft.cli.options import Base, Dtype
 from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
 

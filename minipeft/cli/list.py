@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minipeft.cli.common import Json, Markdown, Outputs
+from minipeft.cli.options import Json, Markdown
+from minipeft.cli.outputs import Outputs
 from minipeft.cli.terminal import cell, table
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from minipeft.cli.common import DTYPES, Backend, Base, folders_of, known, one_of, opened
+from minipeft.cli.adapters import folders_of, opened
+from minipeft.cli.options import DTYPES, Backend, Base, known, one_of
 from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
 

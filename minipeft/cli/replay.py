@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from minipeft.cli.common import Backend, Base, Json, Outputs, Strict, base_folder
+from minipeft.cli.adapters import base_folder
+from minipeft.cli.options import Backend, Base, Json, Strict
+from minipeft.cli.outputs import Outputs
 from minipeft.cli.terminal import Kept, cell, progress, table
 
 

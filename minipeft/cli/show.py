@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import Method
+from minipeft.cli.options import Method
 from minipeft.cli.terminal import terminal
 
 
@@ -21,8 +21,8 @@ def show(
     """One method: its equations, its arrays, where it differs from others, and its file.
 
     Examples:
-        minipeft show dora
-        minipeft show dora --code
+        minipeft show METHOD
+        minipeft show METHOD --code
     """
     import dataclasses
     import inspect

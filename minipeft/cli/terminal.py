@@ -55,7 +55,7 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
 
 
 class Progress:
-    """How far a job has come. Call it as each thing ends: `tick("dora")`, `tick("dora", "50 laws hold")`."""
+    """How far a job has come. Call it as each thing ends: `tick("one")`, `tick("one", "50 laws hold")`."""
 
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done, self.now = label, total, 0, ""

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from minipeft.cli.common import (
+from minipeft.cli.adapters import refuse_place
+from minipeft.cli.options import (
     Backend,
     Base,
     Data,
@@ -21,13 +22,11 @@ from minipeft.cli.common import (
     Seed,
     Set,
     Targets,
-    chosen_settings,
     known,
-    note,
     one_of,
-    refuse_place,
-    settings,
 )
+from minipeft.cli.outputs import note
+from minipeft.cli.settings import chosen_settings, settings
 from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
 
@@ -60,7 +59,7 @@ def train(
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
     Example:
-        minipeft train lora adapter/ --set r=4 --steps 200
+        minipeft train METHOD adapter/ --set r=4 --steps 200
     """
     from minipeft import compare as job
     from minipeft.checkpoints.native import save_adapter

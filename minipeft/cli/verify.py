@@ -1,4 +1,4 @@
-"""`minipeft verify` and its subcommands."""
+"""`minipeft verify`; its subcommands are in files of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from minipeft import __version__
-from minipeft.cli.common import (
+from minipeft.cli.options import (
     Backend,
     Html,
     Jobs,
@@ -20,13 +20,13 @@ from minipeft.cli.common import (
     Junit,
     Limit,
     Markdown,
-    Outputs,
     Strict,
     cores,
     known,
     method_names,
     one_of,
-)  # fmt: skip
+)
+from minipeft.cli.outputs import Outputs
 from minipeft.cli.terminal import Kept, plain, progress, terminal
 from minipeft.errors import Bad
 
@@ -61,7 +61,8 @@ def _methods_and_commands(incomplete: str) -> list[str]:
     return [*method_names(incomplete), *(c for c in commands if c.startswith(incomplete))]
 
 
-def _implementations(incomplete: str) -> list[str]:
+def implementations(incomplete: str) -> list[str]:
+    """Implementations that begin so."""
     from minipeft.conformance.program import PEERS
 
     return one_of("minipeft", *PEERS, "python:", "exec:")(incomplete)
@@ -89,7 +90,7 @@ def verify(
             "-i",
             "--implementation",
             help="python:module:object, exec:'command', or a harness: peft, …; may be repeated. Default: minipeft.",
-            autocompletion=_implementations,
+            autocompletion=implementations,
         ),
     ] = None,
     check: Annotated[
@@ -129,9 +130,9 @@ def verify(
     Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
 
     Examples:
-        minipeft verify dora
-        minipeft verify -i peft dora --html dora.html
-        minipeft verify --case 'lora.forward.*' --json -
+        minipeft verify METHOD
+        minipeft verify -i peft METHOD --html report.html
+        minipeft verify --case 'METHOD.forward.*' --json -
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -169,7 +170,7 @@ def verify(
             tick.doing(f"{name} starts")
             job.run(
                 name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
-                progress=_by_method(name, chosen.cases, results, tick),
+                progress=by_method(name, chosen.cases, results, tick),
             )  # fmt: skip
     order = {c.id: i for i, c in enumerate(chosen.cases)}
     results.sort(key=lambda r: (names.index(r.implementation), order[r.id]))
@@ -219,7 +220,7 @@ def ready() -> Any:
     return terminal()
 
 
-def _by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -> Callable[[Any], None]:
+def by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -> Callable[[Any], None]:
     """Keeps results, and says each method's as its last one comes."""
     from minipeft.conformance.report import verdict
 
@@ -233,110 +234,3 @@ def _by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -
         tick(f"{name} {r.method}", "" if word == "SKIP" else f"{word} {count}")
 
     return judged
-
-
-LANGUAGES = ("rust", "python", "jax", "mlx", "c")
-
-
-@judging.command("new")
-def new_(
-    language: Annotated[str, typer.Argument(help="rust, python, jax, mlx or c.", autocompletion=one_of(*LANGUAGES))],
-    folder: Annotated[Path, typer.Argument(help="Where to write it; must not exist or be empty.")],
-) -> None:
-    """Write the skeleton of a harness in another language.
-
-    Example:
-        minipeft verify new rust harness/
-    """
-    from minipeft.conformance.new import skeleton
-
-    for path in skeleton(language, folder):
-        print(plain(path))
-
-
-@judging.command()
-def field(
-    folder: Annotated[Path, typer.Argument(help="Where the harnesses' environments are, or are made with pip.")],
-    into: Annotated[Path, typer.Option(help="The folder that field.html and field.md are written to.")] = Path("docs"),
-    jobs: Jobs = None,
-    limit: Limit = 20.0,
-) -> None:
-    """Judge every library there is a harness for, and write the matrix of the field. Status 1 if one is not as it is known to be.
-
-    Example:
-        minipeft verify field environments/
-    """
-    from minipeft.checkpoints.files import write_bytes
-    from minipeft.conformance import field as job
-    from minipeft.conformance import page, report
-    from minipeft.conformance.results import Result
-    from minipeft.conformance.verify import choose
-
-    chosen = choose()
-    console, found = ready(), Kept[Result]()
-    with found, progress("judging") as tick:
-        pythons = job.prepare(folder, tick.doing)
-        tick.total = len(chosen.cases) * (1 + len(pythons))
-        keep = {p: _by_method(p, chosen.cases, found, tick) for p in ("minipeft", *pythons)}
-        results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: keep[p](r))
-    if found.interrupted:
-        console.print(report.matrix(found, console.width))
-        print(f"interrupted: {into / 'field.html'} and {into / 'field.md'}, of the whole field, are as they were")
-        found.finish()
-    console.print(report.matrix(results, console.width))
-    by_id = {c.id: c for c in chosen.cases}
-    write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
-    write_bytes(into / "field.md", report.field(results).encode())
-    for line in unexpected[:40]:
-        print(plain(line))
-    if unexpected:
-        raise typer.Exit(1)
-
-
-@judging.command()
-def diff(
-    first: Annotated[str, typer.Argument(help="An implementation.", autocompletion=_implementations)],
-    second: Annotated[str, typer.Argument(help="Another one.", autocompletion=_implementations)],
-    case: Case,
-    limit: Limit = 20.0,
-) -> None:
-    """Where two implementations first differ on a case: intermediate by intermediate where they can trace, then the results.
-
-    Example:
-        minipeft verify diff minipeft peft --case dora.grad.usual
-    """
-    from minipeft.conformance import diff as job
-    from minipeft.conformance.verify import choose
-
-    with progress("computing") as tick:
-        tick.doing(case)
-        rows = job.diff(first, second, choose(ids=[case]).cases[0], limit)
-    terminal().print(job.diff_table(rows, first, second))
-    if any(not row.same for row in rows):
-        raise typer.Exit(1)
-
-
-@judging.command()
-def bisect(
-    implementation: Annotated[
-        str, typer.Argument(help="An implementation that traces.", autocompletion=_implementations)
-    ],
-    case: Case,
-    limit: Limit = 20.0,
-) -> None:
-    """The first intermediate at which an implementation departs from minipeft. Status 1 if there is one.
-
-    Example:
-        minipeft verify bisect peft --case dora.forward.usual
-    """
-    from minipeft.conformance import diff as job
-    from minipeft.conformance.verify import choose
-
-    with progress("computing") as tick:
-        tick.doing(case)
-        rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
-    terminal().print(job.diff_table(rows, "minipeft", implementation))
-    if departed is not None:
-        print(plain(f"departs at {departed.name}"))
-        raise typer.Exit(1)
-    print(f"the same in all {len(rows)} intermediates")

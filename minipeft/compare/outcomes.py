@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -32,17 +33,9 @@ from minipeft.train import AdamW, fit
 HEAD_LR = 2e-2  # of the classifier alone
 JUDGES = ("majority", "frozen")  # rows that are no methods
 
-# One method of each family, and full fine-tuning as the yardstick.
-FAMILIES = {
-    "bottleneck": "houlsby",
-    "lowrank": "lora",
-    "orthogonal": "oft",
-    "prompt": "prefix_tuning",
-    "routing": "poly",
-    "scaling": "ia3",
-    "selective": "full",
-    "structured": "loha",
-}
+# One method of each family; the selective one, full fine-tuning, is the yardstick.
+FAMILIES: dict[str, str] = json.loads(Path(__file__).with_name("families.json").read_text("utf-8"))
+WHOLE = FAMILIES["selective"]  # trains parameters as they are: the classifier, here
 
 
 @dataclass
@@ -90,7 +83,7 @@ def measure(
     if method == "majority":
         return _majority(task, seed)
     if method == "frozen":
-        alone = attach(task.model, METHODS["full"](targets=" ".join(head_of(task.model))), seed=seed)
+        alone = attach(task.model, METHODS[WHOLE](targets=" ".join(head_of(task.model))), seed=seed)
         return _trained(task, alone, "frozen", HEAD_LR if lr is None else lr, seed, with_peak)
     cls = method_class(method) if isinstance(method, str) else type(method)
     made = _sized(task, cls, seed, lr) if isinstance(method, str) else method
@@ -115,7 +108,7 @@ def _sized(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method
     parts = []
     for i, share in enumerate((task.train[:half], task.train[half:] or task.train[:half])):
         one = attach(task.model, inner.sized(task.model.arch), name=f"part{i}", seed=seed + i)
-        whole = attach(one, METHODS["full"](targets=" ".join(head_of(task.model))), name="head")
+        whole = attach(one, METHODS[WHOLE](targets=" ".join(head_of(task.model))), name="head")
         rule = AdamW(lr=inner.usual_lr if lr is None else lr)
         done = fit(whole, share, steps=max(task.steps // 2, 1), optimiser=rule, schedule="linear", clip=1.0)
         parts.append(done.adapted.adapters[0])

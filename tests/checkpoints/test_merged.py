@@ -14,7 +14,7 @@ from minipeft.checkpoints import load, merged, save_model, saving, with_head
 from minipeft.checkpoints.files import read_header, read_json, read_tensors, write_tensors
 from minipeft.checkpoints.merged import probe, save_merged
 from minipeft.checkpoints.native import save_adapter, trained_in
-from minipeft.cli.common import opened
+from minipeft.cli.adapters import opened
 from minipeft.conformance import tiny
 from minipeft.data import BASE
 from minipeft.engine.bfloat16 import bfloat16

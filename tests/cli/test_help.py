@@ -40,6 +40,7 @@ def examples():
         lines = re.findall(r"^\s+(minipeft .*)$", text.partition("Example")[2], re.MULTILINE)
         assert lines, words
         for line in lines:
+            line = line.replace("METHOD", "lora").replace("OTHER", "dora")
             marks = [pytest.mark.hf] if " peft" in line else []
             if words in (("compare",), ("bench",), ("verify", "field")):  # many seconds; environments made by pip
                 marks = [pytest.mark.slow]

@@ -19,12 +19,17 @@ DTYPES = [np.float64, np.float32]
 
 @pytest.fixture
 def cuda(device):
-    """The kernels, which the stand-in for CuPy has not."""
+    """CuPy, with products and kernels, which the stand-in for it has not."""
     if device.__name__ != "cupy":
         pytest.skip("kernels need CuPy")
-    from minipeft.engine.fast import cuda
+    return device
 
-    return cuda
+
+@pytest.fixture
+def blas(cuda):
+    from minipeft.engine.fast import cuda_blas
+
+    return cuda_blas
 
 
 # --- products -----------------------------------------------------------------------------------------------------------
@@ -60,42 +65,42 @@ SHAPES = [((5, 7), (7, 6)), ((1, 7), (7, 1)), ((3, 4, 5, 7), (3, 4, 7, 6)), ((3,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("lie", ["dense", "turned", "heads last", "gaps"])
-def test_products_of_any_layout(shapes, lie, dtype, cuda, measured):
+def test_products_of_any_layout(shapes, lie, dtype, blas, measured):
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal(s).astype(dtype) for s in shapes)
     want, cond = x.astype(np.float64) @ y, abs(x).astype(np.float64) @ abs(y)
     for xs, ys in ((lie, "dense"), ("dense", lie), (lie, lie)):
-        got = to_host(cuda.product(placed(x, xs), placed(y, ys)))
+        got = to_host(blas.product(placed(x, xs), placed(y, ys)))
         ratio = (abs(got - want) / (UNIT[dtype] * cond + 1e-300)).max(initial=0.0)
         measured("products", ratio, dtype)
         assert got.dtype == dtype and ratio <= 8
     z = rng.standard_normal(want.shape).astype(dtype)
     for outs in ("dense", lie):
         out = placed(z.copy(), outs)
-        cuda.product(placed(x, lie), placed(y, lie), out=out, alpha=0.5, beta=2.0)
+        blas.product(placed(x, lie), placed(y, lie), out=out, alpha=0.5, beta=2.0)
         assert (abs(to_host(out) - (0.5 * want + 2.0 * z)) <= 16 * UNIT[dtype] * (cond + 2 * abs(z))).all()
 
 
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("lie", ["dense", "turned", "heads last", "gaps"])
-def test_products_in_bfloat16(shapes, lie, cuda, measured):
+def test_products_in_bfloat16(shapes, lie, blas, measured):
     rng = np.random.default_rng(0)
     x, y = (on_numpy(lambda s=s: bfloat16(rng.standard_normal(s).astype(np.float32))) for s in shapes)
     wide = [on_numpy(a.dequantize).astype(np.float64) for a in (x, y)]
     want, cond = wide[0] @ wide[1], abs(wide[0]) @ abs(wide[1])
     for xs, ys in ((lie, "dense"), ("dense", lie), (lie, lie)):
-        got = to_host(cuda.product(placed(x.values, xs), placed(y.values, ys)))
+        got = to_host(blas.product(placed(x.values, xs), placed(y.values, ys)))
         ratio = (abs(got - want) / (UNIT[np.float32] * cond + 1e-300)).max(initial=0.0)
         measured("products in bfloat16", ratio, np.float32)
         assert got.dtype == np.float32 and ratio <= 8
     z = rng.standard_normal(want.shape).astype(np.float32)
     for outs in ("dense", lie):
         out = placed(z.copy(), outs)
-        cuda.product(placed(x.values, lie), placed(y.values, lie), out=out, alpha=0.5, beta=2.0)
+        blas.product(placed(x.values, lie), placed(y.values, lie), out=out, alpha=0.5, beta=2.0)
         assert (abs(to_host(out) - (0.5 * want + 2.0 * z)) <= 16 * UNIT[np.float32] * (cond + 2 * abs(z))).all()
 
 
-def test_a_large_product_in_bfloat16(cuda, measured):
+def test_a_large_product_in_bfloat16(blas, measured):
     """Summed in float32 over 4096 products: in bfloat16 it would be off by a thousand times as much."""
     rng = np.random.default_rng(0)
     x, y = (
@@ -104,7 +109,7 @@ def test_a_large_product_in_bfloat16(cuda, measured):
     wide = [on_numpy(a.dequantize).astype(np.float64) for a in (x, y)]
     want, cond = wide[0] @ wide[1].T, abs(wide[0]) @ abs(wide[1]).T
     ratio = (
-        abs(to_host(cuda.product(to_device(x.values), to_device(y.values).T)) - want) / (UNIT[np.float32] * cond)
+        abs(to_host(blas.product(to_device(x.values), to_device(y.values).T)) - want) / (UNIT[np.float32] * cond)
     ).max()
     measured("products in bfloat16", ratio, np.float32)
     assert ratio <= 8
@@ -112,15 +117,17 @@ def test_a_large_product_in_bfloat16(cuda, measured):
 
 def test_the_device_rounds_as_the_host_does(cuda):
     """Every upper half of the bits with lower halves at and beside the middle; what is no number, too."""
+    from minipeft.engine.fast.cuda_products import factors
+
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = ((np.arange(1 << 16, dtype=np.uint32) << 16)[:, None] | low).view(np.float32)
     want = on_numpy(lambda: bfloat16(x).values)
     W = bfloat16(xp.ones((1, len(low)), xp.float32))
     for lies in (to_device(x), to_device(np.ascontiguousarray(x.T)).T):
-        assert (to_host(cuda._factors(lies, W)[0]) == want).all()
+        assert (to_host(factors(lies, W)[0]) == want).all()
     row, bits = to_device(x.reshape(-1)), want.reshape(-1)
     for at in (slice(1, None), slice(2, 7), slice(0, 0), slice(0, 3), slice(4, 4001)):  # beside multiples of 16 bytes
-        assert (to_host(cuda._factors(row[at], W)[0]) == bits[at]).all()
+        assert (to_host(factors(row[at], W)[0]) == bits[at]).all()
     assert (to_host(bfloat16(to_device(x)).values) == want).all()
     fine = np.random.default_rng(0).standard_normal((999, 7))
     assert (to_host(bfloat16(to_device(fine)).values) == on_numpy(lambda: bfloat16(fine).values)).all()
@@ -153,16 +160,16 @@ def test_linears_over_bfloat16(lowrank, cuda, measured):
             assert got[k].dtype == np.float32 and ratio <= 8, (k, ratio)
 
 
-def test_tensor_float_is_opt_in_and_bounded(cuda):
+def test_tensor_float_is_opt_in_and_bounded(blas):
     rng = np.random.default_rng(0)
     x, y = (rng.standard_normal((256, 256)).astype(np.float32) for _ in range(2))
     want, cond = x.astype(np.float64) @ y, abs(x).astype(np.float64) @ abs(y)
-    exact = abs(to_host(cuda.product(to_device(x), to_device(y))) - want) / cond
-    cuda.allow_tf32(True)
+    exact = abs(to_host(blas.product(to_device(x), to_device(y))) - want) / cond
+    blas.allow_tf32(True)
     try:
-        rough = abs(to_host(cuda.product(to_device(x), to_device(y))) - want) / cond
+        rough = abs(to_host(blas.product(to_device(x), to_device(y))) - want) / cond
     finally:
-        cuda.allow_tf32(False)
+        blas.allow_tf32(False)
     assert exact.max() <= 8 * 2.0**-24
     assert 8 * 2.0**-24 < rough.max() <= 4 * 2.0**-11  # each factor is rounded to 11 bits
 

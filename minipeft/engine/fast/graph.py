@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from minipeft.engine.backend import xp
-from minipeft.engine.fast.cuda import _TYPES, Array, _dense, _spread, product
+from minipeft.engine.fast.cuda_blas import TYPES, product
+from minipeft.engine.fast.cuda_kernels import dense, spread
+from minipeft.engine.tensor import Array
 
 
 def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
     """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
-    o, (g,) = settings, _dense(g)
+    o, (g,) = settings, dense(g)
     args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
-    _spread("adamw", x, x.size, args)
+    spread("adamw", x, x.size, args)
 
 
 def watched_memory() -> Callable[[], int]:
@@ -42,7 +44,7 @@ def _own_products() -> Iterator[None]:
     theirs = xp.ndarray.__matmul__
 
     def matmul(x: Array, y: Any) -> Any:
-        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in _TYPES
+        own = type(y) is type(x) and x.ndim > 1 and y.ndim > 1 and x.dtype == y.dtype and x.dtype.name in TYPES
         return product(x, y) if own else theirs(x, y)
 
     xp.ndarray.__matmul__ = matmul

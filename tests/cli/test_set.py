@@ -1,11 +1,10 @@
-"""Options that every command shares: what --set and --targets read, and where results go."""
+"""What --set and --targets say of methods."""
 
 import json
 
 import pytest
 
-from minipeft.cli import common
-from minipeft.cli.common import Outputs, chosen_settings, fields_of, settings, typed
+from minipeft.cli.settings import chosen_settings, fields_of, settings, settings_not_for, typed
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods, method_class
@@ -59,7 +58,7 @@ def test_of_several_methods_each_gets_what_it_has(capsys):
     assert chosen == {
         "lora": dict(r=4, targets="q_proj"), "dora": dict(r=4, alpha=2.0, targets="q_proj"), "ia3": dict(targets="q_proj")
     }  # fmt: skip
-    common.settings_not_for(chosen, ["r=4", "dora.alpha=2"])
+    settings_not_for(chosen, ["r=4", "dora.alpha=2"])
     assert capsys.readouterr().err == "minipeft: r=4 is no setting of ia3\n"
     with pytest.raises(Bad, match="given twice"):
         chosen_settings(classes, ["r=4", "dora.r=2"])
@@ -78,40 +77,3 @@ def test_check_with_settings_and_targets(call):
     assert status == 0 and {v["outcome"] for v in json.loads(out)["lora"]} == {"pass"}
     status, out, _ = call("check", "lora", "--family", "llama", "--targets", "no_such", "--json", "-")
     assert {v["outcome"] for v in json.loads(out)["lora"]} == {"n/a"}
-
-
-def test_results_go_to_files_or_to_standard_output(tmp_path, capsys):
-    outputs = Outputs(json=tmp_path / "new" / "a.json", html=None)
-    outputs.show("said [red]\x1b")
-    outputs.json({"a": [float("nan"), float("-inf"), "é"], 1: None})
-    outputs.write("html", lambda: pytest.fail("nobody asked"))
-    assert capsys.readouterr().out == "said [red]\\x1b\n"
-    text = (tmp_path / "new" / "a.json").read_text(encoding="utf-8")
-    assert json.loads(text, parse_constant=pytest.fail) == {"a": ["nan", "-inf", "é"], "1": None}
-
-
-@pytest.mark.parametrize(
-    ("words", "begins"),
-    [
-        (["list", "--json", "-"], "["),
-        (["list", "--markdown", "-"], "| method"),
-        (["check", "ia3", "--family", "llama", "--json", "-"], "{"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--json", "-"], "["),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--html", "-"], "<!doctype html>"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--markdown", "-"], "| method"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--junit", "-"], "<?xml"),
-    ],
-    ids=lambda w: " ".join(w) if isinstance(w, list) else "",
-)
-def test_a_dash_is_standard_output_and_nothing_else_is_there(call, tmp_path, monkeypatch, words, begins):
-    monkeypatch.chdir(tmp_path)
-    status, out, _ = call(*words)
-    assert status == 0 and out.lower().startswith(begins) and not list(tmp_path.iterdir())
-    if "--json" in words:
-        json.loads(out)
-
-
-def test_a_table_and_files_at_once(call, tmp_path):
-    places = [w for end in ("json", "markdown") for w in (f"--{end}", tmp_path / end)]
-    status, out, _ = call("list", *places)
-    assert status == 0 and "lora" in out and {p.name for p in tmp_path.iterdir()} == {"json", "markdown"}

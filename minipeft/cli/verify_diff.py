@@ -1,0 +1,58 @@
+"""`minipeft verify diff` and `bisect`: where two implementations part."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from minipeft.cli.options import Limit
+from minipeft.cli.terminal import plain, progress, terminal
+from minipeft.cli.verify import Case, implementations
+
+
+def diff(
+    first: Annotated[str, typer.Argument(help="An implementation.", autocompletion=implementations)],
+    second: Annotated[str, typer.Argument(help="Another one.", autocompletion=implementations)],
+    case: Case,
+    limit: Limit = 20.0,
+) -> None:
+    """Where two implementations first differ on a case: intermediate by intermediate where they can trace, then the results.
+
+    Example:
+        minipeft verify diff minipeft peft --case METHOD.grad.usual
+    """
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
+
+    with progress("computing") as tick:
+        tick.doing(case)
+        rows = job.diff(first, second, choose(ids=[case]).cases[0], limit)
+    terminal().print(job.diff_table(rows, first, second))
+    if any(not row.same for row in rows):
+        raise typer.Exit(1)
+
+
+def bisect(
+    implementation: Annotated[
+        str, typer.Argument(help="An implementation that traces.", autocompletion=implementations)
+    ],
+    case: Case,
+    limit: Limit = 20.0,
+) -> None:
+    """The first intermediate at which an implementation departs from minipeft. Status 1 if there is one.
+
+    Example:
+        minipeft verify bisect peft --case METHOD.forward.usual
+    """
+    from minipeft.conformance import diff as job
+    from minipeft.conformance.verify import choose
+
+    with progress("computing") as tick:
+        tick.doing(case)
+        rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
+    terminal().print(job.diff_table(rows, "minipeft", implementation))
+    if departed is not None:
+        print(plain(f"departs at {departed.name}"))
+        raise typer.Exit(1)
+    print(f"the same in all {len(rows)} intermediates")

@@ -1,0 +1,51 @@
+"""`minipeft verify field`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minipeft import __version__
+from minipeft.cli.options import Jobs, Limit, cores
+from minipeft.cli.terminal import Kept, plain, progress
+from minipeft.cli.verify import by_method, ready
+
+
+def field(
+    folder: Annotated[Path, typer.Argument(help="Where the harnesses' environments are, or are made with pip.")],
+    into: Annotated[Path, typer.Option(help="The folder that field.html and field.md are written to.")] = Path("docs"),
+    jobs: Jobs = None,
+    limit: Limit = 20.0,
+) -> None:
+    """Judge every library there is a harness for, and write the matrix of the field. Status 1 if one is not as it is known to be.
+
+    Example:
+        minipeft verify field environments/
+    """
+    from minipeft.checkpoints.files import write_bytes
+    from minipeft.conformance import field as job
+    from minipeft.conformance import page, report
+    from minipeft.conformance.results import Result
+    from minipeft.conformance.verify import choose
+
+    chosen = choose()
+    console, found = ready(), Kept[Result]()
+    with found, progress("judging") as tick:
+        pythons = job.prepare(folder, tick.doing)
+        tick.total = len(chosen.cases) * (1 + len(pythons))
+        keep = {p: by_method(p, chosen.cases, found, tick) for p in ("minipeft", *pythons)}
+        results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: keep[p](r))
+    if found.interrupted:
+        console.print(report.matrix(found, console.width))
+        print(f"interrupted: {into / 'field.html'} and {into / 'field.md'}, of the whole field, are as they were")
+        found.finish()
+    console.print(report.matrix(results, console.width))
+    by_id = {c.id: c for c in chosen.cases}
+    write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
+    write_bytes(into / "field.md", report.field(results).encode())
+    for line in unexpected[:40]:
+        print(plain(line))
+    if unexpected:
+        raise typer.Exit(1)
