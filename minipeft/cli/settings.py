@@ -13,6 +13,7 @@ from typing import Any
 
 from minipeft.cli.terminal import plain
 from minipeft.errors import Bad, near
+from minipeft.settings import small
 
 
 def chosen_settings(
@@ -101,4 +102,4 @@ def typed(where: str, text: str, field: tuple[Any, Any]) -> Any:
 
 def settings(cls: Any, arch: Any, given: Sequence[str] | None, targets: str | None = None) -> Any:
     """The method at a size that suits the architecture, with settings given as words."""
-    return dataclasses.replace(cls.sized(arch), **chosen_settings([cls], given, targets)[cls.name])
+    return dataclasses.replace(small(cls, arch), **chosen_settings([cls], given, targets)[cls.name])
