@@ -187,7 +187,7 @@ def explained(f: Any) -> str:
     if any(isinstance(r, Choice) for r in rules):
         reading = " (a reading)" if any(getattr(r, "reading", False) for r in rules) else ""
         return f"{' or '.join(next(r.options for r in rules if isinstance(r, Choice)))}{reading}"
-    return types + "".join(f", to {w}" if not w.startswith("be ") else f", {w[3:]}" for w in says)
+    return types + "".join(f", {w.removeprefix('be ').removeprefix('lie ')}" for w in says)
 
 
 def _number(x: Any) -> bool:
