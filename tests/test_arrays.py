@@ -13,8 +13,33 @@ from minipeft.arrays import array_of, declared, intervenes, needs, rate
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.declare import (
-    Bad, Method, Unfit, at_least, choice, count, each, either, fact, fill, found, found_together, free, held, normal,
-    of_parts, orthonormal, parts, requires, same, setting, size, stored, trained, uniform, when, zero_if,
+    Bad,
+    Method,
+    Unfit,
+    at_least,
+    choice,
+    count,
+    each,
+    either,
+    fact,
+    fill,
+    found,
+    found_together,
+    free,
+    held,
+    normal,
+    of_parts,
+    orthonormal,
+    parts,
+    requires,
+    same,
+    setting,
+    size,
+    stored,
+    trained,
+    uniform,
+    when,
+    zero_if,
 )  # fmt: skip
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.method import METHODS, Site, load_methods
@@ -289,7 +314,7 @@ def test_arrays_of_parts():
 
 
 def test_parts_are_of_their_class():
-    for wrong, says in (((), "one or more Part"), ((METHODS["lora"](),), "one or more Part"), (Part(), "tuple")):
+    for wrong, says in (((), "one or more .*Part"), ((METHODS["lora"](),), "one or more .*Part"), (Part(), "tuple")):
         with pytest.raises(Bad, match=f"over: experts must be .*{says}"):
             Over(experts=wrong)
 
@@ -333,7 +358,7 @@ def test_what_is_required_of_a_site_is_so_when_it_is_attached():
         drawn(Demanding())
     with pytest.raises(Bad, match=r"expected a first layer, found layers\.1\.attn\.q\.weight at"):
         drawn(Demanding(r=3), Site("layers.1.attn.q.weight", (3, 8), "linear", ARCH))
-    with pytest.raises(Bad, match="r must be at most 12, found 13 at layers.0.attn.v.weight"):
+    with pytest.raises(Bad, match=r"r must be at most 12, found 13 at layers\.0\.attn\.v\.weight"):
         attach(tiny.model(), Demanding(r=13), targets="layers.0.attn.v.weight")
 
 

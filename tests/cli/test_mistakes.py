@@ -59,7 +59,7 @@ PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
         ),
         (["train", "lora", "out", "--targets", "q_porj", "--steps", "1"], "match nothing"),
         (["train", "trainable_tokens", "out", "--set", "tokens=1,two"], "tokens=1,two: expected integers"),
-        (["train", "adapter_fusion", "out", "--set", "adapters=a"], "expected a tuple, one or more Pfeiffer"),
+        (["train", "adapter_fusion", "out", "--set", "adapters=a"], "expected a tuple, one or more"),
         (["train", "lora", "out", "--optimiser", "adam"], "did you mean adamw"),
         (["train", "lora", "out", "--schedule", "cosin"], "did you mean cosine"),
         (["train", "lora", "out", "--seed", "-1"], "Invalid value for '--seed'"),
