@@ -34,12 +34,24 @@ class Change:
         """b', None for none."""
         return b
 
+    @property
+    def steady(self) -> Sum:
+        """The part that dropout leaves alone."""
+        return Sum(())
+
     def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
         """x W'ᵀ + b' over `base`, the linear as it is without the change; `drop` acts on the input of what is changed."""
         W = self.onto(base.W)
         if drop is same_input:
             return ops.linear(x, W, self.bias(base.b))
-        return base(x) + ops.linear(drop(x), W - base.W)
+        y, still = base(x), base.W
+        for t in self.steady.terms:
+            y, still = t.add(y, x), t.added(still)
+        y = y + ops.linear(drop(x), W - still)
+        b, new = base.b, self.bias(base.b)
+        if new is b:
+            return y
+        return y + (new if b is None else -b if new is None else new - b)
 
     def rows(self, ids: Any, base: Any) -> Any:
         """The rows `ids` of W'."""
@@ -91,12 +103,13 @@ class Sum(Change):
         return self.shift if b is None else b + self.shift
 
     def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
-        first, *others = self.terms
-        if base.plain and drop is same_input:
+        terms = list(self.terms)
+        if terms and base.plain and drop is same_input:
+            first = terms.pop(0)
             y = ops.linear_lowrank(x, base.held, first.over(x.shape[-1]), first.B, base.b, s=first.s)
         else:
-            y, others = base(x), [first, *others]
-        for t in others:
+            y = base(x)
+        for t in terms:
             y = t.add(y, x if t.steady else drop(x))
         return y if self.shift is None else y + self.shift
 
@@ -108,7 +121,6 @@ class Sum(Change):
 
     @property
     def steady(self) -> Sum:
-        """The part that dropout leaves alone."""
         return Sum(tuple(t for t in self.terms if t.steady))
 
     def __mul__(self, s: float) -> Sum:
@@ -163,6 +175,8 @@ class Scaled(Change):
         return b if b is None or self.out is None else b * self.out
 
     def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        if drop is not same_input:
+            return super().linear(x, base, drop)
         y = base(x if self.in_ is None else x * self.in_)
         return y if self.out is None else y * self.out
 
@@ -183,10 +197,12 @@ class Rotated(Change):
         return ops.block_matmul(W, self.R if self.table else ops.swapaxes(self.R))
 
     def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
-        return base(ops.block_matmul(x, self.R))
+        if drop is not same_input:
+            return super().linear(x, base, drop)
+        return base(ops.block_matmul(x, ops.swapaxes(self.R) if self.table else self.R))
 
     def rows(self, ids: Any, base: Any) -> Any:
-        return ops.block_matmul(base(ids), self.R)
+        return self.onto(base(ids))
 
 
 @once
@@ -263,26 +279,24 @@ class Dense(Change):
 
 
 class Weighed(Change):
-    """W' = f(W), computed once. `steady` is the part of it that dropout leaves alone."""
+    """W' = f(W), computed once, and b' = g(b). `still` is the part of it that dropout leaves alone."""
 
-    __slots__ = ("_made", "f", "steady")
+    __slots__ = ("_f", "_g", "_made", "_still")
 
-    def __init__(self, f: Callable[[Any], Any], steady: Sum) -> None:
-        self.f, self.steady, self._made = f, steady, (None, None)
+    def __init__(self, f: Callable[[Any], Any], still: Sum, g: Callable[[Any], Any] = lambda b: b) -> None:
+        self._f, self._g, self._still, self._made = f, g, still, (None, None)
 
     def onto(self, W: Any) -> Any:
         if self._made[0] is not W:
-            self._made = (W, self.f(W))
+            self._made = (W, self._f(W))
         return self._made[1]
 
-    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
-        W = self.onto(base.W)
-        if drop is same_input:
-            return ops.linear(x, W, base.b)
-        y = base(x)
-        for t in self.steady.terms:
-            y = t.add(y, x)
-        return y + ops.linear(drop(x), W - self.steady.onto(base.W))
+    def bias(self, b: Any) -> Any:
+        return self._g(b)
+
+    @property
+    def steady(self) -> Sum:
+        return self._still
 
 
 def rows_kept(change: Change, k: Any) -> Change:
@@ -292,4 +306,4 @@ def rows_kept(change: Change, k: Any) -> Change:
     if isinstance(change, Sum):
         terms = tuple(t if t.steady else replace(t, B=t.B * k[:, None]) for t in change.terms)
         return replace(change, terms=terms)
-    return Weighed(lambda W: W + k[:, None] * (change.onto(W) - W), Sum(()))
+    return Weighed(lambda W: W + k[:, None] * (change.onto(W) - W), Sum(()), change.bias)

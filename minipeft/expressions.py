@@ -66,8 +66,10 @@ def _compiled(expression: str) -> tuple[CodeType, tuple[str, ...]]:
         tree = ast.parse(" ".join(out), mode="eval")
     except SyntaxError as why:
         raise Bad(f"cannot read the expression {expression!r}: {why.msg}") from None
+    called = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
     for node in ast.walk(tree):
-        if not isinstance(node, _NODES) or (isinstance(node, ast.Call) and getattr(node.func, "id", "") not in _CALLS):
+        function = getattr(node, "id", "") in _CALLS
+        if not isinstance(node, _NODES) or (node in called) != function:
             raise Bad(f"cannot read the expression {expression!r}: {type(node).__name__} has no place there")
     names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - set(_CALLS)
     return compile(tree, expression, "eval"), tuple(sorted(names))

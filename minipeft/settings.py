@@ -178,17 +178,16 @@ def kind(f: Any) -> str:
 def explained(f: Any) -> str:
     """What a setting may be, in words: its type, its range or choices."""
     words = [word.strip() for word in kind(f).split("|")]
-    types = " or ".join(KINDS[w][1] for w in words) if all(w in KINDS for w in words) else "a tuple"
-    if types.startswith("a number of at most"):
-        types = "a number"
+    says = {k: "a number" if k == "float" else what for k, (_, what) in KINDS.items()}
+    types = " or ".join(says[w] for w in words) if all(w in KINDS for w in words) else "a tuple"
     rules = f.metadata.get("rules", ())
     usual = f"at most {LARGEST:,.0f}", f"lie between {LEAST:g} and {LARGEST:g}"
-    says = [getattr(r, "says", "").replace("{", "").replace("}", "") for r in rules]
-    says = [w for w in says if w and not w.endswith(usual)]
+    ranges = [getattr(r, "says", "").replace("{", "").replace("}", "") for r in rules]
+    ranges = [w for w in ranges if w and not w.endswith(usual)]
     if any(isinstance(r, Choice) for r in rules):
         reading = " (a reading)" if any(getattr(r, "reading", False) for r in rules) else ""
         return f"{' or '.join(next(r.options for r in rules if isinstance(r, Choice)))}{reading}"
-    return types + "".join(f", to {w}" if not w.startswith("be ") else f", {w[3:]}" for w in says)
+    return types + "".join(f", {w.removeprefix('be ').removeprefix('lie ')}" for w in ranges)
 
 
 def _number(x: Any) -> bool:

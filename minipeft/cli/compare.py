@@ -139,15 +139,16 @@ def _named(methods: list[str], all_: bool) -> list[str]:
 def _settings(names: list[str], set_: list[str] | None, targets: str | None) -> dict[str, dict[str, Any]]:
     """What --set and --targets say of each method."""
     from minipeft.method import method_class
+    from minipeft.settings import part_of
 
     classes = [method_class(name) for name in names]
     if not set_ and targets is None:
         return {}
-    own = [cls for cls in classes if not cls.parts]  # what is built over others takes its settings from them
+    own = [cls for cls in classes if part_of(cls) is None]  # what is built over others takes its settings from them
     given = chosen_settings(own, set_, targets)
-    settings_not_for(given | {cls.name: {} for cls in classes if cls.parts}, set_)
+    settings_not_for(given | {cls.name: {} for cls in classes if part_of(cls)}, set_)
     if targets is not None and len(own) < len(classes):
-        note([f"minipeft: --targets is not for {', '.join(c.name for c in classes if c.parts)}"])
+        note([f"minipeft: --targets is not for {', '.join(c.name for c in classes if part_of(c))}"])
     return given
 
 
@@ -157,9 +158,10 @@ def _made(task: Any, names: list[str], given: dict[str, dict[str, Any]], seed: i
 
     from minipeft import compare as job
     from minipeft.method import method_class
+    from minipeft.settings import part_of, small
 
     made = [
-        name if cls.parts else dataclasses.replace(cls.sized(task.model.arch), **given.get(name, {}))
+        name if part_of(cls) else dataclasses.replace(small(cls, task.model.arch), **given.get(name, {}))
         for name in names
         for cls in [method_class(name)]
     ]

@@ -60,16 +60,18 @@ def settings_not_for(chosen: Mapping[str, Mapping[str, Any]], given: Sequence[st
             print(plain(f"minipeft: {word} is no setting of {', '.join(without)}"), file=sys.stderr)
 
 
-def fields_of(cls: Any) -> dict[str, tuple[Any, Any]]:
-    """{setting: (type, usual value)} of a method."""
+def fields_of(cls: Any) -> dict[str, tuple[Any, Any, str]]:
+    """{setting: (type, usual value, what it may be in words)} of a method."""
+    from minipeft.settings import explained
+
     hints = typing.get_type_hints(cls)
     usual = cls()
-    return {f.name: (hints[f.name], getattr(usual, f.name)) for f in dataclasses.fields(cls) if f.init}
+    return {f.name: (hints[f.name], getattr(usual, f.name), explained(f)) for f in dataclasses.fields(cls) if f.init}
 
 
-def typed(where: str, text: str, field: tuple[Any, Any]) -> Any:
+def typed(where: str, text: str, field: tuple[Any, Any, str]) -> Any:
     """Words as a value of a setting's type. Raises `Bad`, beginning with `where`."""
-    hint, usual = field
+    hint, usual, says = field
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = set(typing.get_args(hint)) if union else {hint}
     try:
@@ -95,10 +97,11 @@ def typed(where: str, text: str, field: tuple[Any, Any]) -> Any:
             items = value if isinstance(value, tuple | list) else (value,)
             if all(type(i) is int for i in items):
                 return tuple(items)
-    names = " or ".join(sorted(getattr(k, "__name__", str(k)) if k is not type(None) else "None" for k in kinds))
-    raise Bad(f"{where}: expected {names} like {usual!r}, found {type(value).__name__}")
+    raise Bad(f"{where}: expected {says}, as in {usual!r}, found {type(value).__name__}")
 
 
 def settings(cls: Any, arch: Any, given: Sequence[str] | None, targets: str | None = None) -> Any:
     """The method at a size that suits the architecture, with settings given as words."""
-    return dataclasses.replace(cls.sized(arch), **chosen_settings([cls], given, targets)[cls.name])
+    from minipeft.settings import small
+
+    return dataclasses.replace(small(cls, arch), **chosen_settings([cls], given, targets)[cls.name])

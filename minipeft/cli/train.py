@@ -74,7 +74,7 @@ def train(
     if out.exists() and not out.is_dir():
         raise Bad(f"{out}: expected a folder, found a file")
     refuse_place(out, "minipeft")
-    rule = RULES[optimiser](lr=cls.usual_lr if lr is None else lr)
+    rule = RULES[optimiser](lr=job.usual_rate(cls) if lr is None else lr)
     kept = out / "training.safetensors"
     with progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")

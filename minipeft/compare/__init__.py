@@ -6,6 +6,7 @@ task is its loss on held-out text, with the adapter on and off.
 
     task        base, data, batches: what all methods see
     outcomes    one method with one seed; many of them in processes
+    rates       learning rates of methods
     statistics  differences, intervals, which of them can be told apart
     findings    rows, and the sentences that follow from them
     table       the rows in a terminal
@@ -14,6 +15,7 @@ task is its loss on held-out text, with the adapter on and off.
 
 from minipeft.compare.findings import Findings, Row, row_of, summarise
 from minipeft.compare.outcomes import FAMILIES, JUDGES, Outcome, compare, everything, measure
+from minipeft.compare.rates import usual_rate
 from minipeft.compare.task import Task, head_of, judge, judged, prepare, start, text_loss
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     "start",
     "summarise",
     "text_loss",
+    "usual_rate",
 ]  # fmt: skip

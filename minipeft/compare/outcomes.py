@@ -21,13 +21,15 @@ import numpy as np
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints.native import save_adapter
+from minipeft.compare.rates import usual_rate
 from minipeft.compare.task import Task, head_of, judged, prepare, start, text_loss
 from minipeft.engine.backend import explained, peak_memory, to_host
 from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad
 from minipeft.merging import merge
-from minipeft.method import METHODS, Method, load_methods, method_class
+from minipeft.method import METHODS, Method, is_weight, load_methods, method_class
 from minipeft.processes import deaf_to_interrupts, end_children
+from minipeft.settings import part_of, small
 from minipeft.train import AdamW, fit
 
 HEAD_LR = 2e-2  # of the classifier alone
@@ -88,7 +90,7 @@ def measure(
     cls = method_class(method) if isinstance(method, str) else type(method)
     made = _sized(task, cls, seed, lr) if isinstance(method, str) else method
     begun = start(task, made, seed)
-    return _trained(task, begun, cls.name, cls.usual_lr if lr is None else lr, seed, with_peak)
+    return _trained(task, begun, cls.name, usual_rate(cls) if lr is None else lr, seed, with_peak)
 
 
 def _majority(task: Task, seed: int) -> Outcome:
@@ -101,15 +103,15 @@ def _majority(task: Task, seed: int) -> Outcome:
 
 def _sized(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method:
     """The method at a size that suits the model; one that is built over others gets two of them, trained on half each."""
-    if not cls.parts:
-        return cls.sized(task.model.arch)
-    inner = METHODS[cls.parts]
+    if (part := part_of(cls)) is None:
+        return small(cls, task.model.arch)
+    _, inner = part
     half = max(len(task.train) // 2, 1)
     parts = []
     for i, share in enumerate((task.train[:half], task.train[half:] or task.train[:half])):
-        one = attach(task.model, inner.sized(task.model.arch), name=f"part{i}", seed=seed + i)
+        one = attach(task.model, small(inner, task.model.arch), name=f"part{i}", seed=seed + i)
         whole = attach(one, METHODS[WHOLE](targets=" ".join(head_of(task.model))), name="head")
-        rule = AdamW(lr=inner.usual_lr if lr is None else lr)
+        rule = AdamW(lr=usual_rate(inner) if lr is None else lr)
         done = fit(whole, share, steps=max(task.steps // 2, 1), optimiser=rule, schedule="linear", clip=1.0)
         parts.append(done.adapted.adapters[0])
     return cls.from_adapters(parts)  # type: ignore[attr-defined]
@@ -156,7 +158,7 @@ def _trained(task: Task, begun: Adapted, name: str, lr: float, seed: int, with_p
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(after, Path(folder) / "adapter")
         out.file_bytes = sum(f.stat().st_size for f in (Path(folder) / "adapter").iterdir())
-    if all(m.merges for m in after.adapters[0].at.values()):
+    if all(map(is_weight, after.adapters[0].at.values())):
         got, want = Adapted(merge(after)).logits(task.test[0]), after.logits(task.test[0])
         out.merge_error = float(abs(to_host(got - want)).max())
     return out

@@ -12,6 +12,7 @@ import numpy as np
 
 from minipeft import data as datasets
 from minipeft.adapted import Adapted
+from minipeft.arrays import needs
 from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
 from minipeft.engine.backend import to_host
@@ -210,5 +211,5 @@ def text_loss(adapted: Adapted, task: Task) -> float | None:
 
 def start(task: Task, method: Method, seed: int = 0, name: str = "default") -> Adapted:
     """The method attached to the task's model, the classifier trained whole beside it."""
-    data = task.train[:2] if method.needs else ()
+    data = task.train[:2] if needs(method) else ()
     return attach(task.model, method, name=name, train_whole=head_of(task.model), data=data, seed=seed)

@@ -8,6 +8,7 @@ from minipeft.cli.settings import chosen_settings, fields_of, settings, settings
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods, method_class
+from minipeft.settings import small
 
 load_methods()
 
@@ -43,13 +44,14 @@ def test_a_word_is_read_as_its_fields_type(method, word, value):
 def test_every_setting_reads_back_what_it_is():
     """The words for the usual value of each setting of every method give that value, and 'nonsense' gives a text or a refusal."""
     for name, cls in METHODS.items():
-        for key, (hint, usual) in fields_of(cls).items():
+        for key, field in fields_of(cls).items():
+            usual = field[1]
             if isinstance(usual, tuple) and usual and not isinstance(usual[0], int):
                 continue  # methods built over others are not set by words
-            assert typed("--set", repr(usual), (hint, usual)) == usual, (name, key)
+            assert typed("--set", repr(usual), field) == usual, (name, key)
             if not isinstance(usual, str):
                 with pytest.raises(Bad, match=r"expected .* found str"):
-                    typed(f"--set {key}=nonsense", "nonsense", (hint, usual))
+                    typed(f"--set {key}=nonsense", "nonsense", field)
 
 
 def test_of_several_methods_each_gets_what_it_has(capsys):
@@ -67,7 +69,7 @@ def test_of_several_methods_each_gets_what_it_has(capsys):
 def test_settings_are_over_the_size_that_suits():
     arch, cls = tiny.arch("llama"), METHODS["lora"]
     made = settings(cls, arch, ["rslora=True"], "q_proj")
-    assert made.rslora and made.targets == "q_proj" and made.r == cls.sized(arch).r
+    assert made.rslora and made.targets == "q_proj" and made.r == small(cls, arch).r
 
 
 def test_check_with_settings_and_targets(call):

@@ -10,7 +10,7 @@ import pytest
 from minipeft import compare as job
 from minipeft.compare import outcomes as measuring
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Method, load_methods
+from minipeft.method import METHODS, Method, is_weight, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 
 load_methods()
@@ -32,7 +32,7 @@ def test_an_outcome(task, name):
     assert found.optimiser_bytes >= 2 * 4 * found.trained and found.peak_bytes > 0 and found.file_bytes > found.trained
     assert len(found.curve) == 3 and np.isfinite(found.curve).all()
     assert found.losses.shape == found.right.shape == (40,) and np.isfinite(found.losses).all()
-    assert (found.merge_error is None) == (not METHODS[name].sized(task.model.arch).merges)
+    assert (found.merge_error is None) == (not is_weight(METHODS[name]))
     assert found.merge_error is None or found.merge_error < 1e-4
     assert (found.text_off == found.text_before) == (name != "qlora")  # four bits change the base itself
     assert name not in ("lora", "full") or found.text_on != found.text_off
@@ -65,13 +65,21 @@ def test_it_learns():
     assert lora.losses.mean() < frozen.losses.mean() - 0.02 and np.mean(lora.curve[-5:]) < np.mean(lora.curve[:5]) - 0.2
 
 
-@pytest.mark.parametrize("name, usual", [("lora", LoRA.usual_lr), ("frozen", measuring.HEAD_LR)])
+@pytest.mark.parametrize("name, usual", [("lora", 1e-2), ("frozen", measuring.HEAD_LR)])
 def test_a_rate_of_nothing_is_a_rate(task, name, usual):
     """0 trains nothing; without a rate it is the usual one."""
     still, asked = (job.measure(task, name, lr=lr, with_peak=False) for lr in (0.0, None))
     before = job.judged(job.start(task, LoRA()), task.test)[0]
     assert still.lr == 0 and np.array_equal(still.losses, before)
     assert asked.lr == usual and not np.array_equal(asked.losses, before)
+
+
+def test_a_usual_rate_is_the_methods_own_or_its_parents():
+    class Mine(METHODS["qlora"], register=False):
+        pass
+
+    rates = {name: job.usual_rate(METHODS[name]) for name in ("lora", "dora", "qlora", "full")}
+    assert rates == dict(lora=1e-2, dora=1e-2, qlora=5e-3, full=1e-3) and job.usual_rate(Mine) == 5e-3
 
 
 def test_the_peak_is_that_of_the_widest_batch(task):
@@ -130,12 +138,11 @@ class Odd(Method, register=False):
     targets: str = "attn.q.weight"
     way: str = ""
 
-    def init(self, site, rng):
+    def weight(self, W):
         if self.way == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise ZeroDivisionError("by design")
-
-    def weight(self, W):
+        if self.way == "fails":
+            raise ZeroDivisionError("by design")
         return W
 
 
@@ -145,7 +152,7 @@ def test_rows_stay_when_a_process_is_killed():
 
 
 @pytest.mark.parametrize("method, lr, says", [
-    (Odd(), None, "ZeroDivisionError: by design"), ("lora", 1e38, "AdamW: lr must be"), ("bitfit", None, "match nothing"),
+    (Odd(way="fails"), None, "ZeroDivisionError: by design"), ("lora", 1e38, "AdamW: lr must be"), ("bitfit", None, "match nothing"),
 ])  # fmt: skip
 def test_why_there_is_nothing(task, monkeypatch, method, lr, says):
     no_bias = {k: v for k, v in task.model.params.items() if not k.endswith("bias")}

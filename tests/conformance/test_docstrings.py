@@ -3,15 +3,29 @@ import types
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from minipeft.conformance import tiny
-from minipeft.conformance.docstrings import Row, evaluate, facts, markdown, read, symbols
+from minipeft.conformance.docstrings import Row, facts, markdown, read, rows, size
+from minipeft.declare import (
+    Method,
+    at_least,
+    choice,
+    count,
+    each,
+    either,
+    fill,
+    free,
+    normal,
+    of_parts,
+    parts,
+    positive,
+    stored,
+    trained,
+    uniform,
+    within,
+)
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Method, load_methods
+from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.targets import sites
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
@@ -20,12 +34,11 @@ PAGE = """Gain: A Paper about Gains. Author 2020, https://example.org/paper
 
     W' = g W
 
-    g  (out)       trained   1, hence W' = W
-    S  (r, in (2)) stored    U(0, 1); only with sketch
-    W1 like W      trained   W
+    with sketch
+    W' = g S W
 
-Size     out + r numbers per adapted matrix.
 Merges   exactly: W' is an ordinary weight.
+Dropout  none.
 Differs  Nothing
          at all.
 
@@ -34,15 +47,38 @@ Differs  Nothing
 """
 
 
-def page(text, **fields):
-    """What is read of a method in a module with this docstring."""
+@dataclass(frozen=True)
+class Gain(Method, register=False):
+    """Has a page."""
+
+    r: int = count(2)
+    sketch: bool = False
+    dropout: float = within("[0, 1)", 0.0)
+    g = trained("out", start=fill(1))
+    S = stored("r", "in", start=either("embedding", normal(), uniform("in")), when="sketch and r != 1")
+    W1 = trained(..., when="embedding")
+
+    def change(self, **arrays):
+        return 0.0
+
+
+def module_of(cls, text):
+    """The class in a module with this docstring."""
     module = types.ModuleType("a_page")
     module.__doc__ = text
     sys.modules["a_page"] = module
-    try:
-        return read(type("Gain", (Method,), {"__module__": "a_page"}, register=False))
-    finally:
-        del sys.modules["a_page"]
+    return type(cls.__name__, (cls,), {"__module__": "a_page"}, register=False)
+
+
+def page(text, cls=Gain):
+    """What is read of a method in a module with this docstring."""
+    return read(module_of(cls, text))
+
+
+@pytest.fixture(autouse=True)
+def _no_module_stays():
+    yield
+    sys.modules.pop("a_page", None)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -51,14 +87,28 @@ def page(text, **fields):
 def test_a_page_taken_apart():
     found = page(PAGE)
     assert (found.title, found.url) == ("Gain: A Paper about Gains", "https://example.org/paper")
-    assert found.source.startswith("Author 2020") and found.equations == "    W' = g W"
-    assert found.rows == (
-        Row("g", ("out",), True, "1, hence W' = W"),
-        Row("S", ("r", "in (2)"), False, "U(0, 1); only with sketch"),
-        Row("W1", ("*W",), True, "W"),
+    assert found.source == "Author 2020, https://example.org/paper"
+    assert found.equations == "    W' = g W\n\n    with sketch\n    W' = g S W"
+    assert found.sections == dict(
+        Merges="exactly: W' is an ordinary weight.", Dropout="none.", Differs="Nothing at all."
     )
-    assert [r.optional for r in found.rows] == [False, True, False]
-    assert found.sections["Differs"] == "Nothing at all." and found.size == ("out + r", False)
+    assert found.rows == (
+        Row("g", ("out",), True, "1"),
+        Row("S", ("r", "in"), False, "N(0, 1) with embedding, else U(±1/√in)", "sketch and r != 1"),
+        Row("W1", ("the site's",), True, "0", "embedding"),
+    )
+    assert [r.initial for r in found.rows] == [
+        "1",
+        "N(0, 1) with embedding, else U(±1/√in); only with sketch and r ≠ 1",
+        "0; only with embedding",
+    ]
+    assert found.settings == (
+        ("targets = ''", "text"),
+        ("r = 2", "an integer, at least 1, at most 65,536"),
+        ("sketch = False", "True or False"),
+        ("dropout = 0.0", "a number, in [0, 1)"),
+    )
+    assert found.size == "out + size with embedding per parameter"
 
 
 @pytest.mark.parametrize(
@@ -66,30 +116,116 @@ def test_a_page_taken_apart():
     [
         (PAGE, "", "must begin with 'Title"),
         ("Gain: A", "Gain A", "must begin with 'Title"),
-        ("Size     out + r numbers per adapted matrix.\n", "", "has no Size line"),
         ("Merges   exactly: W' is an ordinary weight.\n", "", "has no Merges line"),
         ("Differs  Nothing\n         at all.\n", "", "has no Differs line"),
-        ("Size     out", "Merges   out", "has no Size line"),
-        ("Merges   exactly", "Dropout  none\nMerges   exactly", "has its headings in the order Size, Dropout, Merges"),
+        (
+            "Merges   exactly",
+            "Dropout  none\nMerges   exactly",
+            "has its headings in the order Dropout, Merges, Differs",
+        ),
     ],
 )
 def test_pages_that_are_not_of_the_form(old, new, says):
-    with pytest.raises(Bad, match=says):
+    with pytest.raises(Bad, match=f"^gain: its docstring {says}"):
         page(PAGE.replace(old, new))
 
 
-def test_the_size_line():
-    assert page(PAGE.replace("numbers per adapted matrix", "numbers in all")).size == ("out + r", True)
-    with pytest.raises(Bad, match="the Size line must read"):
-        _ = page(PAGE.replace("numbers", "things")).size
+def test_headings_in_their_order():
+    found = page(PAGE.replace("Dropout ", "Positions none.\nDropout "))
+    assert list(found.sections) == ["Merges", "Positions", "Dropout", "Differs"]
+
+
+def test_a_page_without_an_address():
+    found = page(PAGE.replace(", https://example.org/paper", ""))
+    assert found.url == "" and found.source == "Author 2020"
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Several(Method, register=False):
+    """Arrays of every kind."""
+
+    name = "several"
+    depth: int = count(2)
+    also: bool = False
+    experts: tuple[Gain, ...] = parts(Gain, (Gain(),))
+    A = stored("depth", "in_max", start=normal(), shared=True)
+    net = each("depth", shared=True, V=trained("n + 1", "d_model"), v=stored("n + 1", start=fill(3)))
+    own = of_parts("experts", trained="also and depth > 1", g=fill(5))
+
+    def forward(self, x, base, here, **arrays):
+        return base(x)
+
+
+def test_rows_of_every_kind():
+    found = {r.name: r for r in rows(Several)}
+    assert list(found) == ["A", "V{n}", "v{n}", "g{k}", "S{k}", "W1{k}"]
+    assert found["A"].initial == "N(0, 1); shared by all sites" and not found["A"].trained
+    assert found["V{n}"] == Row("V{n}", ("n + 1", "d_model"), True, "0", "n < depth", True)
+    assert found["v{n}"].initial == "3; shared by all sites; only with n < depth"
+    assert found["g{k}"].initial == "5; trained with also and depth > 1" and found["g{k}"].shape == ("out",)
+    assert found["S{k}"].start.startswith("as in part k's S;") and found["S{k}"].when == "sketch and r != 1"
+
+
+def test_sizes():
+    def of(register=False, **arrays):
+        return size(type("Made", (Method,), {"change": lambda self: 0, **arrays}, register=False))
+
+    assert of() == "nothing per parameter" and of(A=stored("out")) == "nothing per parameter"
+    assert of(A=trained("r", "in"), B=trained("out", "r")) == "r in + r out per parameter"
+    assert of(A=trained("out"), B=trained("out"), C=trained("1")) == "2 out + 1 per parameter"
+    assert of(A=trained("r", "in / 2", when="linear"), B=trained("r")) == "r + (in / 2) r with linear per parameter"
+    assert of(A=trained("r", shared=True)) == "r in all"
+    some = {f"A{i}": trained(str(i), when=f"k == {i}") for i in "abcd"}
+    assert of(**some) == "a with k = a; b with k = b; c with k = c; … per parameter"
+    assert (
+        size(type("Made", (Method,), dict(apply=lambda self, h, here: h, A=trained("d")), register=False))
+        == "d per site"
+    )
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_in_words():
+    @dataclass(frozen=True)
+    class Made(Method, register=False):
+        targets: str = "attn.q.weight"
+        r: int = count(8)
+        kept: int | None = count(None, least=0, most="r")
+        alpha: float = free(8.0)
+        beta: float = within("(0, 1)", 0.85)
+        T: float = positive(0.1)
+        terms: int = at_least(1, 5, 1000)
+        grad: str = choice("detached", "full", reading=True)
+        f: str = choice("a", "b", "c")
+        tokens: tuple[int, ...] = ()
+        experts: tuple[LoRA, ...] = parts(LoRA, (LoRA(),))
+        share: int | float | None = None
+        flag: bool = True
+
+    told = dict(page(PAGE, Made).settings)
+    assert {k.partition(" = ")[0]: v for k, v in told.items()} | {"experts": ""} == dict(
+        targets="text", r="an integer, at least 1, at most 65,536", kept="an integer or None, at least 0, at most r",
+        alpha="a number", beta="a number, in (0, 1)", T="a number, positive", terms="an integer, at least 1, at most 1,000",
+        grad="detached or full (a reading)", f="a or b or c", tokens="integers", experts="", flag="True or False",
+        share="an integer or a number or None",
+    )  # fmt: skip
+    assert "grad = 'detached'" in told and "T = 0.1" in told and "kept = None" in told
+
+
+# --- all that are shipped ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_page_can_be_read(name):
     found = read(METHODS[name])
-    assert ":" in found.title and found.size[0] and all(r.initial for r in found.rows)
+    assert ":" in found.title and found.size and all(r.initial and r.shape for r in found.rows)
     assert found.url.startswith("https://") or name in ("full", "qlora")
-    assert found.rows or "like" in (sys.modules[METHODS[name].__module__].__doc__ or "")
+    assert all(said for _, said in found.settings) and found.rows and found.equations
+    assert found.sections["Merges"] and found.sections["Differs"]
 
 
 def test_lora_as_its_paper_has_it():
@@ -99,20 +235,7 @@ def test_lora_as_its_paper_has_it():
         "B": (("out", "r"), True),
         "c": (("out",), True),
     }
-    table = symbols(LoRA(r=3, alpha=2.0), sites(tiny.model())["layers.0.attn.v.weight"])
-    assert (table["in"], table["out"], table["r"], table["alpha"]) == (24, 12, 3, 2.0)
-    assert evaluate(found.size[0], table) == 3 * (24 + 12)
-
-
-def test_symbols_of_other_sites():
-    every = sites(tiny.model("vit"))
-    bias = symbols(LoRA(), every["layers.0.mlp.up.bias"])
-    assert bias["out"] == bias["size"] == 40 and "in" not in bias
-    assert symbols(LoRA(), every["layers.0.mlp.hidden"])["d"] == 40 and bias["d"] == 24
-    places = symbols(LoRA(), sites(tiny.model("gpt2"))["embed.positions.weight"])
-    assert (places["V"], places["d"]) == (40, 24)  # rows and columns of the table itself
-    words = symbols(LoRA(), sites(tiny.model())["embed.tokens.weight"])
-    assert (words["V"], words["d"], words["H"], words["G"], words["e"], words["L"]) == (50, 24, 6, 3, 4, 2)
+    assert found.size == "r in + r out + out with lora_bias and not embedding per parameter"
 
 
 def test_facts_and_the_list():
@@ -120,69 +243,8 @@ def test_facts_and_the_list():
     assert (
         about["name"] == "lora" and about["family"] == "lowrank" and about["file"] == "minipeft/methods/lowrank/lora.py"
     )
-    assert about["url"] == "https://arxiv.org/abs/2106.09685" and about["size"].startswith("r (in + out)")
+    assert about["url"] == "https://arxiv.org/abs/2106.09685" and about["size"].startswith("r in + r out")
     assert about["merges"] == "exactly"
-    rows = markdown([about, about | dict(name="x", url="", title="No paper")]).splitlines()
-    assert len(rows) == 4 and rows[2].startswith("| [lora](minipeft/methods/lowrank/lora.py) | [LoRA: Low-Rank")
-    assert "| No paper |" in rows[3]
-
-
-# --- expressions ------------------------------------------------------------------------------------------------------
-
-TABLE = dict(r=3, m=5, out=7, V=11)
-
-
-@dataclass(frozen=True)
-class Term:
-    """An expression as it is written in docstrings, and its value."""
-
-    text: str
-    value: int
-
-
-ATOMS = st.sampled_from([Term(k, v) for k, v in TABLE.items()]) | st.integers(0, 30).map(lambda n: Term(str(n), n))
-FACTORS = st.deferred(
-    lambda: (
-        ATOMS
-        | SUMS.map(lambda a: Term(f"({a.text})", a.value))
-        | ATOMS.map(lambda a: Term(a.text + "²", a.value**2))
-        | SUMS.map(lambda a: Term(f"({a.text})³", a.value**3))
-    )
-)
-PRODUCTS = FACTORS | st.builds(
-    lambda a, by, b: Term(f"{a.text}{by}{b.text}", a.value * b.value),
-    FACTORS,
-    st.sampled_from([" ", " · ", " * "]),
-    FACTORS,
-)
-SUMS = PRODUCTS | st.builds(
-    lambda a, sign, b: Term(f"{a.text} {sign} {b.text}", a.value + b.value * (1 if sign == "+" else -1)),
-    PRODUCTS, st.sampled_from("+-−"), PRODUCTS,
-)  # fmt: skip
-
-
-@given(SUMS)
-def test_expressions_mean_what_they_say(term):
-    assert evaluate(term.text, TABLE) == term.value
-
-
-def test_division_is_of_whole_numbers():
-    assert evaluate("V/2", TABLE) == 5 and evaluate("r (out/2) (out/2 − 1)/2", TABLE) == 9
-
-
-@pytest.mark.parametrize(
-    ("expression", "says"),
-    [
-        ("r & m", "cannot read the expression 'r & m'"),
-        ("r +", r"cannot read the expression 'r \+'"),
-        ("(r", "cannot read"),
-        ("m/0", "cannot read"),
-        ("r q", r"'q' stands for nothing; known: V, m, out, r"),
-        ("__import__", "stands for nothing"),
-        ("'x'", "cannot read"),
-        ("", "cannot read"),
-    ],
-)
-def test_expressions_that_cannot_be_read(expression, says):
-    with pytest.raises(Bad, match=says):
-        evaluate(expression, TABLE)
+    lines = markdown([about, about | dict(name="x", url="", title="No paper")]).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| [lora](minipeft/methods/lowrank/lora.py) | [LoRA: Low-Rank")
+    assert "| No paper |" in lines[3]
