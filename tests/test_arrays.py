@@ -370,7 +370,7 @@ class Held(Plain, register=False):
     """Over a base in four bits, in the first layer."""
 
     targets: str = "attn.q.weight"
-    W = held(lambda method, site: quantize(np.asarray(site.W), 16) if site.layer == 0 else None)
+    W = held(lambda method, facts: quantize(facts.W, 16) if facts.site.layer == 0 else None)
 
 
 def test_how_the_base_is_held():

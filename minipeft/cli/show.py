@@ -49,7 +49,7 @@ def show(
     blocks = {
         "arrays": "\n".join(_columns([_array(row) for row in page.rows]) + _letters(cls)),
         "settings": "\n".join(_columns(page.settings)),
-        "": "\n".join(f"{head:<9}{said}" for head, said in {**page.sections, "Size": page.size}.items()),
+        "": "\n".join(f"{head:<9}{said}" for head, said in {**page.sections, "Size": docstrings.size(cls)}.items()),
     }
     for head, block in blocks.items():
         console.print(f"\n[bold]{head}[/bold]" if head else "")
@@ -85,7 +85,7 @@ def _letters(cls: Any) -> list[str]:
 
 
 def _equations(cls: Any) -> Iterator[tuple[str, list[str]]]:
-    """("change of lora", its text) of what the method does with its arrays."""
+    """("change of METHOD", its text) of what the method does with its arrays."""
     import inspect
 
     for name in ("change", "weight", "apply", "forward"):

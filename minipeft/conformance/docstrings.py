@@ -48,7 +48,6 @@ class Page:
     rows: tuple[Row, ...]
     settings: tuple[tuple[str, str], ...]  # "r = 8", "an integer from 1 on"
     sections: Mapping[str, str]
-    size: str
 
 
 def read(method: type[Method]) -> Page:
@@ -76,7 +75,7 @@ def read(method: type[Method]) -> Page:
         raise Bad(f"{where} has its headings in the order {', '.join(sections)}; expected {', '.join(order)}")
     said = tuple((f"{f.name} = {f.default!r}", explained(f)) for f in fields(method))
     address = url[0].rstrip(".,") if url else ""
-    return Page(title, source, address, "\n\n".join(equations), tuple(rows(method)), said, sections, size(method))
+    return Page(title, source, address, "\n\n".join(equations), tuple(rows(method)), said, sections)
 
 
 def _sections(block: str) -> dict[str, str]:
@@ -123,7 +122,9 @@ def size(method: type[Method]) -> str:
     from minipeft.conformance import tiny
 
     usual = method()
-    where = next(found for family in ("llama", "bert") if (found := _attached(tiny.model(family), usual)))
+    where = next((found for family in ("llama", "bert") if (found := _attached(tiny.model(family), usual))), [])
+    if not where:
+        return "as its targets say"
     shared = [it for it in there(Facts(usual, where[0], sites=where), shared=True) if it.trained]
     own = max(([it for it in there(Facts(usual, s, sites=where)) if it.trained] for s in where), key=len)
     counts: dict[tuple[str, ...], int] = {}
@@ -170,7 +171,7 @@ def facts(method: type[Method]) -> dict[str, str]:
         family=module.split(".")[-2],
         file=module.replace(".", "/") + ".py",
         title=page.title,
-        size=page.size,
+        size=size(method),
         merges=re.split(r"[:.]", page.sections["Merges"])[0],
         url=page.url,
     )

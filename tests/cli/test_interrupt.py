@@ -43,11 +43,27 @@ def ended(process, said, number=signal.SIGINT):
     return status, out, err
 
 
+SLOWER = (
+    "lora",
+    "dora",
+    "pissa",
+    "oft",
+    "osf",
+    "loha",
+    "vera",
+    "houlsby",
+    "p_tuning",
+    "x_lora",
+    "ladder_side",
+    "adalora",
+)
+
+
 @linux
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_check_shows_the_methods_it_has_checked(started, tmp_path, number, status):
-    process = started("check", "ia3", "lora", "dora", "adalora", "--json", tmp_path / "out.json")
-    got, out, _ = ended(process, "ia3: 50 hold", number)
+    process = started("check", "ia3", *SLOWER, "--json", tmp_path / "out.json")
+    got, out, _ = ended(process, f"ia3: {5 * len(LAWS)} hold", number)
     assert got == status and "ia3" in out and f"{5 * len(LAWS)} hold" not in out and f"{len(LAWS)} hold" in out
     assert "ia3" in json.loads((tmp_path / "out.json").read_text())
     assert "adalora" not in out

@@ -28,7 +28,7 @@ def test_show(call):
     status, out, _ = call("show", "dora")
     assert status == 0 and "W' = diag(m / ‖V‖) V" in out and "dora.py" in out
     assert re.search(r"^    grad = 'detached' +detached or full \(a reading\)$", out, re.M)
-    assert re.search(r"^    m_emb  \(d\) +trained  ‖E‖; only with embedding$", out, re.M)
+    assert re.search(r"^    m_emb  \(d\) +trained  ‖E‖, column by column;", out, re.M)
     assert "Dropout  acts on x" in out and "Differs  The paper detaches" in out
     for name in ("change", "weight"):
         assert (

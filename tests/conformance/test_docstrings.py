@@ -108,7 +108,6 @@ def test_a_page_taken_apart():
         ("sketch = False", "True or False"),
         ("dropout = 0.0", "a number, in [0, 1)"),
     )
-    assert found.size == "out + size with embedding per parameter"
 
 
 @pytest.mark.parametrize(
@@ -170,19 +169,25 @@ def test_rows_of_every_kind():
 
 
 def test_sizes():
-    def of(register=False, **arrays):
-        return size(type("Made", (Method,), {"change": lambda self: 0, **arrays}, register=False))
+    """As formulas, with the usual settings, where a method has the most."""
 
-    assert of() == "nothing per parameter" and of(A=stored("out")) == "nothing per parameter"
-    assert of(A=trained("r", "in"), B=trained("out", "r")) == "r in + r out per parameter"
-    assert of(A=trained("out"), B=trained("out"), C=trained("1")) == "2 out + 1 per parameter"
-    assert of(A=trained("r", "in / 2", when="linear"), B=trained("r")) == "r + (in / 2) r with linear per parameter"
-    assert of(A=trained("r", shared=True)) == "r in all"
-    some = {f"A{i}": trained(str(i), when=f"k == {i}") for i in "abcd"}
-    assert of(**some) == "a with k = a; b with k = b; c with k = c; … per parameter"
+    def of(targets="attn.q.weight", depth=0, **arrays):
+        about = dict(targets=targets, change=lambda self: 0, __annotations__=dict(targets=str), **arrays)
+        return size(dataclass(frozen=True)(type("Made", (Gain,), about, register=False)))
+
+    gone = dict(g=None, S=None, W1=None)
+    assert of(**gone) == "0 per adapted matrix" and of(**gone, A=stored("out")) == "0 per adapted matrix"
+    assert of(**gone, A=trained("r", "in"), B=trained("out", "r")) == "r (in + out) per adapted matrix"
+    assert of(**gone, A=trained("out"), B=trained("out"), C=trained("1")) == "2 out + 1 per adapted matrix"
+    assert of(**gone, A=trained("3", "in / 2"), B=trained("2 r")) == "3 (in / 2) + 2 r per adapted matrix"
+    assert of(**gone, A=trained("r"), B=trained("in", when="sketch")) == "r per adapted matrix"
+    assert of(**gone, A=trained("r if sketch else in")) == "in per adapted matrix"
     assert (
-        size(type("Made", (Method,), dict(apply=lambda self, h, here: h, A=trained("d")), register=False))
-        == "d per site"
+        of(**gone, A=trained("r", shared=True)) == "r in all"
+        and of(**gone, A=trained(...)) == "size per adapted matrix"
+    )
+    assert (
+        of("attn.q.bias", **gone, A=trained("out")) == "out per bias" and of("nowhere", **gone) == "as its targets say"
     )
 
 
@@ -222,7 +227,7 @@ def test_settings_in_words():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_page_can_be_read(name):
     found = read(METHODS[name])
-    assert ":" in found.title and found.size and all(r.initial and r.shape for r in found.rows)
+    assert ":" in found.title and size(METHODS[name]) and all(r.initial and r.shape for r in found.rows)
     assert found.url.startswith("https://") or name in ("full", "qlora")
     assert all(said for _, said in found.settings) and found.rows and found.equations
     assert found.sections["Merges"] and found.sections["Differs"]
@@ -235,7 +240,7 @@ def test_lora_as_its_paper_has_it():
         "B": (("out", "r"), True),
         "c": (("out",), True),
     }
-    assert found.size == "r in + r out + out with lora_bias and not embedding per parameter"
+    assert size(LoRA) == "r (in + out) per adapted matrix"
 
 
 def test_facts_and_the_list():
@@ -243,7 +248,7 @@ def test_facts_and_the_list():
     assert (
         about["name"] == "lora" and about["family"] == "lowrank" and about["file"] == "minipeft/methods/lowrank/lora.py"
     )
-    assert about["url"] == "https://arxiv.org/abs/2106.09685" and about["size"].startswith("r in + r out")
+    assert about["url"] == "https://arxiv.org/abs/2106.09685" and about["size"].startswith("r (in + out)")
     assert about["merges"] == "exactly"
     lines = markdown([about, about | dict(name="x", url="", title="No paper")]).splitlines()
     assert len(lines) == 4 and lines[2].startswith("| [lora](minipeft/methods/lowrank/lora.py) | [LoRA: Low-Rank")
