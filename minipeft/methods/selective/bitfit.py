@@ -38,8 +38,8 @@ class BitFit(Method):
     delta = trained("n")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "targets", self.targets or TARGETS.get(self.part, ""))
         super().__post_init__()
+        object.__setattr__(self, "targets", self.targets or TARGETS[self.part])
 
     def weight(self, b: Any, *, delta: Any) -> Any:
         rest = b.shape[0] - delta.shape[0]
