@@ -184,8 +184,7 @@ def test_training_that_trains_nothing():
         def change(self, *, A, B):
             return 0.0 * lowrank(B, A)
 
-    broken = laws_broken(Idle())
-    assert "learns" in broken and "nothing was trained" not in broken.get("learns", "")
+    assert "learns" in laws_broken(Idle())
 
 
 @op
@@ -315,7 +314,7 @@ def test_something_that_is_not_saved():
 # --- what is declared -------------------------------------------------------------------------------------------------
 
 
-def declared_otherwise(monkeypatch, **arrays):
+def declared_otherwise(**arrays):
     """What the law says of the arrays of `Right`, when another declaration is read than the one it was attached with."""
     there = laws.case(Right())
 
@@ -346,8 +345,8 @@ def declared_otherwise(monkeypatch, **arrays):
         (dict(r=size("2")), "is said to be (2, 24), found (3, 24)"),
     ],
 )
-def test_declarations_that_are_not_true(monkeypatch, arrays, says):
-    assert says in declared_otherwise(monkeypatch, **arrays)
+def test_declarations_that_are_not_true(arrays, says):
+    assert says in declared_otherwise(**arrays)
 
 
 def test_a_start_of_more_than_is_declared_is_refused():
