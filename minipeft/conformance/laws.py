@@ -148,7 +148,9 @@ def identity(case: Case) -> None:
                     close(h2, h, float(abs(h).max()) * h.shape[-1], f"identity at {site}")
     want = base.logits(case.batch)
     if want is not None:
-        cond = sensitivity(lambda m, t: Adapted(m).forward(case.batch).logits, model, {})
+        cond = sensitivity(
+            lambda m, t: dataclasses.replace(start, model=m).forward(case.batch, t).logits, model, start.theta
+        )
         close(start.logits(case.batch), want, cond, "identity in the logits", u=case.u)
 
 

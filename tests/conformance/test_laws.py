@@ -73,6 +73,12 @@ def test_laws_hold_for_drawn_settings(name, data):
             holds(there)
 
 
+def test_an_identity_of_large_terms_that_cancel_is_one():
+    """W + s (B A − B0 A0) is W but for the rounding of B A, which cond knows of."""
+    large = METHODS["lora_ga"](r=1, targets="all-linear", direction="random", gamma=0.28, reading="peft")
+    laws.identity(laws.case(large, "gpt2"))
+
+
 # --- planted errors -----------------------------------------------------------------------------------------------------
 
 DOC = """Yardstick: right, so that one thing can be wrong. Nobody 2026, https://example.org
