@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -240,11 +240,12 @@ class Method:
     identity: ClassVar[bool] = True  # the adapted model equals the base before training
     offset: ClassVar[int] = 0  # position of the first text token
 
-    # What it does with its arrays: one of these, or both of the first two, where the most derived counts.
-    change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
-    weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
-    apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h': an activation; a pair at attn.kv; a layer
-    forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays): a linear, or a lookup with ids x
+    if TYPE_CHECKING:  # a dataclass would take them for fields, of which a method has but one or two
+        # What it does with its arrays: one of these, or both of the first two, where the most derived counts.
+        change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
+        weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
+        apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h': an activation; a pair at attn.kv; a layer
+        forward: ClassVar[Callable[..., Any]]  # (x, base, here, **arrays): a linear, or a lookup with ids x
 
     def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
