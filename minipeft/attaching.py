@@ -15,7 +15,8 @@ from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
-from minipeft.model.arch import Batch, Model
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch
 from minipeft.targets import inside, named, select, sites
 
 

@@ -14,7 +14,7 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16
 from minipeft.errors import Bad
 from minipeft.method import is_weight
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 
 
 def merge(adapted: Adapted) -> Model:

@@ -19,7 +19,8 @@ from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, change_of, is_weight, routes, ties, weight_of
-from minipeft.model.arch import Arch, Batch
+from minipeft.model.arch import Arch
+from minipeft.model.batch import Batch
 from minipeft.model.transformer import Output
 from minipeft.model.transformer import forward as model_forward
 

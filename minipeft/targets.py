@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 
 from minipeft.errors import Bad, Unfit, near
 from minipeft.method import Site
-from minipeft.model.arch import Model, kind_of
-from minipeft.model.transformer import activation_sites
+from minipeft.model.base import Model
+from minipeft.model.parts import activation_sites, kind_of
 
 
 def sites(model: Model) -> dict[str, Site]:

@@ -12,7 +12,9 @@ import numpy as np
 from minipeft.checkpoints.config import Fields, generation
 from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, Names, converted, float_type
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model, converted, float_type
+from minipeft.model.names import Names
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -104,7 +106,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     """
     from minipeft.checkpoints.files import existing, read_folder, read_json
     from minipeft.checkpoints.four_bits import in_four_bits, read_packed
-    from minipeft.model.transformer import shapes
+    from minipeft.model.parts import shapes
 
     four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
     dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
@@ -289,7 +291,7 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     Raises `Bad` for a head that cannot be made, and for classes that are none.
     """
     from minipeft.checkpoints.saving import their_tensors
-    from minipeft.model.transformer import shapes
+    from minipeft.model.parts import shapes
 
     if head in CLASSIFIERS and labels < 1:
         raise Bad(f"head {head!r}: expected at least one label, found {labels}")

@@ -31,8 +31,9 @@ from minipeft.checkpoints.files import existing, read_header, read_json, write_j
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, kind_of
-from minipeft.model.transformer import shapes
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
+from minipeft.model.parts import kind_of, shapes
 
 BESIDE = tuple(f".{part}" for part in four_bits.BESIDE)  # what stands beside packed codes
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in a file, in config.json

@@ -12,7 +12,7 @@ from minipeft.errors import Bad
 from minipeft.merging import merge
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.routing.xlora import XLoRA
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.model.generate import generate
 
 
