@@ -106,7 +106,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     """
     from minipeft.checkpoints.files import existing, read_folder, read_json
     from minipeft.checkpoints.four_bits import in_four_bits, read_packed
-    from minipeft.model.parts import shapes
+    from minipeft.model.parts import shapes, tied
 
     four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
     dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
@@ -124,7 +124,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
 
     tensors = read_packed(config, _plain(tensors, folder), folder, transposed)
     tensors = _untied(tensors, names, arch, folder)
-    if arch.tied and any(_ours(names, key, arch) == "head.weight" for key in tensors) and arch.head in ("lm", "mlm"):
+    if any(_ours(names, key, arch) in tied(arch) for key in tensors):
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise
         names = family_names(arch)
     expected = shapes(arch)

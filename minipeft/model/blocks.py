@@ -16,6 +16,7 @@ from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import Arch
+from minipeft.model.parts import attentions, projections, relative_table
 from minipeft.model.tokens import Tokens, visibility
 
 
@@ -94,7 +95,7 @@ def attention(
         return ops.swapaxes(ops.reshape(x, shape=(b, -1, heads, e)), a=1, b=2)
 
     cache, site = run.cache, f"{name}.kv"
-    if arch.fused_qkv and memory is None:
+    if "qkv" in projections(arch, name.rpartition(".")[2]):
         qkv = run.linear(f"{name}.qkv", u)
         q, k, v = qkv[..., : h * e], qkv[..., h * e : (h + g) * e], qkv[..., (h + g) * e :]
         q, k, v = split(q, h), split(k, g), split(v, g)
@@ -122,10 +123,9 @@ def attention(
         bias = visibility(tokens, keys, extra, causal, window, q.dtype)
     else:
         bias = visibility(memory_tokens, keys, extra, False, None, q.dtype)
-    if arch.positions == "relative" and memory is None:
+    if memory is None and (table := relative_table(arch, name.rpartition("layers.")[0])):
         at = ("relative", keys, extra)
         if at not in tokens.shared:
-            table = name.split("layers.")[0] + "relbias"
             learned = relative_bias(run, table, tokens.places(keys), xp.arange(-extra, keys), not causal)
             tokens.shared[at] = learned if bias is None else learned + bias
         bias = tokens.shared[at]
@@ -173,20 +173,18 @@ def stack(
     arch = run.arch
     causal = arch.causal and prefix != "encoder."
 
+    def attend(name: str, n: int) -> Callable[[Any], Any]:
+        if name.endswith(".cross"):
+            return lambda u: attention(run, name, u, tokens, memory, memory_tokens, causal=False)
+        return lambda u: attention(run, name, u, tokens, causal=causal, window=arch.window_of(n))
+
     def block(n: int, h: Any) -> Any:
-        name = f"{prefix}layers.{n}"
-        h = run.at(f"{name}.in", h)
-        seen = dict(causal=causal, window=arch.window_of(n))
-        h = sublayer(run, f"{name}.attn", h, lambda u: attention(run, f"{name}.attn", u, tokens, **seen))
-        if memory is not None:
-            h = sublayer(
-                run,
-                f"{name}.cross",
-                h,
-                lambda u: attention(run, f"{name}.cross", u, tokens, memory, memory_tokens, causal=False),
-            )
-        h = sublayer(run, f"{name}.mlp", h, lambda u: mlp(run, f"{name}.mlp", u))
-        return run.at(f"{name}.out", h)
+        layer = f"{prefix}layers.{n}"
+        h = run.at(f"{layer}.in", h)
+        for part in attentions(arch, prefix):
+            h = sublayer(run, f"{layer}.{part}", h, attend(f"{layer}.{part}", n))
+        h = sublayer(run, f"{layer}.mlp", h, lambda u: mlp(run, f"{layer}.mlp", u))
+        return run.at(f"{layer}.out", h)
 
     for n in range(arch.stacks[prefix]):
         h = run.around(f"{prefix}layers.{n}", lambda h, n=n: block(n, h), h)

@@ -30,62 +30,63 @@ class Output:
 
 def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     """One pass over a batch; `past` tokens of it are in `run.cache` already."""
-    arch = run.arch
+    arch, labels = run.arch, _wide(batch.labels)
     per_token = arch.head in ("lm", "mlm", "tokens")
-
-    def wide(ids: Any) -> Any:  # so that −100, start tokens and moved positions fit
-        return None if ids is None else ids if ids.dtype.kind == "f" else ids.astype(xp.int64, copy=False)
-
-    labels = wide(batch.labels)
-
-    def count(prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any) -> Tokens:
-        t = (ids if embeds is None else embeds).shape[1]
-        mask = getattr(batch, mask_name)
-        mask = None if mask is None or batch.ask("all", mask_name) else mask.astype(bool)
-        if prefix == "":
-            given |= dict(past=past, at=None if run.cache is None else run.cache.at)
-        return Tokens(t, mask, offset=run.offset(prefix), **given)
-
     if arch.patch:
         h = embed_image(run, batch.pixel_values)
         tokens = run.tokens = Tokens(h.shape[1])
         h = stack(run, "", h, tokens)
-    else:
-        first = "encoder." if arch.encoder_layers else ""
-        ids, embeds = batch.input_ids, batch.inputs_embeds
-        memory = memory_tokens = None
-        if arch.encoder_layers:
-            if run.cache is not None and run.cache.encoder is not None:
-                memory, memory_tokens = run.cache.encoder
-            else:
-                memory_tokens = run.tokens = count(
-                    first, ids, embeds, "attention_mask", positions=wide(batch.position_ids), types=batch.token_type_ids
-                )
-                memory = embed(run, first, ids, embeds, memory_tokens)
-                memory = stack(run, first, memory, memory_tokens)
-            if run.cache is not None:
-                run.cache.encoder = memory, memory_tokens
-            ids, embeds = batch.decoder_input_ids, batch.decoder_inputs_embeds
-            if ids is None and embeds is None:
-                if labels is None:
-                    raise Bad("batch: an encoder-decoder needs decoder_input_ids or labels, found neither")
-                ids = shifted_right(labels, arch.start_id, arch.pad_id)
-            tokens = run.tokens = count("", ids, embeds, "decoder_attention_mask", labels=labels)
-        else:
-            tokens = run.tokens = count(
-                "",
-                ids,
-                embeds,
-                "attention_mask",
-                positions=wide(batch.position_ids),
-                types=batch.token_type_ids,
-                labels=labels if per_token else None,
-            )
-        if arch.pool == "last" and ids is not None and arch.pad_id is not None:  # as in transformers, whatever the mask
-            tokens.ends = (xp.arange(tokens.t) * (ids != arch.pad_id)).argmax(axis=1)
-        h = embed(run, "", ids, embeds, tokens)
+    elif arch.encoder_layers:
+        memory, memory_tokens = _encoded(run, batch)
+        ids, embeds = batch.decoder_input_ids, batch.decoder_inputs_embeds
+        if ids is None and embeds is None:
+            if labels is None:
+                raise Bad("batch: an encoder-decoder needs decoder_input_ids or labels, found neither")
+            ids = shifted_right(labels, arch.start_id, arch.pad_id)
+        tokens, h = _begun(run, batch, "", ids, embeds, "decoder_attention_mask", past=past, labels=labels)
         h = stack(run, "", h, tokens, memory, memory_tokens)
+    else:
+        given = _placed(batch) | dict(labels=labels if per_token else None)
+        tokens, h = _begun(run, batch, "", batch.input_ids, batch.inputs_embeds, "attention_mask", past=past, **given)
+        h = stack(run, "", h, tokens)
     logits = head(run, h, tokens)
     labels = tokens.labels if per_token else labels
     loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
     return Output(logits, h, tokens, loss)
+
+
+def _wide(ids: Any) -> Any:
+    """Integers so wide that −100, start tokens and moved positions fit."""
+    return None if ids is None else ids if ids.dtype.kind == "f" else ids.astype(xp.int64, copy=False)
+
+
+def _placed(batch: Batch) -> dict[str, Any]:
+    return dict(positions=_wide(batch.position_ids), types=batch.token_type_ids)
+
+
+def _begun(
+    run: Any, batch: Batch, prefix: str, ids: Any, embeds: Any, mask_name: str, **given: Any
+) -> tuple[Tokens, Any]:
+    """The tokens of a stack and their embeddings, what goes into its first layer."""
+    arch = run.arch
+    mask = getattr(batch, mask_name)
+    mask = None if mask is None or batch.ask("all", mask_name) else mask.astype(bool)
+    if prefix == "":
+        given |= dict(at=None if run.cache is None else run.cache.at)
+    t = (ids if embeds is None else embeds).shape[1]
+    tokens = run.tokens = Tokens(t, mask, offset=run.offset(prefix), **given)
+    if prefix == "" and arch.pool == "last" and ids is not None and arch.pad_id is not None:
+        tokens.ends = (xp.arange(t) * (ids != arch.pad_id)).argmax(axis=1)  # as in transformers, whatever the mask
+    return tokens, embed(run, prefix, ids, embeds, tokens)
+
+
+def _encoded(run: Any, batch: Batch) -> tuple[Any, Tokens]:
+    """What the encoder makes of its inputs, once for all passes over one cache."""
+    if run.cache is not None and run.cache.encoder is not None:
+        return run.cache.encoder
+    first = "encoder."
+    tokens, h = _begun(run, batch, first, batch.input_ids, batch.inputs_embeds, "attention_mask", **_placed(batch))
+    made = stack(run, first, h, tokens), tokens
+    if run.cache is not None:
+        run.cache.encoder = made
+    return made
