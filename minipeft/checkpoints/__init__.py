@@ -230,7 +230,7 @@ def _equal(a: Any, b: Any) -> bool:
 def _of_another_head(key: str, ours: str | None, arch: Arch) -> bool:
     """Whether a tensor that this head has not is one of another head's, a pooler's, or an older file's that nothing reads."""
     part = (ours or "").partition(".")[0]
-    if (part == "head" and arch.head in ("lm", "mlm")) or (part == "score" and arch.head in CLASSIFIERS):
+    if (part == "head" and arch.predicts_tokens) or (part == "score" and arch.head in CLASSIFIERS):
         return False
     family = _family(arch.family)
     return any(

@@ -54,9 +54,19 @@ class Arch:
     start_id: int | None = None  # first token of a decoder
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether the head has a row for every token of the vocabulary."""
+        return self.head in ("lm", "mlm")
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there is a label for every token."""
+        return self.predicts_tokens or self.head == "tokens"
+
+    @property
     def shares_table(self) -> bool:
         """Whether the output matrix is the token table: tied, and there is a head that has one."""
-        return self.tied and self.head in ("lm", "mlm")
+        return self.tied and self.predicts_tokens
 
     def window_of(self, layer: int) -> int | None:
         """How many latest keys a query of this layer sees; None: all."""

@@ -117,7 +117,7 @@ class Batch:
                 raise Bad(f"batch: expected {names[0]} or {names[1]}, found both")
 
     def _check_shapes(self, arch: Arch, past: int) -> None:
-        per_token, two_stacks = arch.head in ("lm", "mlm", "tokens"), bool(arch.encoder_layers)
+        two_stacks = bool(arch.encoder_layers)
         sizes: dict[str, int] = {}
         axes: dict[str, tuple[Any, ...]] = {  # those that say how many there are come first
             "input_ids": ("rows", "tokens"),
@@ -125,7 +125,9 @@ class Batch:
             "pixel_values": ("rows", arch.channels, arch.image, arch.image),
             "decoder_input_ids": ("rows", "decoder tokens"),
             "decoder_inputs_embeds": ("rows", "decoder tokens", arch.d),
-            "labels": ("rows", "decoder tokens" if two_stacks else "tokens") if per_token else self._label_axes(arch),
+            "labels": ("rows", "decoder tokens" if two_stacks else "tokens")
+            if arch.per_token
+            else self._label_axes(arch),
             "attention_mask": ("rows", "tokens" if two_stacks else "covered"),
             "decoder_attention_mask": ("rows", "covered"),
             "token_type_ids": ("rows", "tokens"),
@@ -180,7 +182,7 @@ class Batch:
         if name == "labels" and self._measured(arch) and not (abs(x) <= 1e18).all():
             raise Bad(f"labels: expected numbers of at most 1e18, whose squares float32 holds, found {abs(x).max():g}")
         if name == "labels" and not self._measured(arch):
-            classes = arch.vocab if arch.head in ("lm", "mlm") else arch.labels
+            classes = arch.vocab if arch.predicts_tokens else arch.labels
             wrong = x[~((x >= 0) & (x < classes) | (x == IGNORE))]  # the first counts too, behind virtual tokens
             if classes and wrong.size:
                 raise Bad(f"labels must lie in 0 … {classes - 1} or be {IGNORE}, found {int(wrong[0])}")

@@ -11,6 +11,7 @@ from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import Arch
 from minipeft.model.batch import IGNORE
 from minipeft.model.blocks import norm
+from minipeft.model.parts import BEFORE_SCORE
 from minipeft.model.tokens import Tokens
 
 
@@ -88,17 +89,15 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
     arch = run.arch
     if arch.head == "none":
         return None
-    if arch.head in ("lm", "mlm"):
+    if arch.predicts_tokens:
         if arch.transform:
             h = norm(run, "head.norm", ACTIVATIONS[arch.transform](run.linear("head.transform", h)))
         h = run.at("head.in", h)
         return run.linear("head", h if arch.head_scale == 1.0 else h * arch.head_scale)
     if arch.head == "classify":
         h = pooled(run, h, tokens)
-        if run.has("pooler.weight"):
-            h = ops.tanh(run.linear("pooler", h))
-        if run.has("score.dense.weight"):
-            h = ops.tanh(run.linear("score.dense", h))
+        if dense := BEFORE_SCORE.get(arch.family):
+            h = ops.tanh(run.linear(dense, h))
     return run.linear("score", h)
 
 

@@ -14,6 +14,7 @@ from minipeft.model.arch import Arch
 
 Shape = tuple[int, ...]
 HEAD, TABLE = "head.weight", "embed.tokens.weight"
+BEFORE_SCORE = {"bert": "pooler", "roberta": "score.dense"}  # a dense layer and tanh, in front of a classifier of rows
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,14 @@ def _layer(arch: Arch, layer: str, attends: tuple[str, ...]) -> Iterator[Part]:
 
 def _outputs(arch: Arch) -> Iterator[Part]:
     d = arch.d
-    if arch.head in ("lm", "mlm"):
+    if arch.predicts_tokens:
         if arch.transform:
             yield linear(arch, "head.transform", d, d, site=False, bias=True)
             yield norm(arch, "head.norm")
         yield sites("head", ".in", shape=(d,))
         yield linear(arch, "head", arch.vocab, d)
-    if arch.head == "classify":
-        if arch.family == "bert":
-            yield linear(arch, "pooler", d, d, site=False, bias=True)
-        if arch.family == "roberta":
-            yield linear(arch, "score.dense", d, d, site=False, bias=True)
+    if arch.head == "classify" and (dense := BEFORE_SCORE.get(arch.family)):
+        yield linear(arch, dense, d, d, site=False, bias=True)
     if arch.head in ("classify", "tokens"):
         yield linear(arch, "score", arch.labels, d)
 

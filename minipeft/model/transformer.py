@@ -31,7 +31,6 @@ class Output:
 def forward(run: Any, batch: Batch, past: int = 0) -> Output:
     """One pass over a batch; `past` tokens of it are in `run.cache` already."""
     arch, labels = run.arch, _wide(batch.labels)
-    per_token = arch.head in ("lm", "mlm", "tokens")
     if arch.patch:
         h = embed_image(run, batch.pixel_values)
         tokens = run.tokens = Tokens(h.shape[1])
@@ -46,11 +45,11 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         tokens, h = _begun(run, batch, "", ids, embeds, "decoder_attention_mask", past=past, labels=labels)
         h = stack(run, "", h, tokens, memory, memory_tokens)
     else:
-        given = _placed(batch) | dict(labels=labels if per_token else None)
+        given = _placed(batch) | dict(labels=labels if arch.per_token else None)
         tokens, h = _begun(run, batch, "", batch.input_ids, batch.inputs_embeds, "attention_mask", past=past, **given)
         h = stack(run, "", h, tokens)
     logits = head(run, h, tokens)
-    labels = tokens.labels if per_token else labels
+    labels = tokens.labels if arch.per_token else labels
     loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
     return Output(logits, h, tokens, loss)
 
