@@ -19,8 +19,8 @@ from minipeft.checkpoints import family_names, load, save_model
 from minipeft.checkpoints.files import write_bytes
 from minipeft.data import BASE, corpus, held_out_text
 from minipeft.merging import merge
-from minipeft.model.arch import batch
-from minipeft.model.transformer import shapes
+from minipeft.model.batch import batch
+from minipeft.model.parts import shapes
 from minipeft.train import AdamW, progress_bar
 
 VOCAB, WIDTH, TIME, ROWS = 2048, 128, 64, 32

@@ -12,7 +12,8 @@ import numpy as np
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.errors import Bad, near
 from minipeft.method import Method, caches
-from minipeft.model.arch import Batch, Model
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch
 from minipeft.model.transformer import Output
 from minipeft.run import INSERTED, Run, is_layer
 

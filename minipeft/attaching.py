@@ -15,7 +15,9 @@ from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
-from minipeft.model.arch import Batch, Model
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch
+from minipeft.model.parts import tied
 from minipeft.quantize import NF4
 from minipeft.targets import inside, named, select, sites
 
@@ -59,8 +61,9 @@ def attach(
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
-    if ties(method) and model.arch.shares_table and "embed.tokens.weight" in {s.name for s in chosen}:
-        chosen = [s for s in chosen if s.name != "head.weight"]  # it follows the table
+    if ties(method):  # what is tied to a target follows it
+        names = {s.name for s in chosen}
+        chosen = [s for s in chosen if tied(model.arch).get(s.name) not in names]
     at: dict[str, Method] = {}
     for site in chosen:
         fits = [fields for p, fields in (patterns or {}).items() if site.name in differ[p]]

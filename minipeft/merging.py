@@ -14,7 +14,8 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16
 from minipeft.errors import Bad
 from minipeft.method import is_weight
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
+from minipeft.model.parts import tied
 
 
 def merge(adapted: Adapted) -> Model:
@@ -34,8 +35,9 @@ def merge(adapted: Adapted) -> Model:
             if is_weight(method) and site.endswith(".weight"):
                 names.add(site.removesuffix("weight") + "bias")
     touched = {site for a in adapted.in_use for site in a.at}
-    if adapted.model.arch.shares_table and "embed.tokens.weight" in touched:
-        touched.add("head.weight")  # a change of the table may reach the head and its bias
+    arch = adapted.model.arch
+    follow = tied(arch)  # a change of the table may reach the head and its bias
+    touched |= {head for head, table in follow.items() if table in touched}
     touched |= {s.removesuffix("weight") + "bias" for s in touched if s.endswith(".weight")}
 
     def folded(n: str) -> Any:
@@ -43,17 +45,12 @@ def merge(adapted: Adapted) -> Model:
         return bfloat16(W) if type(run.held(n)) is Bfloat16 else W
 
     params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
-    arch = adapted.model.arch
-    if arch.shares_table and "head.weight" in touched:
-        head, table = run.param("head.weight"), run.param("embed.tokens.weight")
-        if not bool((head == table).all()):  # the change broke the tie
-            params["head.weight"] = folded("head.weight")
+    for head in follow.keys() & touched:
+        if not bool((run.param(head) == run.param(follow[head])).all()):  # the change broke the tie
+            params[head] = folded(head)
             arch = dataclasses.replace(arch, tied=False)
-    params = {
-        n: params[n]
-        for n in [*adapted.model.params, *sorted(names - set(adapted.model.params)), "head.weight"]
-        if n in params
-    }
+    order = [*adapted.model.params, *sorted(names - set(adapted.model.params)), *follow]
+    params = {n: params[n] for n in order if n in params}
     return dataclasses.replace(adapted.model, arch=arch, params=params)
 
 

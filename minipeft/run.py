@@ -19,7 +19,9 @@ from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, change_of, is_weight, routes, ties, weight_of
-from minipeft.model.arch import Arch, Batch
+from minipeft.model.arch import Arch
+from minipeft.model.batch import Batch
+from minipeft.model.parts import tied
 from minipeft.model.transformer import Output
 from minipeft.model.transformer import forward as model_forward
 
@@ -59,6 +61,7 @@ class Run:
         self.watch: dict[str, list] | None = None  # filled with the inputs of linears, for methods that measure them
         self.arrays: dict[str, dict[str, dict[str, Any]]] = {}
         self._base = adapted.model.params
+        self._tied = tied(self.arch)
         self._weights: dict[str, Any] = {}
         self._changes: dict[tuple[int, str], Change] = {}
         self._hooks: dict[str, list[_Hook]] = {}
@@ -92,7 +95,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether the model has a parameter of this name."""
-        return name in self._base or (name == "head.weight" and self.arch.shares_table)
+        return name in self._base or name in self._tied
 
     def base(self, name: str) -> Any:
         """The base parameter as an array, whatever it is held in; None if the model has none of this name."""
@@ -101,14 +104,14 @@ class Run:
     def held(self, name: str) -> Any:
         """The same, left in bfloat16 if it is held so, as `ops.linear` and `ops.take` take it."""
         W: Any = self._base.get(name)
-        if W is None and name == "head.weight" and self.arch.shares_table:
-            W = self._base.get("embed.tokens.weight")
+        if W is None and name in self._tied:
+            W = self._base.get(self._tied[name])
         return W if type(W) is Bfloat16 else widened(W)
 
     def _param_hooks(self, name: str) -> list[_Hook]:
         hooks = self._hooks.get(name, [])
-        if name == "head.weight" and self.arch.shares_table and name not in self._base:
-            hooks = [h for h in self._hooks.get("embed.tokens.weight", []) if ties(h.method)] + hooks
+        if name in self._tied and name not in self._base:
+            hooks = [h for h in self._hooks.get(self._tied[name], []) if ties(h.method)] + hooks
         return hooks
 
     def param(self, name: str) -> Any:

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 
 from minipeft.errors import Bad, Unfit, near
 from minipeft.method import Site
-from minipeft.model.arch import Model, kind_of
-from minipeft.model.transformer import activation_sites
+from minipeft.model.base import Model
+from minipeft.model.parts import activation_sites, kind_of, tied
 
 
 def sites(model: Model) -> dict[str, Site]:
@@ -23,9 +23,10 @@ def sites(model: Model) -> dict[str, Site]:
         name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
         for name, W in model.params.items()
     }
-    if arch.shares_table and "head.weight" not in found:
-        W = model.params["embed.tokens.weight"]
-        found["head.weight"] = Site("head.weight", tuple(W.shape), "linear", arch, W, model.dtype, params=model.params)
+    for name in tied(arch).keys() - found.keys():
+        W = model.params[tied(arch)[name]]
+        shape = tuple(W.shape)
+        found[name] = Site(name, shape, kind_of(name, shape), arch, W, model.dtype, params=model.params)
     for name, shape in activation_sites(arch).items():
         found[name] = Site(name, shape, "activation", arch, None, model.dtype, params=model.params)
     return found

@@ -11,7 +11,8 @@ from minipeft.adapted import Adapted
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.engine import ops
 from minipeft.engine.tensor import value, value_and_grad
-from minipeft.model.arch import Model, batch
+from minipeft.model.base import Model
+from minipeft.model.batch import batch
 
 PLACES = {"embeds": "inputs_embeds", "decoder_embeds": "decoder_inputs_embeds", "pixels": "pixel_values"}
 

@@ -11,7 +11,8 @@ from minipeft.conformance.places import OneRun, one
 from minipeft.drawing import Facts, draw
 from minipeft.engine import ops, value_and_grad
 from minipeft.method import Method, Site
-from minipeft.model.arch import Arch, Batch
+from minipeft.model.arch import Arch
+from minipeft.model.batch import Batch
 
 ARCH = Arch("llama", d=12, layers=1, heads=2, ff=20, vocab=9)
 

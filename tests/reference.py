@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 
 
 def keep(x: Any, *rest: Any) -> Any:

@@ -15,7 +15,7 @@ from minipeft.checkpoints.native import load_adapter
 from minipeft.cli import main
 from minipeft.conformance.laws import K
 from minipeft.data import BASE
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.model.sensitivity import sensitivity
 from minipeft.text import encode, load_tokenizer
 

@@ -16,8 +16,9 @@ def our_model(size: str, dtype: str = "float32") -> Any:
 
     from minipeft.checkpoints import family_names
     from minipeft.engine.backend import to_device
-    from minipeft.model.arch import Arch, Model, converted
-    from minipeft.model.transformer import shapes
+    from minipeft.model.arch import Arch
+    from minipeft.model.base import Model, converted
+    from minipeft.model.parts import shapes
 
     s = settings(size)
     common: dict[str, Any] = dict(d=s["d"], layers=s["layers"], heads=s["heads"], ff=4 * s["d"], vocab=s["vocab"])
@@ -54,7 +55,7 @@ def our_step(
     from minipeft.engine.fast.blocks import sharing_cores
     from minipeft.method import method_class
     from minipeft.model import graph as graphs
-    from minipeft.model.arch import batch
+    from minipeft.model.batch import batch
     from minipeft.model.generate import generate
     from minipeft.train import AdamW, State
     from minipeft.train.fast import Recorded, largest_matrix

@@ -12,7 +12,9 @@ import numpy as np
 from minipeft.checkpoints.config import Fields, generation
 from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, Names, converted, float_type
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model, converted, float_type
+from minipeft.model.names import Names
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -104,7 +106,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     """
     from minipeft.checkpoints.files import existing, read_folder, read_json
     from minipeft.checkpoints.four_bits import in_four_bits, read_packed
-    from minipeft.model.transformer import shapes
+    from minipeft.model.parts import shapes, tied
 
     four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
     dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
@@ -122,7 +124,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
 
     tensors = read_packed(config, _plain(tensors, folder), folder, transposed)
     tensors = _untied(tensors, names, arch, folder)
-    if arch.tied and any(_ours(names, key, arch) == "head.weight" for key in tensors) and arch.head in ("lm", "mlm"):
+    if any(_ours(names, key, arch) in tied(arch) for key in tensors):
         arch = dataclasses.replace(arch, tied=False)  # the config says tied, the file says otherwise
         names = family_names(arch)
     expected = shapes(arch)
@@ -228,7 +230,7 @@ def _equal(a: Any, b: Any) -> bool:
 def _of_another_head(key: str, ours: str | None, arch: Arch) -> bool:
     """Whether a tensor that this head has not is one of another head's, a pooler's, or an older file's that nothing reads."""
     part = (ours or "").partition(".")[0]
-    if (part == "head" and arch.head in ("lm", "mlm")) or (part == "score" and arch.head in CLASSIFIERS):
+    if (part == "head" and arch.predicts_tokens) or (part == "score" and arch.head in CLASSIFIERS):
         return False
     family = _family(arch.family)
     return any(
@@ -289,7 +291,7 @@ def with_head(model: Model, head: str, labels: int = 0, seed: int = 0) -> Model:
     Raises `Bad` for a head that cannot be made, and for classes that are none.
     """
     from minipeft.checkpoints.saving import their_tensors
-    from minipeft.model.transformer import shapes
+    from minipeft.model.parts import shapes
 
     if head in CLASSIFIERS and labels < 1:
         raise Bad(f"head {head!r}: expected at least one label, found {labels}")

@@ -17,7 +17,8 @@ import numpy as np
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import rounded
 from minipeft.errors import Bad
-from minipeft.model.arch import Arch, kind_of
+from minipeft.model.arch import Arch
+from minipeft.model.parts import kind_of
 from minipeft.quantize import NF4, NF4_CODEBOOK, quantize
 
 STATE = ".quant_state.bitsandbytes__"

@@ -27,7 +27,8 @@ from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad, note
 from minipeft.merging import merge
-from minipeft.model.arch import Batch, Model, batch
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch, batch
 from minipeft.model.sensitivity import sensitivity
 
 K = 32.0  # four times that of one computation: the adapter's way, the fold, its rounding, and the merged model's way

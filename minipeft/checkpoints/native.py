@@ -18,8 +18,8 @@ from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, is_whole, method_class
-from minipeft.model.arch import Model
-from minipeft.model.transformer import shapes as shapes_of
+from minipeft.model.base import Model
+from minipeft.model.parts import shapes as shapes_of
 from minipeft.quantize import NF4
 from minipeft.targets import sites
 

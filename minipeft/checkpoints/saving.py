@@ -31,8 +31,9 @@ from minipeft.checkpoints.files import existing, read_header, read_json, write_j
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Model, kind_of
-from minipeft.model.transformer import shapes
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
+from minipeft.model.parts import kind_of, shapes
 
 BESIDE = tuple(f".{part}" for part in four_bits.BESIDE)  # what stands beside packed codes
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # in a file, in config.json
@@ -68,14 +69,14 @@ def expressed(model: Model, classes: Sequence[str] = ()) -> Model:
     if arch.head_scale != 1.0 and not arch.tied:  # nobody scales before a head of its own: it is part of the head
         params["head.weight"] = to_device(to_host(widened(params["head.weight"])) * arch.head_scale)
         arch = dataclasses.replace(arch, head_scale=1.0)
-    if arch.head in ("lm", "mlm"):
+    if arch.predicts_tokens:
         config["tie_word_embeddings"] = arch.tied
     if arch.family == "t5":
         config["scale_decoder_outputs"] = arch.head_scale != 1.0
     config |= _head_facts(arch, config, classes)
     arch = dataclasses.replace(arch, problem=config.get("problem_type") or "" if arch.head == "classify" else "")
     said = read_arch(config)
-    loose = LOOSE if arch.head in ("lm", "mlm") else (*LOOSE, "tied", "head_scale")  # of a head that is not there
+    loose = LOOSE if arch.predicts_tokens else (*LOOSE, "tied", "head_scale")  # of a head that is not there
     if arch.family == "t5":
         loose = (*loose, "tied")  # told by the file: its config.json says only whether the decoder's output is scaled
         said = dataclasses.replace(said, tied=arch.tied)

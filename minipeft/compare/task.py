@@ -18,7 +18,9 @@ from minipeft.checkpoints import load, with_head
 from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.method import Method
-from minipeft.model.arch import Arch, Batch, Model, batch
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch, batch
 from minipeft.text import ByteTokenizer, Tokenizer, cut, load_tokenizer, padded
 
 SHORT = 24  # tokens of a snippet of the package: enough to tell its source, and half the time of whole ones

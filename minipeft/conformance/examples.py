@@ -14,6 +14,6 @@ def names_of_examples(doctest_namespace: dict[str, Any]) -> None:
 
     from minipeft.method import Site
     from minipeft.model.arch import Arch
-    from minipeft.model.transformer import Tokens
+    from minipeft.model.tokens import Tokens
 
     doctest_namespace.update(np=np, Site=Site, Arch=Arch, Tokens=Tokens)

@@ -27,7 +27,8 @@ from minipeft.engine.tensor import value
 from minipeft.errors import Bad, Unfit
 from minipeft.merging import digest, merge
 from minipeft.method import Here, Method, is_weight
-from minipeft.model.arch import Batch, Model
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch
 from minipeft.model.sensitivity import sensitivity
 from minipeft.settings import small
 from minipeft.targets import sites

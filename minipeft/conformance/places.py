@@ -22,8 +22,10 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Unfit
 from minipeft.method import Method, Site, change_of, routes
-from minipeft.model.arch import Arch, Batch, Model
-from minipeft.model.transformer import Tokens
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
+from minipeft.model.batch import Batch
+from minipeft.model.tokens import Tokens
 from minipeft.run import Run
 
 B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11

@@ -21,7 +21,8 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.keys import plain_key
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import to_peft_tensors
-from minipeft.model.arch import INPUTS, Batch, Model, batch
+from minipeft.model.base import Model
+from minipeft.model.batch import INPUTS, Batch, batch
 
 K = 8.0
 U64, U32 = 2.0**-53, 2.0**-24

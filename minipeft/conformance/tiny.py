@@ -12,8 +12,10 @@ import numpy as np
 from minipeft.checkpoints import family_names
 from minipeft.engine.backend import to_device
 from minipeft.errors import Bad, near
-from minipeft.model.arch import Arch, Batch, Model, batch, converted
-from minipeft.model.transformer import shapes
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model, converted
+from minipeft.model.batch import Batch, batch
+from minipeft.model.parts import shapes
 
 ARCHS = {
     "llama": Arch(

@@ -10,7 +10,7 @@ import numpy as np
 from minipeft.engine.backend import explained, to_host
 from minipeft.engine.tensor import value
 from minipeft.errors import Bad
-from minipeft.model.arch import Batch
+from minipeft.model.batch import Batch
 from minipeft.model.cache import Fixed, Growing
 from minipeft.model.graph import Replay, recorder
 from minipeft.settings import at_least, check, within

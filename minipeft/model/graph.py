@@ -18,7 +18,8 @@ import numpy as np
 from minipeft.engine import backend
 from minipeft.engine.backend import explained, to_device
 from minipeft.errors import Bad
-from minipeft.model.arch import Arch, Batch
+from minipeft.model.arch import Arch
+from minipeft.model.batch import Batch
 
 RECORDERS = {"cupy": "minipeft.engine.fast.graph"}  # module whose `Graph` records on a backend; a stand-in is its own
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import value
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 
 
 def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[str, Any]) -> float:

@@ -14,7 +14,7 @@ from minipeft.arrays import intervenes
 from minipeft.engine.backend import xp
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.blocks import sharing_cores
-from minipeft.model.arch import Batch
+from minipeft.model.batch import Batch
 from minipeft.model.graph import Replay, recorder
 from minipeft.train import loop, optimisers
 from minipeft.train.loop import finite_loss, one

@@ -17,7 +17,7 @@ from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
 from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
 from minipeft.method import Method, Step
-from minipeft.model.arch import IGNORE, Batch
+from minipeft.model.batch import IGNORE, Batch
 from minipeft.settings import at_least, check, positive
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import identity_of, restore, save

@@ -13,7 +13,7 @@ from minipeft.adapted import Adapted
 from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad
 from minipeft.merging import digest
-from minipeft.model.arch import Batch
+from minipeft.model.batch import Batch
 from minipeft.train.state import State, fetched
 
 

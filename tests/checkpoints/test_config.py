@@ -14,7 +14,7 @@ from minipeft.checkpoints.config import ACTS, Fields, activation
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad, Note
 from minipeft.model.activations import ACTIVATIONS
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 ROOT = Path(__file__).parents[1] / "data" / "bases"
 CONFIGS = {n: json.loads((ROOT / n / "config.json").read_text()) for n in ("gpt2", "llama", "mistral", "qwen2", "bert", "roberta-mlm", "t5", "vit")}  # fmt: skip

@@ -14,7 +14,7 @@ from minipeft.checkpoints import load, save_model
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.quantize import NF4, quantize
 
 ROOT = Path(__file__).parents[1] / "data" / "four_bits"

@@ -15,7 +15,7 @@ from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
 from minipeft.interop.peft.reading import load_peft
 from minipeft.model.activations import ACTIVATIONS
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.settings import small
 
 pytestmark = pytest.mark.hf

@@ -12,8 +12,8 @@ from minipeft.adapted import Adapted
 from minipeft.checkpoints import family_names, read_arch, save_model
 from minipeft.data import BASE, load_snippets
 from minipeft.errors import Bad
-from minipeft.model.arch import Model
-from minipeft.model.transformer import shapes
+from minipeft.model.base import Model
+from minipeft.model.parts import shapes
 from minipeft.text import load_tokenizer
 
 

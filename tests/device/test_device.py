@@ -42,7 +42,7 @@ from minipeft.errors import Bad
 from minipeft.merging import digest, merge
 from minipeft.method import METHODS, Method, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 from minipeft.settings import small
 from minipeft.train import SGD, Adafactor, AdamW, fit
 

@@ -25,7 +25,7 @@ from minipeft.methods.orthogonal.oft import OFT
 from minipeft.methods.structured.loha import LoHa
 from minipeft.model import generate as generation
 from minipeft.model import graph as graphs
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.model.generate import generate
 from minipeft.settings import small
 from minipeft.train import SGD, Adafactor, AdamW, fit

@@ -23,7 +23,7 @@ from minipeft.conformance.laws import LAWS
 from minipeft.engine import Tensor, backend, use, value, xp
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.train import fit
 
 HOST = np.arange(6.0).reshape(2, 3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minipeft.checkpoints import load
-from minipeft.model.arch import INPUTS
+from minipeft.model.batch import INPUTS
 
 ROOT = Path(__file__).parents[1] / "data" / "bases"
 NAMES = sorted(p.name for p in ROOT.iterdir())

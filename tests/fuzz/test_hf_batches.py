@@ -13,7 +13,7 @@ from batches import ROOT, base, drawn
 
 from minipeft.adapted import Adapted
 from minipeft.errors import Bad
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[1] / "record"

@@ -10,7 +10,7 @@ from outcomes import outcome, tally
 from minipeft.attaching import attach
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 
 @cache

@@ -14,7 +14,7 @@ from minipeft.checkpoints.files import read_tensors
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.model.generate import generate, pick
 from minipeft.settings import small
 

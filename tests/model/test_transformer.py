@@ -10,7 +10,7 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 CAUSAL = ("llama", "gpt2")
 

@@ -21,8 +21,8 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of, plain_body
 from minipeft.interop.peft.names import CLASSIFIERS as PEFT_CLASSIFIERS
 from minipeft.interop.peft.names import Config
-from minipeft.model.arch import Model
-from minipeft.model.transformer import shapes
+from minipeft.model.base import Model
+from minipeft.model.parts import shapes
 
 SAVED = re.compile(r"\.modules_to_save\.(?:(?!weight$|bias$|dense\.|out_proj\.)[^.]+\.)?")  # and an adapter's name
 CLASSIFIER = re.compile(rf"({'|'.join(PEFT_CLASSIFIERS)})(\.(dense|out_proj))?\.(weight|bias)")

@@ -16,7 +16,7 @@ from minipeft.engine.bfloat16 import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.names import STACKS, Config, Naming, is_whole, unwrapped
 from minipeft.interop.peft.spec import Spec
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 from minipeft.targets import sites
 
 ROOT = "base_model.model."  # in front of every module's name in their files

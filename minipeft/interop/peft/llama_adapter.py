@@ -12,7 +12,8 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.fields import COMMON, COUNT, TARGETS, Config, needed
 from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.method import Site
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 KNOWN = COMMON | TARGETS | {"adapter_len": needed(COUNT), "adapter_layers": needed(COUNT)}
 

@@ -13,7 +13,8 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import TUNER
 from minipeft.interop.peft.spec import Trial, never, remade
 from minipeft.method import method_class
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 
 def _doubled(m: Any) -> Any:

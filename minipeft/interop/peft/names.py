@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import Bad
-from minipeft.model.arch import Arch, Model, Names
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
+from minipeft.model.names import Names
 from minipeft.targets import sites
 
 Config = Mapping[str, Any]

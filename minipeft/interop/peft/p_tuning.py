@@ -9,7 +9,8 @@ from minipeft.interop.peft.fields import PROMPT, Config, plain
 from minipeft.interop.peft.prompt_tuning import ROWS, pooled, rows, sized
 from minipeft.interop.peft.spec import NARROW, Spec, Trial, remade
 from minipeft.method import Method, method_class
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 MADE = "the file has the prompt that the network made"
 KNOWN = PROMPT | {

@@ -12,7 +12,8 @@ from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import ONLY_STARTS, PROMPT, Config, plain, stacks
 from minipeft.interop.peft.spec import NARROW, Key, Spec, Trial, remade
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 MADE = "the file has the prefixes that the network made"
 KNOWN = PROMPT | {

@@ -10,7 +10,8 @@ from minipeft.adapted import Adapter
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import ONLY_STARTS, PROMPT, Config, plain, stacks
 from minipeft.interop.peft.spec import Key, Spec, Trial
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 KNOWN = PROMPT | {
     "prompt_tuning_init": plain(ONLY_STARTS, "RANDOM"),

@@ -26,7 +26,8 @@ from minipeft.interop.peft.names import Naming, targeted
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec
 from minipeft.method import Method, method_class
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 from minipeft.targets import sites
 
 

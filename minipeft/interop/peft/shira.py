@@ -9,7 +9,7 @@ from minipeft.adapted import Adapter
 from minipeft.engine.backend import to_host
 from minipeft.interop.peft.fields import COMMON, CONV, COUNT, INIT, SEED, TARGETS, WHOLE, needed, optional, plain, read
 from minipeft.interop.peft.spec import Key, Spec, Trial
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 
 KNOWN = COMMON | TARGETS | WHOLE | CONV | INIT | {
     "r": needed(COUNT, 32),

@@ -17,7 +17,8 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.interop.peft.fields import Config, Field
 from minipeft.interop.peft.names import by_pattern
 from minipeft.method import Method, Site
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 
 def _same(a: Any, arch: Arch) -> Any:

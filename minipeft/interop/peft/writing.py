@@ -21,7 +21,7 @@ from minipeft.interop.peft.names import Naming
 from minipeft.interop.peft.registry import spec_of
 from minipeft.interop.peft.spec import Spec, to_theirs
 from minipeft.method import Method
-from minipeft.model.arch import Model
+from minipeft.model.base import Model
 from minipeft.targets import sites
 
 

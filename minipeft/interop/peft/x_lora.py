@@ -36,7 +36,8 @@ from minipeft.interop.peft.reading import (
 from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import method_class
-from minipeft.model.arch import Arch, Model
+from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 FOLDERS = Kind("a dictionary of folders", lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()))
 KNOWN = COMMON | {

@@ -28,7 +28,7 @@ from minipeft.declare import (
 )  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.model.activations import ACTIVATIONS
-from minipeft.model.transformer import visibility
+from minipeft.model.tokens import visibility
 
 RUNGS = r"embed\.out|layers\.\d+\.out|final\.out"
 

@@ -18,7 +18,7 @@ from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
 from minipeft.interop.peft.spec import Trial
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 pytestmark = pytest.mark.hf
 TESTS = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.names import Naming, targeted
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 pytestmark = pytest.mark.hf
 RECORD = Path(__file__).parents[2] / "record"

@@ -107,7 +107,7 @@ def test_what_the_file_has_and_the_configuration_denies(case, change, line, base
 def test_a_prompt_of_one_stack(bases, tmp_path):
     """With num_transformer_submodules=1 an encoder-decoder's file has p rows, not 2 p; it computes the same."""
     from minipeft.interop.peft.writing import to_peft_tensors
-    from minipeft.model.arch import batch
+    from minipeft.model.batch import batch
 
     folder = ROOT / "t5/prompt-tuning/adapter"
     config = json.loads((folder / "adapter_config.json").read_text())

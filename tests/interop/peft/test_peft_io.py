@@ -20,7 +20,7 @@ from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.registry import has, specs
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.settings import small
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"

@@ -17,7 +17,7 @@ from minipeft.interop.peft.names import Naming, by_pattern, targeted, unwrapped
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")

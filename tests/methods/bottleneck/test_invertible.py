@@ -9,7 +9,7 @@ from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Unfit
 from minipeft.methods.bottleneck.invertible import Invertible
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from minipeft.conformance import tiny
 from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
 from minipeft.methods.bottleneck.ladder_side import LadderSide
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 

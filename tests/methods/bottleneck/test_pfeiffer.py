@@ -4,7 +4,7 @@ import reference
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -6,7 +6,7 @@ from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
 from minipeft.methods.prompt.llama_adapter import LLaMAAdapter
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 

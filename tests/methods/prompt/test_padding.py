@@ -7,7 +7,7 @@ from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 CASES = [*((f, "right") for f in ("llama", "gpt2", "bert", "t5")), ("llama", "left"), ("gpt2", "left")]
 

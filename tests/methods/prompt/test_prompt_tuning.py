@@ -6,7 +6,7 @@ from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 

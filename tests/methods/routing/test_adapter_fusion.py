@@ -8,7 +8,7 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.methods.bottleneck.pfeiffer import Pfeiffer
 from minipeft.methods.routing.adapter_fusion import AdapterFusion
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 
 IDS = np.array([5, 9, 3, 17, 30])
 

@@ -14,7 +14,7 @@ from minipeft.merging import merge
 from minipeft.method import Base
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.routing.xlora import XLoRA
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.model.generate import generate
 
 

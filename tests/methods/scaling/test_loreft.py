@@ -5,7 +5,7 @@ import reference
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.methods.scaling.loreft import LoReFT
-from minipeft.model.arch import batch
+from minipeft.model.batch import batch
 from minipeft.train import AdamW, fit
 
 IDS = np.array([5, 9, 3, 17, 30, 8])
