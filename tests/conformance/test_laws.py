@@ -78,6 +78,7 @@ DRAWN = {
     "ladder_side": dict(r=one_of(2, 4, 8), f=one_of("gelu", "silu")),
     "llama_adapter": dict(K=ranks),
     "loha": dict(r=ranks, alpha=positive),
+    "lokr": dict(r=ranks, alpha=positive, factor=one_of(-1, 4, 12), decompose_both=flag, start=one_of("peft", "lycoris")),
     "lora": LORA | dict(lora_bias=flag, targets=one_of(LoRA.targets, "all-linear", "embed.tokens.weight|all-linear")),
     "lora_ga": dict(r=ranks, alpha=positive, reading=one_of("paper", "peft"), direction=one_of("ArB2r", "A2rBr")),
     "lora_plus": LORA,
