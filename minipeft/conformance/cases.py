@@ -147,7 +147,7 @@ def write(cases: list[Case], folder: Path) -> None:
         if any(i["path"] == where for i in index):
             raise Bad(f"two cases are named {case.id}")
         files = encode(case)
-        if not ((folder / where).exists() and same(read(folder / where), case)):
+        if case.folder != folder / where and not ((folder / where).exists() and same(read(folder / where), case)):
             for name, data in files.items():
                 path = folder / where / name
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,14 @@ def test_what_was_released_keeps_its_bytes(tmp_path, every):
         assert files.same(files.read(tmp_path / "lora/load/plain"), other)
 
 
+def test_what_is_written_where_it_lies_keeps_its_files(tmp_path, every):
+    """As the cases of other methods are, where one is recorded alone: an adapter's files stay among the digests."""
+    shutil.copytree(next(c.folder for c in every if c.id == "lora.load.plain"), tmp_path / "lora/load/plain")
+    before = (tmp_path / "lora/load/plain/case.json").read_bytes()
+    files.write([files.read(tmp_path / "lora/load/plain")], tmp_path)
+    assert (tmp_path / "lora/load/plain/case.json").read_bytes() == before
+
+
 def test_the_tiny_tier_is_made_again_and_is_exact():
     shipped = json.loads((files.SHIPPED / "tiny.json").read_text(encoding="utf-8"))
     assert tiny_tier.same_tiny(shipped, tiny_tier.tiny())
