@@ -6,14 +6,11 @@
     V  = W + s (B A − B0 A0)                                                  on a linear with start="svd" or "qr"
 
 Merges   exactly: W' is an ordinary weight. The bias is not scaled.
-Dropout  acts on x in the correction (W' − W) x only, never on the base output.
 Differs  The paper detaches ‖V‖ from the gradient (§4.3), as HF peft, torchtune and mlx-lm do: grad="detached"; LyCORIS
          does not: grad="full". start="svd" is DoRA on PiSSA's residual, "qr" on OLoRA's, as HF peft combines them.
 
->>> A, B, m = np.zeros((1, 2)), np.zeros((2, 1)), np.array([10., 2.])
->>> DoRA(r=1).weight(np.array([[3., 4.], [0., 1.]]), A=A, B=B, m=m)
-array([[6., 8.],
-       [0., 2.]])
+>>> DoRA(r=1).weight(np.array([[3., 4.]]), A=np.zeros((1, 2)), B=np.zeros((1, 1)), m=np.array([10.]))
+array([[6., 8.]])
 """
 
 from dataclasses import dataclass
@@ -33,7 +30,6 @@ class DoRA(LoRA):
     name = "dora"
     grad: str = choice("detached", "full", reading=True)
     start: str = choice("zero", "svd", "qr", varied=False)  # "zero", or of the residual of "svd" or "qr"
-
     positive = requires("alpha > 0", "alpha must be positive with start='svd', found {alpha}", when="start == 'svd'")
     no_bias = requires("not lora_bias", "lora_bias has no meaning beside a magnitude")
     rank = requires("r <= min(in, out)", "r must be at most {min(in, out)}, found {r}", when=RESIDUAL)
