@@ -13,7 +13,7 @@ import numpy as np
 
 from minipeft.arrays import Array, Each, Fact, Parts, declared, hold, settings_of
 from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.expressions import evaluate, names
 from minipeft.method import Method, Site

@@ -11,7 +11,7 @@ import numpy as np
 
 from minipeft.adapted import Adapted
 from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import Bfloat16, bfloat16
+from minipeft.engine.weight import again
 from minipeft.errors import Bad
 from minipeft.method import is_weight
 from minipeft.model.base import Model
@@ -42,7 +42,7 @@ def merge(adapted: Adapted) -> Model:
 
     def folded(n: str) -> Any:
         W = run.param(n)
-        return bfloat16(W) if type(run.held(n)) is Bfloat16 else W
+        return again(W, adapted.model.params.get(n, run.held(n)))
 
     params = {n: W for n in names if (W := folded(n) if n in touched else adapted.model.params[n]) is not None}
     for head in follow.keys() & touched:

@@ -21,7 +21,7 @@ from minipeft.arrays import check_settings, declared
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device
-from minipeft.engine.bfloat16 import widened
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.settings import check

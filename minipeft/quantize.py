@@ -35,12 +35,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minipeft.engine.backend import once, to_device, to_host, xp
 from minipeft.engine.bfloat16 import rounded
+from minipeft.engine.weight import Weight
 from minipeft.errors import Bad
 
 # fmt: off
@@ -84,7 +85,7 @@ def dynamic_map() -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class NF4:
+class NF4(Weight):
     """An array held in four bits a number.
 
     codes   (⌈n/2⌉,) uint8     two codes a byte
@@ -102,6 +103,7 @@ class NF4:
     scale: Any = None
     offset: Any = None
     table: Any = None
+    form: ClassVar[str] = "nf4"
     rounds: str = ""  # "float16" or "bfloat16": values are rounded to it first, as bitsandbytes does in such a base
 
     @property

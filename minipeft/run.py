@@ -15,8 +15,8 @@ import numpy as np
 
 from minipeft.changes import Change, rows_kept, same_input
 from minipeft.engine.backend import library, refuse_others, to_device, to_host, xp
-from minipeft.engine.bfloat16 import Bfloat16, widened
 from minipeft.engine.tensor import value
+from minipeft.engine.weight import factor, widened
 from minipeft.errors import Bad
 from minipeft.method import Base, Here, Method, change_of, is_weight, routes, ties, weight_of
 from minipeft.model.arch import Arch
@@ -106,7 +106,7 @@ class Run:
         W: Any = self._base.get(name)
         if W is None and name in self._tied:
             W = self._base.get(self._tied[name])
-        return W if type(W) is Bfloat16 else widened(W)
+        return factor(W)
 
     def _param_hooks(self, name: str) -> list[_Hook]:
         hooks = self._hooks.get(name, [])

@@ -16,7 +16,8 @@ from minipeft.checkpoints import with_head
 from minipeft.checkpoints.files import read_header
 from minipeft.conformance import cases, laws, tiny
 from minipeft.conformance.laws import Broken
-from minipeft.engine.bfloat16 import Bfloat16, widened
+from minipeft.engine.bfloat16 import Bfloat16
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA

@@ -23,8 +23,9 @@ from minipeft.changes import (
     skew,
     steady,
 )
-from minipeft.engine.bfloat16 import bfloat16, widened
+from minipeft.engine.bfloat16 import bfloat16
 from minipeft.engine.tensor import value_and_grad
+from minipeft.engine.weight import widened
 from minipeft.method import Base
 
 OUT, IN = 6, 8

@@ -11,10 +11,13 @@ import numpy as np
 
 from minipeft.checkpoints.config import Fields, generation
 from minipeft.engine.backend import to_device
+from minipeft.engine.mapped import Mapped
+from minipeft.engine.weight import form, widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model, converted, float_type
 from minipeft.model.names import Names
+from minipeft.model.parts import kind_of
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -100,18 +103,20 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
     `Model.astype`. "nf4" and "nf4-double" hold the linears that bitsandbytes would hold so in four bits, all else in float32;
     what a file holds in four bits stays so in any type. Weights stored as (in, out) and patch convolutions are put right
-    here. Tensors that belong to another head than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in
+    here. A large checkpoint is mapped into memory: it is read, and its numbers are checked, as they are used. Tensors that belong to another head than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in
     one line, for a type of no floating-point numbers, a missing or unsupported file, missing, unexpected or misshaped
     tensors, and NaN.
     """
     from minipeft.checkpoints.files import existing, read_folder, read_json
     from minipeft.checkpoints.four_bits import in_four_bits, read_packed
+    from minipeft.checkpoints.mapped import is_large, map_tensors
     from minipeft.model.parts import shapes, tied
 
     four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
     dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
     half = str(dtype) == "bfloat16"
-    config, tensors = read_folder(folder)
+    large = is_large(*Path(folder).glob("*.safetensors"))
+    config, tensors = read_folder(folder, map_tensors if large else None)
     place = existing(folder) / "generation_config.json"
     beside = read_json(place) if place.exists() else None
     if beside is not None and not isinstance(beside, dict):
@@ -162,8 +167,13 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     ordered = {}
     for k in expected:  # one by one, so that a device holds one in float32 at a time
         W = params.pop(k)
-        if hasattr(W, "dequantize"):
+        if form(W):
             ordered[k] = W if half or dtype is None else W.astype(dtype)
+            continue
+        if isinstance(W, Mapped):  # is converted and checked when it is used
+            wide = half and kind_of(k, expected[k]) in ("linear", "embedding")
+            own = np.float32 if half or (dtype is None and W.dtype.itemsize < 4) else dtype
+            ordered[k] = W.used_in("bfloat16" if wide else own)
             continue
         wanted = None if half else np.float32 if dtype is None and W.dtype.itemsize < 4 else dtype
         with np.errstate(over="ignore"):
@@ -223,7 +233,7 @@ def _untied(tensors: dict[str, Any], names: Names, arch: Arch, folder: str | Pat
 
 
 def _equal(a: Any, b: Any) -> bool:
-    a, b = (x.dequantize() if hasattr(x, "dequantize") else x for x in (a, b))
+    a, b = widened(a), widened(b)
     return a.shape == b.shape and bool((a == b).all())
 
 
@@ -261,14 +271,14 @@ def _theirs(names: Names, ours: str) -> str | None:
 
 def our_layout(names: Names, ours: str, a: Any) -> Any:
     """A tensor of a file as we hold the parameter of this name; one in four bits is held so already."""
-    if hasattr(a, "dequantize"):
+    if form(a) == "nf4":
         return a
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T
     if ours == "embed.patch.weight":
         return a.reshape(a.shape[0], -1)
     if ours == "embed.positions.weight" and a.ndim == 3:
-        return a[0]
+        return a.reshape(*a.shape[1:])
     return a
 
 

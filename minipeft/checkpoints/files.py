@@ -13,14 +13,14 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from minipeft.engine.bfloat16 import Bfloat16
+from minipeft.engine.weight import Weight, factor, form, widened
 from minipeft.errors import Bad, near
 
 DTYPES = {
@@ -182,12 +182,15 @@ def read_tensors(path: str | Path, dtype: Any = None, keys: Any = None) -> dict[
     return out
 
 
-def read_folder(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_folder(
+    folder: str | Path, read: Callable[[Path], dict[str, Any]] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json and all tensors of a checkpoint folder: model.safetensors, or the shards its index names.
 
     Raises `Bad` for what is missing, for pickles, for shards outside of the folder or that disagree with the index, and for
-    NaN or infinite weights.
+    NaN or infinite weights. `read` gives the tensors of a file; what it maps into memory is checked when it is used.
     """
+    read = read or read_tensors
     folder = existing(folder, "folder")
     if not folder.is_dir():
         raise Bad(f"{folder}: expected a checkpoint folder, found a file")
@@ -196,9 +199,9 @@ def read_folder(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], 
         raise Bad(f"{folder / 'config.json'}: expected an object, found {type(config).__name__}")
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        tensors = read_tensors(single, dtype)
+        tensors = read(single)
     elif index.exists():
-        tensors = _read_shards(folder, index, dtype)
+        tensors = _read_shards(folder, index, read)
     else:
         found = sorted(p.name for p in folder.iterdir())
         if pickles := [n for n in found if n.endswith(PICKLES)]:
@@ -209,21 +212,21 @@ def read_folder(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], 
             f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}"
         )
     for name, a in tensors.items():
-        if a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
+        if not isinstance(a, Weight) and a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
             raise Bad(f"{folder}: {name} has {int((~finite).sum())} of {a.size} weights that are NaN or infinite")
     return config, tensors
 
 
-def _read_shards(folder: Path, index: Path, dtype: Any) -> dict[str, np.ndarray]:
+def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     about = read_json(index)
     where = about.get("weight_map") if isinstance(about, dict) else None
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
         raise Bad(f"{index}: expected a weight_map from tensor names to files")
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, Any] = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard:
             raise Bad(f"{index}: names the file {shard!r}, which is outside of the folder")
-        held = read_tensors(folder / shard, dtype)
+        held = read(folder / shard)
         expected = {k for k, v in where.items() if v == shard}
         if lost := sorted(expected ^ set(held)):
             raise Bad(f"{folder / shard}: disagrees with the index about {len(lost)} tensors, the first {lost[0]}")
@@ -272,8 +275,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
     """
     if metadata is not None and len(metadata) > 1:
         raise ValueError("one metadata entry at most; put several into one as JSON")
-    halves = [name for name, a in tensors.items() if type(a) is Bfloat16]
-    plain = {name: a.values if type(a) is Bfloat16 else a for name, a in tensors.items()}
+    halves = [name for name, a in tensors.items() if form(a) == "bfloat16"]
+    plain = {name: factor(a).values if form(a) == "bfloat16" else widened(a) for name, a in tensors.items()}
     held = {name: np.ascontiguousarray(plain[name]) for name in sorted(plain)}
     for name, a in held.items():
         if a.dtype not in {np.dtype(t) for t in DTYPES.values()}:

@@ -16,6 +16,7 @@ import numpy as np
 
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import rounded
+from minipeft.engine.weight import form, widened
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 from minipeft.model.parts import kind_of
@@ -97,7 +98,7 @@ def in_four_bits(arch: Arch, params: Mapping[str, Any], double: bool, wide: tupl
 
     def quantised(name: str, W: Any) -> bool:
         module = name.removesuffix(".weight")
-        plain = kind_of(name, tuple(W.shape)) == "linear" and not hasattr(W, "dequantize") and W.ndim == 2
+        plain = kind_of(name, tuple(W.shape)) == "linear" and not form(W) and W.ndim == 2
         return plain and module not in skip and not module.startswith("embed.") and not module.endswith(wide or ("\0",))
 
-    return {k: quantize(W, double=double) if quantised(k, W) else W for k, W in params.items()}
+    return {k: quantize(widened(W), double=double) if quantised(k, W) else W for k, W in params.items()}

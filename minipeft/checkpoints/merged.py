@@ -23,8 +23,9 @@ from minipeft.checkpoints import _ours, _theirs, load
 from minipeft.checkpoints.files import refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import UNIT, Bfloat16, widened
+from minipeft.engine.bfloat16 import UNIT
 from minipeft.engine.tensor import value
+from minipeft.engine.weight import form, widened
 from minipeft.errors import Bad, note
 from minipeft.merging import merge
 from minipeft.model.base import Model
@@ -92,7 +93,7 @@ def save_merged(
             )
             raise Bad(f"{out}: the merge of {names} cannot be written: {why}") from None
         found = _compared(wide, folded, written, folder, out)
-        if any(hasattr(W, "dequantize") for W in wide.model.params.values()):
+        if wide.model.forms:
             found = dataclasses.replace(found, quantised=_lost(wide, base))
         for name, data in carried(base).items():
             write_bytes(folder / name, data)
@@ -233,7 +234,7 @@ def _compared(wide: Adapted, folded: Model, written: Mapping[str, Any], folder: 
     before, after = (abs(_computed(Adapted(m), given) - want) for m in (folded, read))
     cond = sensitivity(lambda m, _: _computed(Adapted(m), given), folded, {})
     own = float(np.finfo(wide.model.dtype).eps) / 2
-    kinds = ["bfloat16" if type(W) is Bfloat16 else W.dtype.name for W in written.values()]
+    kinds = [form(W) or W.dtype.name for W in written.values()]
     u = max(own, *(UNIT if k == "bfloat16" else float(np.finfo(k).eps) / 2 for k in kinds if k in TYPES.values()))
     for what, off, unit in (("the fold", before, own), ("the checkpoint", after, u)):
         if not off.max() <= K * unit * cond:
@@ -259,8 +260,8 @@ def _tell_unwritten(adapted: Adapted) -> None:
 def _lost(wide: Adapted, base: Path) -> tuple[float, float] | None:
     """What four bits cost the base: differences of logits, adapters off, None if the base's files hold no more."""
     plain = load(base, wide.model.dtype)
-    full = {k: plain.params[k] for k, W in wide.model.params.items() if hasattr(W, "dequantize") and k in plain.params}
-    if any(hasattr(W, "dequantize") for W in full.values()):
+    full = {k: plain.params[k] for k, W in wide.model.params.items() if form(W) and k in plain.params}
+    if any(map(form, full.values())):
         return None
     given = probe(wide.model)
     other = dataclasses.replace(wide.model, params={**wide.model.params, **full})

@@ -15,12 +15,11 @@ from minipeft.attaching import holding
 from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.engine.backend import read_only, to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
+from minipeft.engine.weight import again, factor, form, widened
 from minipeft.errors import Bad, near
 from minipeft.method import Method, is_whole, method_class
 from minipeft.model.base import Model
 from minipeft.model.parts import shapes as shapes_of
-from minipeft.quantize import NF4
 from minipeft.targets import sites
 
 FORMAT = 2
@@ -89,7 +88,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
     arrays: dict[str, Any] = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
     for n in about["brought"]:
         W = adapted.model.params[n]
-        arrays[BROUGHT + n] = W if type(W) is Bfloat16 else np.ascontiguousarray(to_host(widened(W)))
+        arrays[BROUGHT + n] = factor(W) if form(W) == "bfloat16" else np.ascontiguousarray(to_host(widened(W)))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", arrays, {"format": "minipeft"})
@@ -109,10 +108,10 @@ def _heads(model: Model) -> set[str]:
 def held_in(model: Model, at: Mapping[str, Method] | None = None) -> str:
     """The type in which a base is held, as `load` has it, but for weights that the methods at these sites hold otherwise."""
     own = {site for site, m in (at or {}).items() if declared(type(m)).held}
-    packed = [W for name, W in model.params.items() if isinstance(W, NF4) and name not in own]
+    packed: list[Any] = [W for name, W in model.params.items() if form(W) == "nf4" and name not in own]
     if packed and not model.config.get("quantization_config"):  # else its files hold it so
         return "nf4-double" if packed[0].double else "nf4"
-    return "bfloat16" if any(type(W) is Bfloat16 for W in model.params.values()) else np.dtype(model.dtype).name
+    return "bfloat16" if "bfloat16" in model.forms else np.dtype(model.dtype).name
 
 
 def trained_in(folder: str | Path) -> str | None:
@@ -226,7 +225,7 @@ def _with_brought(model: Model, names: Sequence[str], arrays: dict[str, np.ndarr
         if n not in params or a.shape != expected.get(n):
             raise Bad(f"{folder}: {BROUGHT + n}: expected shape {expected.get(n)} in this base, found {a.shape}")
         new = to_device(a.astype(model.dtype))
-        params[n] = bfloat16(new) if type(params[n]) is Bfloat16 else new
+        params[n] = again(new, params[n])
     for n in OF_VOCABULARY:
         if n in params and tuple(params[n].shape) != expected[n]:
             raise Bad(f"{folder}: its vocabulary has {rows} tokens, the base's {n} {len(params[n])}")

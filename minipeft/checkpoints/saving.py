@@ -29,7 +29,8 @@ from minipeft.checkpoints import (
 )
 from minipeft.checkpoints.files import existing, read_header, read_json, write_json, write_tensors
 from minipeft.engine.backend import to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
+from minipeft.engine.bfloat16 import Bfloat16, bfloat16
+from minipeft.engine.weight import factor, form, widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
@@ -176,8 +177,8 @@ def stored_types(folder: str | Path, model: Model) -> dict[str, str]:
 
 def in_type(W: Any, kind: str, what: str) -> Any:
     """An array in a type of files, each number rounded once. Raises `Bad` where a number is too large for it."""
-    if isinstance(W, Bfloat16) and kind == "bfloat16":
-        return W
+    if form(W) == kind == "bfloat16":
+        return factor(W)
     a = to_host(widened(W))
     if a.dtype.kind != "f":
         return a
@@ -212,7 +213,7 @@ def main_type(tensors: Mapping[str, Any]) -> str:
     """The floating-point type of most numbers."""
     sizes: dict[str, int] = {}
     for a in tensors.values():
-        kind = "bfloat16" if isinstance(a, Bfloat16) else a.dtype.name
+        kind = form(a) or a.dtype.name
         if kind in TYPES.values():
             sizes[kind] = sizes.get(kind, 0) + int(np.prod(a.shape))
     return max(sizes, key=lambda k: sizes[k])
@@ -225,8 +226,8 @@ def their_tensors(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a model under their names and in their layout, on the host."""
     tensors = {}
     for key, W in params.items():
-        half = type(W) is Bfloat16
-        a = their_layout(model.names, key, to_host(W.values if half else widened(W)), model.arch)
+        half = form(W) == "bfloat16"
+        a = their_layout(model.names, key, to_host(factor(W).values if half else widened(W)), model.arch)
         theirs = _theirs(model.names, key)
         if theirs is None:
             raise Bad(f"{key} has no name in a {model.arch.family} checkpoint")

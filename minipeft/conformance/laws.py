@@ -22,8 +22,9 @@ from minipeft.conformance import docstrings, tiny
 from minipeft.drawing import Facts, there
 from minipeft.engine import backend, gradcheck, gradients_flow, ops
 from minipeft.engine.backend import to_device, to_host
-from minipeft.engine.bfloat16 import UNIT, Bfloat16, rounded
+from minipeft.engine.bfloat16 import UNIT, rounded
 from minipeft.engine.tensor import value
+from minipeft.engine.weight import Weight
 from minipeft.errors import Bad, Unfit
 from minipeft.merging import digest, merge
 from minipeft.method import Here, Method, is_weight
@@ -58,7 +59,7 @@ class Case:
     @property
     def u(self) -> float:
         """The unit roundoff of products with the base: of its dtype, or of bfloat16 if it is held so."""
-        half = any(type(W) is Bfloat16 for W in self.model.params.values())
+        half = "bfloat16" in self.model.forms
         return UNIT if half else float(np.finfo(self.model.dtype).eps) / 2
 
 
@@ -180,7 +181,7 @@ def frozen(case: Case) -> None:
             raise Broken("frozen: nothing was trained at all")
     if backend.name() != "numpy":  # other libraries' arrays know no such flag
         return
-    W = next(v for v in case.model.params.values() if not hasattr(v, "dequantize"))
+    W = next(v for v in case.model.params.values() if not isinstance(v, Weight))
     try:
         W[...] = 0
     except ValueError:
@@ -272,7 +273,7 @@ def keeps_dtype(case: Case) -> None:
     found["loss"], grads = single.value_and_grad(batch, train=True, rng=np.random.default_rng(0))
     found |= {f"gradient of {k}": g for k, g in grads.items()}
     if all(map(is_weight, case.adapter.at.values())):
-        found |= {f"merged {k}": v for k, v in merge(single).params.items() if not hasattr(v, "dequantize")}
+        found |= {f"merged {k}": v for k, v in merge(single).params.items() if not isinstance(v, Weight)}
     after = fit(single, [batch], steps=1).adapted.adapters[0].arrays
     found |= {f"{k} after a step": v for k, v in after.items() if v.dtype.kind == "f"}
     for what, x in found.items():

@@ -20,6 +20,7 @@ from minipeft.arrays import array_of, declared, needs
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
+from minipeft.engine.weight import widened
 from minipeft.errors import Unfit
 from minipeft.method import Method, Site, change_of, routes
 from minipeft.model.arch import Arch
@@ -89,7 +90,7 @@ def held(method: Method, W: Any) -> Any:
     W4: Any = made and made.make(
         method, Facts(method, Site(f"{Q}.weight", tuple(W.shape), "linear", ARCH, value(W), value(W).dtype))
     )
-    return W if W4 is None else W4.dequantize()
+    return W if W4 is None else widened(W4)
 
 
 def bias_of(method: Method, b: Any, arrays: Arrays) -> Any:

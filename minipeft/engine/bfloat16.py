@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minipeft.engine.backend import read_only, xp
+from minipeft.engine.weight import Weight
 from minipeft.errors import Bad
 
 UNIT = 2.0**-8  # u
@@ -29,7 +30,7 @@ NAN = 0x7FC0
 
 
 @dataclass(frozen=True, eq=False)
-class Bfloat16:
+class Bfloat16(Weight):
     """An array held in bfloat16, read-only.
 
     values  (…) uint16     the bits
@@ -39,7 +40,8 @@ class Bfloat16:
     """
 
     values: Any
-    dtype: ClassVar[Any] = np.dtype(np.float32)
+    form: ClassVar[str] = "bfloat16"
+    dtype: ClassVar[Any] = np.dtype(np.float32)  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.values.dtype != np.uint16:
@@ -53,7 +55,7 @@ class Bfloat16:
         return _wide(self.values[index])
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.values.shape
 
     @property
@@ -69,6 +71,14 @@ class Bfloat16:
     def dequantize(self) -> Any:
         """The array in float32, exactly."""
         return _wide(self.values)
+
+    def factor(self) -> Bfloat16:
+        """Itself: products round their other factor too."""
+        return self
+
+    def again(self, x: Any) -> Bfloat16:
+        """Other numbers in bfloat16."""
+        return bfloat16(x)
 
     def astype(self, dtype: Any) -> Any:
         """The array in another type: no longer held in this one."""
@@ -87,11 +97,6 @@ def bfloat16(x: Any) -> Bfloat16:
 def rounded(x: Any) -> Any:
     """The numbers of `bfloat16(x)` in the dtype of x."""
     return _wide(_bits(x)).astype(x.dtype, copy=False)
-
-
-def widened(W: Any) -> Any:
-    """The array that W stands for, if it is held in bfloat16 or quantised; else W itself."""
-    return W.dequantize() if hasattr(W, "dequantize") else W
 
 
 def _wide(bits: Any) -> Any:

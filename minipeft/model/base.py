@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from minipeft.engine.backend import read_only, to_host
-from minipeft.engine.bfloat16 import Bfloat16, bfloat16
+from minipeft.engine.bfloat16 import bfloat16
+from minipeft.engine.weight import Weight, form, held_arrays, widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.names import Names
@@ -43,10 +44,10 @@ def converted(name: str, W: Any, dtype: Any) -> Any:
     dtype = float_type(dtype)
     if str(dtype) != "bfloat16":
         return W.astype(dtype)
-    if isinstance(W, Bfloat16):
+    if form(W) == "bfloat16":
         return W
-    matrix = kind_of(name, tuple(W.shape)) in ("linear", "embedding") and not hasattr(W, "dequantize")  # quantised: no
-    return bfloat16(W) if matrix else W.astype(np.dtype(np.float32))
+    matrix = kind_of(name, tuple(W.shape)) in ("linear", "embedding") and not form(W)  # quantised: no
+    return bfloat16(widened(W)) if matrix else W.astype(np.dtype(np.float32))
 
 
 def _check_parameter(name: str, W: Any) -> None:
@@ -77,19 +78,24 @@ class Model:
 
     def __post_init__(self) -> None:
         for k, v in self.params.items():
-            if not hasattr(v, "dequantize"):
+            if not isinstance(v, Weight):
                 _check_parameter(k, v)
-        held = {k: v if hasattr(v, "dequantize") else read_only(v) for k, v in self.params.items()}
+        held = {k: v if isinstance(v, Weight) else read_only(v) for k, v in self.params.items()}
         object.__setattr__(self, "params", held)
 
     def __repr__(self) -> str:
-        half = "bfloat16 and " if any(type(v) is Bfloat16 for v in self.params.values()) else ""
+        half = "bfloat16 and " if "bfloat16" in self.forms else ""
         return f"Model({self.arch.family}, {self.size:,} parameters, {half}{self.dtype})"
 
     @property
     def dtype(self) -> Any:
         """The dtype of its arrays, and of everything that is computed with it."""
-        return next(v.dtype for v in self.params.values() if not hasattr(v, "dequantize"))
+        return next(v.dtype for v in self.params.values() if not form(v))
+
+    @property
+    def forms(self) -> set[str]:
+        """What its parameters are held in, arrays apart: "bfloat16", "nf4"."""
+        return {form(v) for v in self.params.values()} - {""}
 
     @property
     def size(self) -> int:
@@ -112,7 +118,7 @@ class Model:
         h = hashlib.sha256()
         for name in sorted(self.params.keys() - set(without)):
             v = self.params[name]
-            parts = v.to_arrays() if hasattr(v, "dequantize") else {"": v}
+            parts = held_arrays(v)
             for key in sorted(parts):
                 a = np.ascontiguousarray(to_host(parts[key]))
                 h.update(f"{name}:{key}:{a.dtype}:{a.shape}".encode())

@@ -10,6 +10,7 @@ import numpy as np
 
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import value
+from minipeft.engine.weight import form, widened
 from minipeft.model.base import Model
 
 
@@ -23,8 +24,9 @@ def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[st
     half = float(np.finfo(next(iter(theta.values())).dtype if theta else model.dtype).eps) ** 0.5
 
     def nudge(x: Any) -> Any:
-        if hasattr(x, "dequantize"):
+        if form(x):
             return x
+        x = widened(x)
         return x * to_device((1 + half * rng.choice([-1.0, 1.0], x.shape)).astype(x.dtype))
 
     at = to_host(value(f(model, dict(theta))))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from minipeft.conformance import cases
 from minipeft.engine import ops, value_and_grad
-from minipeft.engine.bfloat16 import UNIT, Bfloat16, bfloat16, rounded, widened
+from minipeft.engine.bfloat16 import UNIT, Bfloat16, bfloat16, rounded
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.quantize import quantize
 

@@ -16,7 +16,7 @@ import numpy as np
 from minipeft.checkpoints import CLASSIFIERS, HEADS, _ours, family_names, headed, with_head
 from minipeft.checkpoints.native import OF_VOCABULARY
 from minipeft.engine.backend import to_device, to_host
-from minipeft.engine.bfloat16 import Bfloat16, bfloat16, widened
+from minipeft.engine.weight import again, widened
 from minipeft.errors import Bad
 from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of, plain_body
 from minipeft.interop.peft.names import CLASSIFIERS as PEFT_CLASSIFIERS
@@ -125,7 +125,7 @@ def with_brought_base(model: Model, parts: Parts, folder: Path) -> tuple[Model, 
         new = to_device(np.ascontiguousarray(a).astype(model.dtype))
         same = tuple(held.shape) == tuple(a.shape) and bool((to_host(widened(held)) == to_host(new)).all())
         if not same:
-            params[name] = bfloat16(new) if type(held) is Bfloat16 else new
+            params[name] = again(new, held)
             changed.append(name)
     if not changed:
         return model, []

@@ -12,7 +12,7 @@ import numpy as np
 
 from minipeft.checkpoints import our_layout
 from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.names import STACKS, Config, Naming, is_whole, unwrapped
 from minipeft.interop.peft.spec import Spec

@@ -13,7 +13,7 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import write_json, write_tensors
 from minipeft.engine.backend import to_host
-from minipeft.engine.bfloat16 import widened
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
