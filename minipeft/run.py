@@ -131,7 +131,9 @@ class Run:
         return self._weights[name]
 
     def _change(self, hook: _Hook, name: str) -> Change:
-        """What a method makes of the parameter of this name; the head tied to a table has its own."""
+        """What a method makes of the parameter of this name, kept for the passes of a generation."""
+        if self.cache is None:
+            return change_of(hook.method, hook.arrays)
         key = (id(hook), name)
         if key not in self._changes:
             self._changes[key] = change_of(hook.method, hook.arrays)
