@@ -389,6 +389,8 @@ def cases() -> list[Case]:
         llama("lokr", on(lm, peft.LoKrConfig, r=1, alpha=5, decompose_both=True, decompose_factor=6, target_modules=qv), "left"),
         llama("lokr-pattern", on(lm, peft.LoKrConfig, r=1, alpha=5, target_modules=["q_proj", "k_proj", "up_proj"],
                                  rank_pattern={"k_proj": 7}, alpha_pattern={"up_proj": 7, "0.self_attn.q_proj": 4})),
+        llama("ln-tuning", on(lm, peft.LNTuningConfig), "left"),
+        bert("ln-tuning-bert", on(cls, peft.LNTuningConfig, target_modules=["output.LayerNorm"])),
         llama("ia3", on(lm, peft.IA3Config, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), "left"),
         bert("ia3-bert", on(cls, peft.IA3Config, target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"])),
         gpt2("ia3-gpt2", on(lm, peft.IA3Config, target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True)),
