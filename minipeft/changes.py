@@ -257,6 +257,25 @@ def replaced(T: Any, ids: tuple[int, ...], keeps_bias: bool = True) -> Replaced:
     return Replaced(T, ids, keeps_bias)
 
 
+@dataclass(frozen=True, eq=False)
+class Swapped(Change):
+    """W1 in place of W, and b1 of b."""
+
+    W1: Any
+    b1: Any = None
+
+    def onto(self, W: Any) -> Any:
+        return self.W1
+
+    def bias(self, b: Any) -> Any:
+        return b if self.b1 is None else self.b1
+
+
+def swapped(W1: Any, b1: Any = None) -> Swapped:
+    """Another weight in place of W, and another bias in place of b, if one is given."""
+    return Swapped(W1, b1)
+
+
 # --- what a method says in plain --------------------------------------------------------------------------------------
 
 

@@ -26,12 +26,13 @@ from minipeft.method import Method, Site, change_of, routes
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.batch import Batch
+from minipeft.model.blocks import norm
 from minipeft.model.tokens import Tokens
 from minipeft.run import Run
 
 B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
-Q = "layers.0.attn.q"
+Q, NORM = "layers.0.attn.q", "layers.0.attn.norm"
 Arrays = dict[str, Any]
 
 
@@ -112,6 +113,12 @@ def _bias(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     return dict(y=run.linear(Q, inputs["x"]))
 
 
+def _norm(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+    params = {f"{NORM}.weight": inputs["W"], f"{NORM}.bias": inputs["b"]}
+    run = one(method, arrays, params, (f"{NORM}.weight",), dataclasses.replace(ARCH, norm="layer"))
+    return dict(y=norm(run, NORM, inputs["x"]))
+
+
 def _table(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     run = one(method, arrays, {"embed.tokens.weight": inputs["W"]}, ("embed.tokens.weight",))
     return dict(y=run.lookup("embed.tokens", inputs["ids"]))
@@ -169,6 +176,8 @@ PLACES = {
               "A linear, and h (batch, time, d), the final hidden states of a first pass."),
         Place("bias", (_site("layers.0.attn.q.bias", (OUT,), "bias"),), dict(x=STREAM, W=(OUT, IN), b=(OUT,)), _bias,
               ("W", "b"), "A linear whose bias the method changes."),
+        Place("norm", (_site(f"{NORM}.weight", (IN,), "norm"),), dict(x=STREAM, W=(IN,), b=(IN,)), _norm, ("W", "b"),
+              "A layer norm of x (batch, time, d), eps = 1e-5, its weight W (d) and bias b (d)."),
         Place("table", (_site("embed.tokens.weight", (WORDS, IN), "embedding"),), dict(ids=(B, T), W=(WORDS, IN)), _table,
               ("ids", "W"), "A token table: ids (batch, time), W (words, d); y (batch, time, d)."),
         Place("output", (_site("layers.0.mlp.out", (IN,), "activation"),), dict(a=STREAM, u=STREAM, x=STREAM), _at("layers.0.mlp.out", "a", u="u", x="x"), (),
@@ -192,7 +201,7 @@ PLACES = {
 BY_SITE = {
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
     "embed.tokens.weight": "table", "head.in": "ends", "final.out": "ladder", "layers.0.out": "layer", ".bias": "bias",
-    ".weight": "linear",
+    "norm.weight": "norm", ".weight": "linear",
 }  # fmt: skip
 
 
@@ -223,6 +232,8 @@ def arrays_at(
     shape = place.sites[0].shape
     W = tensors.get("b" if place.name == "bias" else "W", rng.standard_normal(shape))
     asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, IN))})
+    if place.name == "norm":
+        asks["params"] |= {f"{NORM}.bias": tensors["b"] if "b" in tensors else rng.standard_normal(shape)}
     if "grads" in needs(method):
         asks["grad"] = tensors["G"] if "G" in tensors else rng.standard_normal(shape)
     if "inputs" in needs(method):

@@ -23,8 +23,10 @@ def main() -> None:
         for name in given.methods:
             method_class(name)
         made = record(given.methods)
-        if given.methods and (given.into / "index.json").exists():
-            made = [c for c in files.load(given.into) if c.method not in given.methods] + made
+        if given.methods and (index := given.into / "index.json").exists():
+            there = {i["id"].split(".")[0] for i in json.loads(index.read_text(encoding="utf-8"))["cases"]}
+            if others := sorted(there - set(given.methods)):
+                made = [*files.load(given.into, others), *made]
     except Bad as why:
         raise SystemExit(f"record: {why}") from None
     files.write(made, given.into)

@@ -53,7 +53,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             return  # the option says how training starts, or acts elsewhere
     yield forward
     yield grad
-    weights = place.name in ("linear", "bias") and is_weight(method)
+    weights = place.name in ("linear", "norm", "bias") and is_weight(method)
     if weights:
         yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
         if place.name == "linear":

@@ -17,20 +17,7 @@ Differs  The paper trains the norms of the blocks, targets="attn.norm mlp.norm",
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import Method, fact, found, trained
-from minipeft.method import Change
-
-
-@dataclass(frozen=True, eq=False)
-class Swapped(Change):
-    gamma: Any
-    beta: Any
-
-    def onto(self, W: Any) -> Any:
-        return self.gamma
-
-    def bias(self, b: Any) -> Any:
-        return b if self.beta is None else self.beta
+from minipeft.declare import Method, fact, found, swapped, trained
 
 
 @dataclass(frozen=True)
@@ -45,5 +32,5 @@ class LNTuning(Method):
     gamma = trained(..., start=found(lambda m, facts: facts.W, "W"))
     beta = trained("out", when="biased", start=found(lambda m, facts: facts.param(facts["site"][:-6] + "bias"), "b"))
 
-    def change(self, *, gamma: Any, beta: Any = None) -> Swapped:
-        return Swapped(gamma, beta)
+    def change(self, *, gamma: Any, beta: Any = None) -> Any:
+        return swapped(gamma, beta)
