@@ -59,7 +59,7 @@ def numbers(draw, *shape):
 
 
 factors = st.floats(-3, 3)
-often = settings(max_examples=300)  # of some thirty kinds
+often = settings(max_examples=60)  # of some thirty kinds
 
 
 @st.composite

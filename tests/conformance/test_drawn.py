@@ -70,7 +70,7 @@ def test_enough_of_what_is_drawn_stands_on_a_model(name):
     """The others are told, on one line, why they do not go together or do not fit."""
     seen: Counter = Counter()
 
-    @settings(max_examples=20, phases=[Phase.generate], database=None)
+    @settings(max_examples=10, phases=[Phase.generate], database=None)
     @given(st.data())
     def drawn(data):
         seen["drawn"] += 1
@@ -87,7 +87,7 @@ def test_enough_of_what_is_drawn_stands_on_a_model(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_what_is_not_allowed_is_told(name, data):
     key, x = data.draw(outside(METHODS[name]))

@@ -26,15 +26,24 @@ SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("m
 FAMILIES = list(tiny.ARCHS)
 
 
-# in float32 a decoder, an encoder and an encoder-decoder; the other families have no arithmetic of their own
-IN_FLOAT32 = ["llama", "bert", "t5"]
+# in float32 a decoder: the other families have no arithmetic of their own; an encoder and an encoder-decoder too in the slow suite
+IN_FLOAT32 = ["llama"]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_law_holds(name, dtype):
-    verdicts = list(laws.check(METHODS[name], None if dtype is np.float64 else IN_FLOAT32, dtype=dtype))
+    families = None if dtype is np.float64 else ["bert"] if name == "bitfit" else IN_FLOAT32
+    verdicts = list(laws.check(METHODS[name], families, dtype=dtype))
     assert {v.law for v in verdicts if v.outcome == "pass"} == set(laws.LAWS)
+    assert not [f"{v.law} on {v.family}: {v.reason}" for v in verdicts if v.outcome == "fail"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_law_holds_in_float32(name, family):
+    verdicts = list(laws.check(METHODS[name], [family], dtype=np.float32))
     assert not [f"{v.law} on {v.family}: {v.reason}" for v in verdicts if v.outcome == "fail"]
 
 
@@ -59,7 +68,7 @@ SLOW = {"learns", "frozen", "dtype"}  # these train; they are run at the usual s
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@settings(max_examples=4, phases=[Phase.generate])  # no shrinking: one example takes up to a second
+@settings(max_examples=2, phases=[Phase.generate])  # no shrinking: one example takes up to a second
 @given(data=st.data())
 def test_laws_hold_for_drawn_settings(name, data):
     family = data.draw(st.sampled_from(["bert", "vit", "gpt2"] if name == "bitfit" else FAMILIES), label="family")

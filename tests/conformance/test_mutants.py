@@ -12,6 +12,8 @@ from minipeft.conformance.mutants import killing
 from minipeft.conformance.own import Own
 from minipeft.method import METHODS
 
+pytestmark = pytest.mark.xdist_group("mutants")  # the matrix takes ten seconds: one process makes it
+
 
 @pytest.fixture(scope="module")
 def every():

@@ -15,7 +15,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from scipy import linalg, special
 
 from minipeft.engine import OPS, Tensor, fast, gradcheck, ops, value, value_and_grad
@@ -429,6 +429,7 @@ def test_values_equal_the_witness(name, data):
 
 
 @every_op
+@settings(max_examples=8)
 @given(data=st.data())
 def test_what_is_taped_changes_nothing(name, data):
     """A plain call returns a plain array, the same bits; taping fewer arguments leaves the others' gradients alone."""
@@ -447,6 +448,7 @@ def test_what_is_taped_changes_nothing(name, data):
 
 
 @every_op
+@settings(max_examples=8)
 @given(data=st.data())
 def test_float32_stays_float32(name, data):
     """In the value, and in what each VJP returns before the tape could cast it. The gradient given is not written to."""
@@ -721,6 +723,7 @@ def test_an_op_equals_its_composition(name, dtype, data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0.0, 1e4])
 @pytest.mark.parametrize("name", [*COMPOSITIONS, "sigmoid", "tanh", "norm"])
+@settings(max_examples=6)
 @given(data=st.data())
 def test_finite_at_extremes(name, size, dtype, data):
     """Inputs of ±1e4 and more, or all zero, give finite values and gradients without a warning."""
