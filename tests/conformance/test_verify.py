@@ -97,8 +97,15 @@ def test_every_case_is_judged(odd):
     assert odd["lora.delta.usual"].url == "https://example.org/1"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("kernels", ["", "Prescott"], ids=["these", "of 2004"])
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [
+        pytest.param("", "float64", id="these"),
+        pytest.param("Prescott", "float32", id="of 2004"),
+        pytest.param("", "float32", id="these in float32", marks=pytest.mark.slow),  # the other two of the four
+        pytest.param("Prescott", "float64", id="of 2004 in float64", marks=pytest.mark.slow),
+    ],
+)
 def test_minipeft_passes_all_and_nothing_is_near_its_bound(kernels, dtype, monkeypatch):
     """No verdict turns on the order in which a processor's kernels add: with twice the error, and with half the bound, it is the same."""
     if kernels:
