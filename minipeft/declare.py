@@ -8,7 +8,7 @@ from minipeft.over import OverAdapters
 from minipeft.settings import at_least, choice, count, free, parts, positive, such_that, within
 from minipeft.starts import (
     QR_PART, SVD_PART, either, fill, found, found_together, normal, norms, orthonormal, places, same, setting, uniform, words,
-    zero_if,
+    xavier, zero_if,
 )  # fmt: skip
 
 QUERY_VALUE = "attn.q.weight attn.v.weight attn.qkv.weight"  # where most weight-space methods attach
@@ -18,5 +18,5 @@ __all__ = [
     "at_least", "choice", "count", "each", "either", "fact", "fill", "found", "found_together", "free", "globbed",
     "held", "lowrank", "normal", "norms", "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires",
     "rotated", "same", "scaled", "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "trained",
-    "uniform", "when", "within", "words", "zero_if",
+    "uniform", "when", "within", "words", "xavier", "zero_if",
 ]  # fmt: skip

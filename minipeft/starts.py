@@ -55,15 +55,28 @@ def normal(deviation: float = 1.0) -> Start:
     return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
 
 
-def uniform(fan: str = "", bound: float | None = None) -> Start:
-    """U(±1/√fan), `fan` being an expression; or U(±bound)."""
+def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Start:
+    """U(±gain/√fan), `fan` being an expression; or U(±bound)."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        most = bound if bound is not None else float(facts.value(fan)) ** -0.5
+        most = bound if bound is not None else gain * float(facts.value(fan)) ** -0.5
         return facts.rng.uniform(-most, most, shape)
 
-    told = f"±{bound:g}" if bound is not None else f"±1/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
+    told = (
+        f"±{bound:g}"
+        if bound is not None
+        else f"±{gain:.3g}/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
+    )
     return Start(f"U({told})", draw)
+
+
+def xavier(fan_in: str, fan_out: str) -> Start:
+    """N(0, 2/(fan_in + fan_out)), the fans being expressions (Glorot & Bengio 2010)."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return (2.0 / (facts.value(fan_in) + facts.value(fan_out))) ** 0.5 * facts.rng.standard_normal(shape)
+
+    return Start(f"N(0, 2/({fan_in} + {fan_out}))", draw)
 
 
 def orthonormal() -> Start:

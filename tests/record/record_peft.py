@@ -31,13 +31,14 @@ from float64 import OnlyFloat64, as_float64  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from peft.tuners.adaption_prompt import layer as adaption_layer  # noqa: E402
 from peft.tuners.adaption_prompt import utils as adaption_utils  # noqa: E402
+from peft.tuners.c3a import layer as c3a_layer  # noqa: E402
 from peft.tuners.lora import layer as lora_layer  # noqa: E402
 from peft.tuners.osf import utils as osf_utils  # noqa: E402
 from peft.utils import AuxiliaryTrainingWrapper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_num_threads(1)
-DOWNCASTING = (adaption_layer, adaption_utils, lora_layer, osf_utils)
+DOWNCASTING = (adaption_layer, adaption_utils, c3a_layer, lora_layer, osf_utils)
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 VOCAB = 43
 Tensors = dict[str, torch.Tensor]
@@ -389,6 +390,7 @@ def cases() -> list[Case]:
         llama("lokr", on(lm, peft.LoKrConfig, r=1, alpha=5, decompose_both=True, decompose_factor=6, target_modules=qv), "left"),
         llama("lokr-pattern", on(lm, peft.LoKrConfig, r=1, alpha=5, target_modules=["q_proj", "k_proj", "up_proj"],
                                  rank_pattern={"k_proj": 7}, alpha_pattern={"up_proj": 7, "0.self_attn.q_proj": 4})),
+        llama("c3a", on(lm, peft.C3AConfig, block_size=2, target_modules=qv), "left"),  # its gradient by x is wrong from 3 on
         llama("ln-tuning", on(lm, peft.LNTuningConfig), "left"),
         bert("ln-tuning-bert", on(cls, peft.LNTuningConfig, target_modules=["output.LayerNorm"])),
         llama("ia3", on(lm, peft.IA3Config, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), "left"),

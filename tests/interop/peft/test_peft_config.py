@@ -20,7 +20,7 @@ from minipeft.interop.peft.registry import peft_types, specs
 ROOT = Path(__file__).parents[2] / "data" / "peft"
 OF_KIND = {
     "LORA": "llama/lora", "ADALORA": "llama/adalora", "OSF": "llama/osf", "VERA": "llama/vera", "FOURIERFT": "llama/fourierft",
-    "OFT": "llama/oft", "LOHA": "llama/loha", "LOKR": "llama/lokr", "IA3": "llama/ia3", "SHIRA": "llama/shira", "LN_TUNING": "llama/ln-tuning",
+    "OFT": "llama/oft", "LOHA": "llama/loha", "LOKR": "llama/lokr", "IA3": "llama/ia3", "SHIRA": "llama/shira", "LN_TUNING": "llama/ln-tuning", "C3A": "llama/c3a",
     "TRAINABLE_TOKENS": "llama/trainable-tokens", "PROMPT_TUNING": "t5/prompt-tuning", "P_TUNING": "llama/p-tuning-mlp",
     "PREFIX_TUNING": "t5gated/prefix", "ADAPTION_PROMPT": "llama/adaption-prompt", "XLORA": "llama/xlora", "POLY": "llama/poly",
 }  # fmt: skip
