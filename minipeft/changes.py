@@ -218,6 +218,16 @@ def skew(q: Any) -> Any:
     return Q - ops.swapaxes(Q)
 
 
+@once
+def _moved_right(n: int) -> np.ndarray:
+    return (np.arange(n) - np.arange(n)[:, None]) % n
+
+
+def circulant(k: Any) -> Any:
+    """Matrices (…, n, n) whose first rows are k (…, n), each row moved right by one from the row above: [t, u] is k[(u − t) mod n]."""
+    return ops.getitem(k, index=(Ellipsis, _moved_right(k.shape[-1])))
+
+
 def rotated(R: Any, table: bool = False) -> Rotated:
     """Inputs of a linear, or rows of a table, turned by the blocks R (K, β, β); one block stands for all."""
     return Rotated(R, table)

@@ -55,6 +55,9 @@ class Odd(Own):
 """
 
 
+together = pytest.mark.xdist_group("odd")  # its answers take seconds: one process waits for them
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
@@ -69,6 +72,7 @@ def odd(tmp_path_factory):
         os.environ["PYTHONPATH"] = before
 
 
+@together
 @pytest.mark.parametrize(
     "case, outcome, reason",
     [
@@ -92,6 +96,7 @@ def test_what_happened_is_said(case, outcome, reason, odd):
     assert (odd[case].outcome, reason in odd[case].reason) == (outcome, True), odd[case]
 
 
+@together
 def test_every_case_is_judged(odd):
     assert len(odd) == len(verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"]).cases)
     assert odd["lora.delta.usual"].url == "https://example.org/1"

@@ -18,9 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from minipeft.declare import QUERY_VALUE, Method, choice, count, either, normal, requires, trained, uniform
+from minipeft.declare import QUERY_VALUE, Method, choice, circulant, count, either, normal, requires, trained, uniform
 from minipeft.engine import ops
 
 OTHER = either("start == 'kaiming'", uniform("in"), either("start == 'normal'", normal()))
@@ -49,6 +47,4 @@ class C3A(Method):
 
     def change(self, *, k: Any) -> Any:
         P, Q, n = k.shape
-        shift = (np.arange(n) - np.arange(n)[:, None]) % n  # [t, u] = (u − t) mod β
-        blocks = ops.transpose(ops.getitem(k, index=(slice(None), slice(None), shift)), axes=(0, 2, 1, 3))
-        return ops.reshape(blocks, shape=(P * n, Q * n)) / (Q * n)
+        return ops.reshape(ops.transpose(circulant(k), axes=(0, 2, 1, 3)), shape=(P * n, Q * n)) / (Q * n)
