@@ -31,5 +31,6 @@ SPEC = Spec(
     settings=dict(block="block_size"),
     patterns=dict(block_size_pattern="block"),
     sizes=("block",),
+    wide=("peft.tuners.c3a.layer",),
     trials=(Trial("llama", dict(block=4), inexact="PEFT computes in float32"),),
 )

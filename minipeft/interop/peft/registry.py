@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from minipeft.arrays import declared
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.fields import Config, Field
 from minipeft.interop.peft.spec import Spec
@@ -33,15 +34,27 @@ def specs() -> dict[str, Spec]:
 def spec_of(method: Method | type[Method]) -> Spec:
     """How this method is written by PEFT: by its own file, or that of the method it is made of. Raises `Bad` for one PEFT has not."""
     cls: Any = method if isinstance(method, type) else type(method)
-    for c in cls.__mro__:
-        if spec := spec_named(c.__dict__.get("name", "")):
-            return spec
+    if spec := _found(cls):
+        return spec
     raise Bad(f"{cls.name} cannot be written for PEFT: it has no such method; PEFT has {', '.join(specs())}")
 
 
 def has(cls: type[Method]) -> bool:
     """Whether PEFT has this method, or one that it is made of."""
-    return any(spec_named(c.__dict__.get("name", "")) for c in cls.__mro__)
+    return _found(cls) is not None
+
+
+def _found(cls: Any) -> Spec | None:
+    """The method's own, or that of a parent which computes the same from the same arrays."""
+    for c in cls.__mro__:
+        if spec := spec_named(c.__dict__.get("name", "")):
+            return spec if c is cls or _computes(c) == _computes(cls) else None
+    return None
+
+
+def _computes(cls: Any) -> tuple[Any, ...]:
+    functions = (getattr(cls, name, None) for name in ("change", "weight", "apply", "forward"))
+    return (*declared(cls).arrays, *functions)
 
 
 def peft_types() -> dict[str, Mapping[str, Field]]:
