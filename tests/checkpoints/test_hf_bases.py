@@ -16,7 +16,6 @@ from minipeft.engine.tensor import value_and_grad
 from minipeft.interop.peft.reading import load_peft
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.batch import batch
-from minipeft.settings import small
 
 pytestmark = pytest.mark.hf
 HERE = Path(__file__).parents[1]
@@ -104,7 +103,7 @@ def test_four_bits_are_those_of_bitsandbytes(name, double, four, tmp_path):
     import torch
 
     base = four.bases.bases()[name]
-    config = small(four, base.config)
+    config = four.sized(base.config)
     options = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
     four.quantised(base.cls, config, torch.float32, options, tmp_path)
     found = {k: v.numpy() for k, v in four.computed(base.cls, tmp_path / "twin", 1).items()}
@@ -124,7 +123,7 @@ def test_fp4_is_read_in_any_layout(name, four, tmp_path):
     import torch
 
     base = four.bases.bases()[name]
-    four.quantised(base.cls, small(four, base.config), torch.float32, dict(bnb_4bit_quant_type="fp4"), tmp_path)
+    four.quantised(base.cls, four.sized(base.config), torch.float32, dict(bnb_4bit_quant_type="fp4"), tmp_path)
     found = {k: v.numpy() for k, v in four.computed(base.cls, tmp_path / "twin", 1).items()}
     given = {k: v for k, v in found.items() if k not in ("logits", "loss") and not k.startswith("grad::")}
     model = load(tmp_path / "four", np.float64)

@@ -6,7 +6,6 @@ from minipeft.interop.peft.fields import (
     BIASES,
     COMMON,
     COUNT,
-    EXCLUDED,
     LAYERED,
     ONLY_STARTS,
     TARGETS,
@@ -18,7 +17,7 @@ from minipeft.interop.peft.fields import (
 )  # fmt: skip
 from minipeft.interop.peft.spec import Key, Spec, Trial
 
-KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | BIASES | {
+KNOWN = COMMON | TARGETS | LAYERED | WHOLE | BIASES | {
     "block_size": needed(COUNT, 256),
     "block_size_pattern": read(pattern(COUNT), {}),
     "init_weights": plain(ONLY_STARTS, "xavier_uniform"),
