@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -330,6 +331,7 @@ def weight_of(method: Method, W: Any, arrays: Mapping[str, Any]) -> Any:
     return change_of(method, arrays).onto(W)
 
 
+@cache
 def load_methods() -> None:
     """Import every file under minipeft/methods, so that each registers itself."""
     package = importlib.import_module("minipeft.methods")

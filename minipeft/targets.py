@@ -18,17 +18,17 @@ from minipeft.model.parts import activation_sites, kind_of, tied
 
 def sites(model: Model) -> dict[str, Site]:
     """Every site of a model: its parameters by name, and the activations."""
-    arch = model.arch
+    arch, dtype = model.arch, model.dtype
     found = {
-        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, model.dtype, params=model.params)
+        name: Site(name, tuple(W.shape), kind_of(name, tuple(W.shape)), arch, W, dtype, params=model.params)
         for name, W in model.params.items()
     }
     for name in tied(arch).keys() - found.keys():
         W = model.params[tied(arch)[name]]
         shape = tuple(W.shape)
-        found[name] = Site(name, shape, kind_of(name, shape), arch, W, model.dtype, params=model.params)
+        found[name] = Site(name, shape, kind_of(name, shape), arch, W, dtype, params=model.params)
     for name, shape in activation_sites(arch).items():
-        found[name] = Site(name, shape, "activation", arch, None, model.dtype, params=model.params)
+        found[name] = Site(name, shape, "activation", arch, None, dtype, params=model.params)
     return found
 
 

@@ -13,7 +13,9 @@ FILES = sorted((ROOT / "minipeft").rglob("*.py"))
 LAZY = {"typer", "rich", "tokenizers", "matplotlib", "cupy", "cupyx", "torch", "peft", "transformers", "psutil"}
 
 
-@pytest.mark.parametrize("words", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize(
+    "words", ["ruff check .", "ruff format --check .", pytest.param("mypy", marks=pytest.mark.slow)]
+)
 def test_tools_find_nothing(words):
     done = subprocess.run([sys.executable, "-m", *words.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

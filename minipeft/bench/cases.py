@@ -23,7 +23,7 @@ SIZES = {
 SETTINGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("methods.json").read_text("utf-8"))
 METHODS = tuple(SETTINGS)  # the first is measured where none is named
 TASKS = ("step", "forward", "generate")
-STEPS = {"S": 20, "M": 4, "L": 1, "XL": 1, "GPT2": 1}  # of a turn  # of a turn
+STEPS = {"S": 20, "M": 4, "L": 1, "XL": 1, "GPT2": 1}  # of a turn
 PROMPT, NEW = 16, 64  # tokens of a generation, of one row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def _family(model_type: str) -> Any:
     return importlib.import_module(f"minipeft.checkpoints.{FAMILIES[model_type]}")
 
 
+@lru_cache
 def family_names(arch: Arch) -> Names:
     """The bijection between our module names and this architecture's family."""
     family = _family(arch.family)

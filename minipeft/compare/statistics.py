@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # of Student's t: its distribution function, and the inverse
 
 LEVEL = 0.95  # of the intervals; 1 − LEVEL is what all tests together may err
 
@@ -59,8 +59,8 @@ def estimate(d: np.ndarray) -> Estimate:
         return Estimate(mean, 0.0, 1.0 if mean == 0 else 0.0)
     parts = [(x, k) for x, k in ((by_seed, S - 1), (by_example, n - 1)) if k > 0 and x > 0]
     df = v**2 / sum(x**2 / k for x, k in parts)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(v))
-    return Estimate(mean, half, float(2 * stats.t.sf(abs(mean) / np.sqrt(v), df)))
+    half = float(stdtrit(df, (1 + LEVEL) / 2) * np.sqrt(v))
+    return Estimate(mean, half, float(2 * stdtr(df, -abs(mean) / np.sqrt(v))))
 
 
 def _variance(squares: np.ndarray, df: int) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from functools import lru_cache
 from typing import Any
 
 from hypothesis import reject
@@ -41,9 +42,8 @@ TRIES = 10  # to find settings that go together
 @st.composite
 def settings_strategy(draw: Any, cls: type[Method], arch: Arch) -> Method:
     """An instance of the class: every setting as suits a small model of this architecture, or drawn from what it may be."""
-    usual, every = small(cls, arch), dataclasses.fields(cls)
     for _ in range(TRIES):
-        given = {f.name: draw(_of(cls, f, getattr(usual, f.name), arch), label=f.name) for f in every}
+        given = {name: draw(strategy, label=name) for name, strategy in _every(cls, arch).items()}
         with contextlib.suppress(Bad):  # they do not go together
             return cls(**given)
     return reject()
@@ -53,6 +53,12 @@ def outside(cls: type[Method]) -> SearchStrategy[tuple[str, Any]]:
     """(setting, value) with a value that it may not have."""
     pairs = [(f.name, x) for f in dataclasses.fields(cls) for x in STRANGE if _typed(f) and not _may_be(f, x)]
     return st.sampled_from(pairs)
+
+
+@lru_cache
+def _every(cls: type[Method], arch: Arch) -> dict[str, SearchStrategy[Any]]:
+    usual = small(cls, arch)
+    return {f.name: _of(cls, f, getattr(usual, f.name), arch) for f in dataclasses.fields(cls)}
 
 
 def _of(cls: type[Method], f: Any, usual: Any, arch: Arch) -> SearchStrategy[Any]:

@@ -284,10 +284,11 @@ def keeps_dtype(case: Case) -> None:
 def learns(case: Case) -> None:
     """Some steps of training lower the loss."""
     before = float(case.start.loss(None, case.batch))
-    trained = fit(case.start, [case.batch], steps=12, optimiser=AdamW(lr=0.02))
-    after = float(trained.adapted.loss(None, case.batch))
-    if not after < before:
-        raise Broken(f"learns: loss {before:.6g} before, {after:.6g} after 12 steps of AdamW")
+    for steps in (4, 12):  # few are enough for most
+        trained = fit(case.start, [case.batch], steps=steps, optimiser=AdamW(lr=0.02))
+        if (after := float(trained.adapted.loss(None, case.batch))) < before:
+            return
+    raise Broken(f"learns: loss {before:.6g} before, {after:.6g} after 12 steps of AdamW")
 
 
 def round_trip(case: Case) -> None:

@@ -10,6 +10,7 @@ from minipeft.cli import main
 from minipeft.errors import Bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["forward", "generate"])
 def test_other_tasks(task):
     (row,) = job.bench(job.plan(None, ["S"], ["lora"], 1, tasks=[task]))

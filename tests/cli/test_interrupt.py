@@ -60,7 +60,9 @@ SLOWER = (
 
 
 @linux
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_check_shows_the_methods_it_has_checked(started, tmp_path, number, status):
     process = started("check", "ia3", *SLOWER, "--json", tmp_path / "out.json")
     got, out, _ = ended(process, f"ia3: {5 * len(LAWS)} hold", number)

@@ -23,9 +23,10 @@ def numbers(outcome):
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
 
 
-@pytest.mark.parametrize(
-    "name", ["lora", "prompt_tuning", "adapter_fusion", "x_lora", "qlora", "eva", "lora_ga", "full"]
-)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("adapter_fusion", "x_lora", "lora_ga", "full")]
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt_tuning", "qlora", "eva", *OTHERS])
 def test_an_outcome(task, name):
     found = job.measure(task, name)
     assert found.trained > 0 and found.share > 0 and found.base_unchanged and not found.note

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.conformance import cases as files
 from minipeft.conformance import record
@@ -26,11 +27,11 @@ def every():
     return list(files.load())
 
 
-@pytest.mark.parametrize("method", SHIPPED)
+@pytest.mark.parametrize("method", in_turn(SHIPPED, every=5))
 def test_recording_again_gives_the_same(method, tmp_path):
     """The same bytes on one machine; on another, whose kernels sum in another order, the same numbers but for rounding."""
     made = list(record.of_method(METHODS[method]))
-    if method in SHIPPED[::8]:  # nothing in a recording depends on the method's name
+    if method in SHIPPED[::15]:  # nothing in a recording depends on the method's name
         again = record.of_method(METHODS[method])
         assert all(files.encode(one) == files.encode(two) for one, two in zip(made, again, strict=True))
     for case in made:

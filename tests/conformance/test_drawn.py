@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from sampled import in_turn
 
 from minipeft.conformance import laws, tiny
 from minipeft.conformance.drawn import outside, settings_strategy
@@ -65,7 +66,7 @@ def test_what_is_allowed_is_drawn():
     assert len({m.over[0].r for m in seen}) > 2
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", in_turn(SHIPPED, every=2))
 def test_enough_of_what_is_drawn_stands_on_a_model(name):
     """The others are told, on one line, why they do not go together or do not fit."""
     seen: Counter = Counter()

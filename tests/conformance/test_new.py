@@ -86,11 +86,11 @@ def test_python_passes_in_float32(tmp_path, monkeypatch):
     "language, edit",
     [
         ("python", ("harness.py", '["alpha"] / (math.sqrt(r) if config["rslora"] else r)', '["alpha"]')),
-        pytest.param("c", ("harness.c", "l.s = alpha / (", "l.s = alpha + 0 * ("), marks=needs_c),
+        pytest.param("c", ("harness.c", "l.s = alpha / (", "l.s = alpha + 0 * ("), marks=[needs_c, pytest.mark.slow]),
         pytest.param(
             "rust",
             ("src/methods.rs", '.number("alpha")? / divisor', '.number("alpha")? + 0.0 * divisor'),
-            marks=needs_rust,
+            marks=[needs_rust, pytest.mark.slow],
         ),
     ],
 )

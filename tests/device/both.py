@@ -14,6 +14,21 @@ from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import value
 
 Arrays = dict[str, Any]
+# one of each kind on the stand-in, which all methods meet in the same few functions; every one of them on a GPU
+FEW = (
+    "adalora",
+    "adapter_fusion",
+    "bitfit",
+    "dora",
+    "fourierft",
+    "ladder_side",
+    "loreft",
+    "oft",
+    "poly",
+    "prefix_tuning",
+    "qlora",
+    "x_lora",
+)
 
 
 def on(light: list, heavy: list) -> list:

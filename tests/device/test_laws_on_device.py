@@ -2,28 +2,13 @@
 
 import numpy as np
 import pytest
-from both import on
+from both import FEW, on
 
 from minipeft.conformance import laws, tiny
 from minipeft.method import METHODS, load_methods
 
 load_methods()
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
-# one of each kind on the stand-in, which all methods meet in the same few functions; every one of them on a GPU
-FEW = (
-    "adalora",
-    "adapter_fusion",
-    "bitfit",
-    "dora",
-    "fourierft",
-    "ladder_side",
-    "loreft",
-    "oft",
-    "poly",
-    "prefix_tuning",
-    "qlora",
-    "x_lora",
-)
 LIGHT = [(n, "bert" if n == "bitfit" else "llama", np.float64) for n in FEW]
 ALL = [(n, f, d) for d in (np.float64, np.float32) for f in tiny.ARCHS for n in SHIPPED]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors
 from computed import held, ratios
+from sampled import in_turn
 
 from minipeft.checkpoints import FAMILIES, load
 from minipeft.checkpoints.files import read_tensors
@@ -35,8 +36,10 @@ def test_every_family_is_recorded():
     assert {json.loads((ROOT / n / "config.json").read_text())["model_type"] for n in NAMES} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name, padding", CASES)
+@pytest.mark.parametrize(
+    ("name", "padding", "dtype"),
+    [(*case, np.float64) for case in CASES] + in_turn([(*case, np.float32) for case in CASES], every=4),
+)
 def test_equals_transformers(name, padding, dtype):
     given, want = recorded(name)[padding]
     found = ratios(load(ROOT / name, dtype), given, want)

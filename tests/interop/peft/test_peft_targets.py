@@ -1,6 +1,7 @@
 """PEFT's rules for which modules a configuration names, and files in any order and under any wrapper's names."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.attaching import attach
 from minipeft.checkpoints import load, with_head
@@ -125,7 +127,7 @@ def same(one, two):
     assert one.model.digest() == two.model.digest()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", in_turn(CASES, every=4))
 def test_the_order_of_tensors_in_a_file_does_not_matter(case, bases, tmp_path):
     base = bases[case.split("/")[0]]
     orders = [lambda n: np.random.default_rng(n).permutation(n), lambda n: range(n)[::-1]]
@@ -146,10 +148,10 @@ NAMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("how", NAMED)
-@pytest.mark.parametrize(
-    "case", ["llama/lora-embedding", "llama/dora", "llama/lora-modules-to-save", "llama/ia3", "bert-cls/lora-bert-cls", "t5/lora-t5"]
-)  # fmt: skip
+WRAPPED = ["llama/lora-embedding", "llama/dora", "llama/lora-modules-to-save", "llama/ia3", "bert-cls/lora-bert-cls", "t5/lora-t5"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "case"), in_turn(itertools.product(NAMED, WRAPPED), every=5))
 def test_names_that_wrappers_leave_in_keys(how, case, bases, tmp_path):
     base = bases[case.split("/")[0]]
     same(load_peft(base, ROOT / case / "adapter"), load_peft(base, rewritten(case, tmp_path / "a", NAMED[how])))
