@@ -43,7 +43,7 @@ TRIES = 10  # to find settings that go together
 def settings_strategy(draw: Any, cls: type[Method], arch: Arch) -> Method:
     """An instance of the class: every setting as suits a small model of this architecture, or drawn from what it may be."""
     for _ in range(TRIES):
-        given = {name: draw(strategy, label=name) for name, strategy in _every(cls, arch).items()}
+        given = {name: draw(strategy, label=name) for name, strategy in _every(cls, arch).items()}  # type: ignore[arg-type]
         with contextlib.suppress(Bad):  # they do not go together
             return cls(**given)
     return reject()
