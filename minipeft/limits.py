@@ -8,4 +8,6 @@ from __future__ import annotations
 JSON_BYTES = 64 << 20  # of a JSON file; a tokenizer of 256,000 words has 33 MB, an index of 50,000 tensors 5 MB
 JSON_DEPTH = 64  # brackets inside one another; the deepest that is written has six
 TENSORS = 1 << 18  # of one safetensors file; 256 experts in 60 layers are 46,000
-PATTERN_SECONDS = 2.0  # that a file's regular expression may take for all names of a model; an honest one takes milliseconds
+PATTERN_SECONDS = (
+    2.0  # that a file's regular expression may take for all names of a model; an honest one takes milliseconds
+)

@@ -6,8 +6,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is loaded:
 
 from hypothesis import HealthCheck, settings
 
-# programs that write test data with other libraries are no tests; these files hold no doctests, and all have one name
-collect_ignore_glob = ["record/*", "conftest.py", "*/conftest.py"]
+collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries are no tests
 
 settings.register_profile(
     "default",

@@ -2,8 +2,6 @@ import pytest
 
 from minipeft.compare import prepare
 
-collect_ignore = ["conftest.py"]  # it holds no doctests, and another folder has a module of this name
-
 
 @pytest.fixture(scope="session")
 def task():
