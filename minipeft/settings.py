@@ -149,16 +149,17 @@ def choice(*options: str, default: str | None = None, reading: bool = False, var
 
 def small(cls: Any, arch: Any) -> Any:
     """An instance whose sizes suit a small model of this architecture: what is compared and what the laws are tried on."""
-    return cls(**{n: v(arch) if callable(v) else v for n, v in _about(cls, "small").items()})
+    return cls(**_about(cls, "small", arch))
 
 
 def tried(cls: Any, arch: Any) -> Any:
     """An instance for recorded cases, under which nothing is 0 or 1 or equal to something else."""
-    return dataclasses.replace(small(cls, arch), **_about(cls, "tried"))
+    return dataclasses.replace(small(cls, arch), **_about(cls, "tried", arch))
 
 
-def _about(cls: Any, what: str) -> dict[str, Any]:
-    return {f.name: x for f in dataclasses.fields(cls) if (x := f.metadata.get(what)) is not None}
+def _about(cls: Any, what: str, arch: Any) -> dict[str, Any]:
+    given = {f.name: x for f in dataclasses.fields(cls) if (x := f.metadata.get(what)) is not None}
+    return {name: x(arch) if callable(x) else x for name, x in given.items()}
 
 
 def choices(cls: Any) -> dict[str, Choice]:

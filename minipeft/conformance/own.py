@@ -10,7 +10,7 @@ import numpy as np
 import minipeft
 from minipeft.checkpoints.native import decode, encode
 from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
-from minipeft.conformance.places import PLACES, Arrays, arrays_at, bias_of, held
+from minipeft.conformance.places import Arrays, Place, arrays_at, bias_of, held, place_at
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import Tensor, value
@@ -63,9 +63,12 @@ class Own:
     def method(self, case: Case) -> Method:
         return method_of(case)
 
+    def place(self, case: Case) -> Place:
+        return place_at(case.place, case.inputs)
+
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
         """The outputs at the case's place."""
-        return PLACES[case.place].call(self.method(case), placed(inputs), placed(arrays))
+        return self.place(case).call(self.method(case), placed(inputs), placed(arrays))
 
     def forward(self, case: Case) -> Arrays:
         return fetched(self.outputs(case, case.named("input", "base"), case.named("array", "stored")))
@@ -122,11 +125,11 @@ class Own:
         base = y = ops.linear(inputs["x"], inputs["W"], inputs["b"])
         for i, weight in enumerate(case.options["weights"]):
             method, arrays = self.adapter(case, i)
-            y = y + weight * (PLACES[case.place].call(method, inputs, placed(arrays))["y"] - base)
+            y = y + weight * (self.place(case).call(method, inputs, placed(arrays))["y"] - base)
         return fetched(dict(y=y))
 
     def init(self, case: Case) -> Arrays:
-        arrays, _ = arrays_at(PLACES[case.place], self.method(case), np.random.default_rng(case.seed), case.tensors)
+        arrays, _ = arrays_at(self.place(case), self.method(case), np.random.default_rng(case.seed), case.tensors)
         return {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
 
     def train(self, case: Case) -> Arrays:
@@ -179,7 +182,7 @@ class Own:
             method, arrays = load_layer(case)
         except Bad as why:
             raise Rejected(str(why)) from None
-        return fetched(PLACES[case.place].call(method, placed(case.named("input", "base")), placed(arrays)))
+        return fetched(self.place(case).call(method, placed(case.named("input", "base")), placed(arrays)))
 
 
 implementation = Own()

@@ -2,7 +2,8 @@
 
 A `Place` is a model of one part, and names the arrays that meet a method there; the method is run there as everywhere, by
 `Run`. Sizes are distinct, so that no transposition passes: batch 3, time 4, in 14, out 10; 4 heads over 2 of keys and values,
-of width 5; 11 words.
+of width 5; 11 words. At other sizes, in 12, out 8 and heads of width 4, blocks of more than two elements fit both ways: a block
+of two may be its own transpose.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from minipeft.run import Run
 
 B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
+OTHER_ARCH, OTHER_OUT = dataclasses.replace(ARCH, d=12, head_dim=4), 8
 Q, NORM = "layers.0.attn.q", "layers.0.attn.norm"
 Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A kind of site: `inputs` are the shapes of what meets the method there, by name; `call` gives its outputs by name.
+    """A kind of site: `inputs` are the shapes of what meets the method there, by name.
 
     `given` are inputs that no gradient is asked for: parameters of the base, ids.
     """
@@ -46,9 +48,13 @@ class Place:
     name: str
     sites: tuple[Site, ...]
     inputs: Mapping[str, tuple[int, ...]]
-    call: Callable[[Method, Arrays, Arrays], Arrays]  # (method, inputs, arrays) -> outputs
+    act: Callable[[Arch, Method, Arrays, Arrays], Arrays]
     given: tuple[str, ...] = ()
     about: str = ""  # for the page of the format
+
+    def call(self, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+        """The outputs of a method here, by name."""
+        return self.act(self.sites[0].arch, method, inputs, arrays)
 
 
 class OneRun(Run):
@@ -81,10 +87,6 @@ def one(
     return run
 
 
-def _site(name: str, shape: tuple[int, ...], kind: str) -> Site:
-    return Site(name, shape, kind, ARCH, np.zeros(shape), np.dtype(np.float64))
-
-
 def held(method: Method, W: Any) -> Any:
     """The base weight as the method holds it: quantised and back, perhaps."""
     made = declared(type(method)).held
@@ -99,110 +101,123 @@ def bias_of(method: Method, b: Any, arrays: Arrays) -> Any:
     return change_of(method, arrays).bias(b)
 
 
-def _linear(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+def _linear(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     params = {f"{Q}.weight": held(method, inputs["W"]), f"{Q}.bias": inputs["b"]}
-    run = one(method, arrays, params, train="keep" in inputs)
+    run = one(method, arrays, params, arch=arch, train="keep" in inputs)
     run.keep = inputs.get("keep")
     run.batch = Batch(task_ids=inputs.get("task_ids"))
     run.prepare(lambda: SimpleNamespace(hidden=inputs.get("h")))
     return dict(y=run.linear(Q, inputs["x"]))
 
 
-def _bias(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    run = one(method, arrays, {f"{Q}.weight": inputs["W"], f"{Q}.bias": inputs["b"]}, (f"{Q}.bias",))
+def _bias(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+    run = one(method, arrays, {f"{Q}.weight": inputs["W"], f"{Q}.bias": inputs["b"]}, (f"{Q}.bias",), arch)
     return dict(y=run.linear(Q, inputs["x"]))
 
 
-def _norm(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+def _norm(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     params = {f"{NORM}.weight": inputs["W"], f"{NORM}.bias": inputs["b"]}
-    run = one(method, arrays, params, (f"{NORM}.weight",), dataclasses.replace(ARCH, norm="layer"))
+    run = one(method, arrays, params, (f"{NORM}.weight",), dataclasses.replace(arch, norm="layer"))
     return dict(y=norm(run, NORM, inputs["x"]))
 
 
-def _table(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-    run = one(method, arrays, {"embed.tokens.weight": inputs["W"]}, ("embed.tokens.weight",))
+def _table(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+    run = one(method, arrays, {"embed.tokens.weight": inputs["W"]}, ("embed.tokens.weight",), arch)
     return dict(y=run.lookup("embed.tokens", inputs["ids"]))
 
 
-def _at(site: str, of: str, **facts: str) -> Callable[[Method, Arrays, Arrays], Arrays]:
+def _at(site: str, of: str, **facts: str) -> Callable[[Arch, Method, Arrays, Arrays], Arrays]:
     """At an activation, which is the input `of`; `facts` are what the transformer shows there, by the inputs' names."""
 
-    def call(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
-        run = one(
-            method,
-            arrays,
-            {f"layers.0.attn.{k[1:]}.weight": W for k, W in inputs.items() if k in ("Wk", "Wv")},
-            (site,),
-        )
+    def act(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+        params = {f"layers.0.attn.{k[1:]}.weight": W for k, W in inputs.items() if k in ("Wk", "Wv")}
+        run = one(method, arrays, params, (site,), arch)
         shown = {name: inputs[k] for name, k in facts.items()}
         if "x" in shown:
             shown["combine"] = lambda a: shown["x"] + a
         return dict(y=run.at(site, inputs[of], **shown))
 
-    return call
+    return act
 
 
-def _kv(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+def _kv(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     site = "layers.0.attn.kv"
-    k, v = one(method, arrays, {}, (site,)).at(site, (inputs["k"], inputs["v"]))
+    k, v = one(method, arrays, {}, (site,), arch).at(site, (inputs["k"], inputs["v"]))
     return dict(k=k, v=v)
 
 
-def _ends(method: Any, inputs: Arrays, arrays: Arrays) -> Arrays:
-    run = one(method, arrays, {}, ("embed.out", "head.in"))
+def _ends(arch: Arch, method: Any, inputs: Arrays, arrays: Arrays) -> Arrays:
+    run = one(method, arrays, {}, ("embed.out", "head.in"), arch)
     return dict(y=run.at("embed.out", inputs["h"]), z=run.at("head.in", inputs["u"]))
 
 
-def _ladder(method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+def _ladder(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     sites = {}
     for site in ("embed.out", "layers.0.out", "final.out"):
         start = site.split(".")[0] + "_"
         sites[site] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-    run = one(method, {}, {}, sites)
+    run = one(method, {}, {}, sites, arch)
     run.at("embed.out", inputs["h0"])
     return dict(y=run.at("final.out", run.at("layers.0.out", inputs["h1"])))
 
 
-LINEAR = _site("layers.0.attn.q.weight", (OUT, IN), "linear")
-STREAM = (B, T, IN)
-PLACES = {
-    p.name: p
-    for p in (
-        Place("linear", (LINEAR,), dict(x=STREAM, W=(OUT, IN), b=(OUT,)), _linear, ("W", "b"),
+def _places(arch: Arch, out: int) -> dict[str, Place]:
+    """Every kind of place, at the sizes of an architecture and the width of a linear's output."""
+    d, joined, kv, e = arch.d, arch.heads * arch.dh, arch.kv * arch.dh, arch.dh
+    x, base = (B, T, d), dict(W=(out, d), b=(out,))
+
+    def site(name: str, *shape: int, kind: str = "activation") -> Site:
+        return Site(name, shape, kind, arch, np.zeros(shape), np.dtype(np.float64))
+
+    linear = (site(f"{Q}.weight", out, d, kind="linear"),)
+    found = (
+        Place("linear", linear, dict(x=x, **base), _linear, ("W", "b"),
               "A linear: x (batch, time, in), its weight W (out, in) and bias b (out); y (batch, time, out)."),
-        Place("tasks", (LINEAR,), dict(x=STREAM, W=(OUT, IN), b=(OUT,), task_ids=(B,)), _linear, ("W", "b", "task_ids"),
+        Place("tasks", linear, dict(x=x, **base, task_ids=(B,)), _linear, ("W", "b", "task_ids"),
               "A linear, and the task of every row: task_ids (batch)."),
-        Place("gated", (LINEAR,), dict(x=STREAM, h=STREAM, W=(OUT, IN), b=(OUT,)), _linear, ("W", "b", "h"),
+        Place("gated", linear, dict(x=x, h=x, **base), _linear, ("W", "b", "h"),
               "A linear, and h (batch, time, d), the final hidden states of a first pass."),
-        Place("bias", (_site("layers.0.attn.q.bias", (OUT,), "bias"),), dict(x=STREAM, W=(OUT, IN), b=(OUT,)), _bias,
-              ("W", "b"), "A linear whose bias the method changes."),
-        Place("norm", (_site(f"{NORM}.weight", (IN,), "norm"),), dict(x=STREAM, W=(IN,), b=(IN,)), _norm, ("W", "b"),
+        Place("bias", (site(f"{Q}.bias", out, kind="bias"),), dict(x=x, **base), _bias, ("W", "b"),
+              "A linear whose bias the method changes."),
+        Place("norm", (site(f"{NORM}.weight", d, kind="norm"),), dict(x=x, W=(d,), b=(d,)), _norm, ("W", "b"),
               "A layer norm of x (batch, time, d), eps = 1e-5, its weight W (d) and bias b (d)."),
-        Place("table", (_site("embed.tokens.weight", (WORDS, IN), "embedding"),), dict(ids=(B, T), W=(WORDS, IN)), _table,
-              ("ids", "W"), "A token table: ids (batch, time), W (words, d); y (batch, time, d)."),
-        Place("output", (_site("layers.0.mlp.out", (IN,), "activation"),), dict(a=STREAM, u=STREAM, x=STREAM), _at("layers.0.mlp.out", "a", u="u", x="x"), (),
+        Place("table", (site("embed.tokens.weight", WORDS, d, kind="embedding"),), dict(ids=(B, T), W=(WORDS, d)), _table, ("ids", "W"),
+              "A token table: ids (batch, time), W (words, d); y (batch, time, d)."),
+        Place("output", (site("layers.0.mlp.out", d),), dict(a=x, u=x, x=x), _at("layers.0.mlp.out", "a", u="u", x="x"), (),
               "The output a of a sub-layer, its input u, and the residual stream x it is added to, in a pre-norm layer."),
-        Place("layer", (_site("layers.0.out", (IN,), "activation"),), dict(h=STREAM), _at("layers.0.out", "h"), (),
+        Place("layer", (site("layers.0.out", d),), dict(h=x), _at("layers.0.out", "h"), (),
               "The hidden state h (batch, time, d) that leaves a layer; every token is real."),
-        Place("heads", (_site("layers.0.attn.heads", (20,), "activation"),),
-              dict(o=(B, T, 20), q=(B, 4, T, 5), Wk=(10, IN), Wv=(10, IN)), _at("layers.0.attn.heads", "o", q="q"), ("Wk", "Wv"),
+        Place("heads", (site("layers.0.attn.heads", joined),), dict(o=(B, T, joined), q=(B, arch.heads, T, e), Wk=(kv, d), Wv=(kv, d)),
+              _at("layers.0.attn.heads", "o", q="q"), ("Wk", "Wv"),
               "Joined heads o (batch, time, heads·e), queries q (batch, heads, time, e), and the layer's key and value weights."),
-        Place("keys", (_site("layers.0.attn.kv", (2, 5), "activation"),), dict(k=(B, 2, T, 5), v=(B, 2, T, 5)), _kv, (),
+        Place("keys", (site("layers.0.attn.kv", arch.kv, e),), dict(k=(B, arch.kv, T, e), v=(B, arch.kv, T, e)), _kv, (),
               "Keys and values (batch, heads of keys, time, e)."),
-        Place("embedded", (_site("embed.tokens.out", (IN,), "activation"),), dict(h=STREAM), _at("embed.tokens.out", "h"), (),
+        Place("embedded", (site("embed.tokens.out", d),), dict(h=x), _at("embed.tokens.out", "h"), (),
               "The embedded text h (batch, time, d), before positions."),
-        Place("ends", (_site("embed.out", (IN,), "activation"), _site("head.in", (IN,), "activation")),
-              dict(h=STREAM, u=STREAM), _ends, (), "y is made of h after the embedding, z of u before the head."),
-        Place("ladder", tuple(_site(n, (IN,), "activation") for n in ("embed.out", "layers.0.out", "final.out")),
-              dict(h0=STREAM, h1=STREAM), _ladder, ("h0", "h1"),
+        Place("ends", (site("embed.out", d), site("head.in", d)), dict(h=x, u=x), _ends, (),
+              "y is made of h after the embedding, z of u before the head."),
+        Place("ladder", tuple(site(n, d) for n in ("embed.out", "layers.0.out", "final.out")), dict(h0=x, h1=x), _ladder, ("h0", "h1"),
               "h0 after the embedding and h1 after the only layer; y in place of the final hidden state."),
-    )
-}  # fmt: skip
+    )  # fmt: skip
+    return {p.name: p for p in found}
+
+
+PLACES, OTHERS = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT)
 BY_SITE = {
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
     "embed.tokens.weight": "table", "head.in": "ends", "final.out": "ladder", "layers.0.out": "layer", ".bias": "bias",
     "norm.weight": "norm", ".weight": "linear",
 }  # fmt: skip
+
+
+def place_at(name: str, inputs: Mapping[str, Any]) -> Place:
+    """The place of this name, at the sizes of these inputs."""
+    other = OTHERS[name]
+    return (
+        other
+        if all(k in inputs and np.shape(inputs[k]) == shape for k, shape in other.inputs.items())
+        else PLACES[name]
+    )
 
 
 def place_of(method: Method) -> Place:
@@ -229,15 +244,15 @@ def arrays_at(
 
     `tensors` may hold the base's W and b, a gradient G of W, and data X for methods that measure before they start.
     """
-    shape = place.sites[0].shape
+    shape, d = place.sites[0].shape, place.sites[0].arch.d
     W = tensors.get("b" if place.name == "bias" else "W", rng.standard_normal(shape))
-    asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, IN))})
+    asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, d))})
     if place.name == "norm":
         asks["params"] |= {f"{NORM}.bias": tensors["b"] if "b" in tensors else rng.standard_normal(shape)}
     if "grads" in needs(method):
         asks["grad"] = tensors["G"] if "G" in tensors else rng.standard_normal(shape)
     if "inputs" in needs(method):
-        asks["inputs"] = [tensors["X"] if "X" in tensors else rng.standard_normal((9, IN))]
+        asks["inputs"] = [tensors["X"] if "X" in tensors else rng.standard_normal((9, d))]
     sites = [dataclasses.replace(s, **asks) for s in place.sites]
     found = draw(Facts(method, sites[0], rng, sites), shared=True)
     for site, (_, own) in draw_all(method, sites, rng).items():

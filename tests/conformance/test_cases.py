@@ -88,6 +88,16 @@ def test_every_method_has_cases_of_what_it_can(every):
     assert all("merge" in checks[m] for m in ("lora", "dora", "ia3", "vera", "oft", "bitfit"))
 
 
+def test_every_method_has_cases_of_two_sizes(every):
+    """In one of them blocks of four fit both ways: a block of two may be its own transpose."""
+    for method in SHIPPED:
+        mine = [c for c in every if c.method == method and c.check in ("forward", "grad")]
+        sizes = {tuple(v.shape for k, v in c.inputs.items() if c.roles[k] != "stored") for c in mine}
+        assert len(sizes) > 1
+        assert any(v.shape[-1] % 4 == 0 for c in mine for k, v in c.inputs.items() if c.roles[k] == "input" and v.ndim > 2)
+    assert any(c.inputs["W"].shape == (8, 12) for c in every if c.check == "merge")
+
+
 def test_all_pass_and_are_witnessed_twice(every):
     for case in every:
         assert result_of(Own(), case).outcome == "PASS", case.id

@@ -59,7 +59,7 @@ class Combined(Own):
         base = y = inputs["x"] @ inputs["W"].T + inputs["b"]
         for i, weight in enumerate(case.options["weights"]):
             method, arrays = self.adapter(case, i)
-            one = value(places.PLACES[case.place].call(method, inputs, arrays)["y"])
+            one = value(places.place_at(case.place, case.inputs).call(method, inputs, arrays)["y"])
             y = y + weight * (self.change(case, one, base, method, arrays) - base)
         return dict(y=y)
 

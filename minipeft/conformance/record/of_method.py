@@ -12,7 +12,7 @@ from minipeft.arrays import declared, needs
 from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import config_of
-from minipeft.conformance.places import IN, OUT, Arrays, Place, arrays_at, place_of
+from minipeft.conformance.places import IN, OTHER_ARCH, OTHERS, OUT, Arrays, Place, arrays_at, place_of
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
@@ -24,6 +24,7 @@ from minipeft.interop.peft.registry import spec_named
 from minipeft.method import Method, is_weight
 from minipeft.quantize import NF4_CODEBOOK
 
+SIZES = "other_sizes"  # the variant at other sizes
 OPTIMISERS: dict[str, dict[str, Any]] = {
     "sgd": dict(kind="sgd", lr=0.001, momentum=0.5, weight_decay=0.1, steps=3),
     "adamw": dict(kind="adamw", lr=0.05, beta1=0.8, beta2=0.9, eps=1e-6, weight_decay=0.1, steps=3),
@@ -34,11 +35,12 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
     """Every case of one method."""
     page = docstrings.read(cls)
     for variant, method in variants(cls):
-        yield from of_variant(cls, variant, method, page)
+        yield from of_variant(cls, variant, method, page, place_of(method))
+    other = usual(cls, OTHER_ARCH)
+    yield from of_variant(cls, SIZES, other, page, OTHERS[place_of(other).name])
 
 
-def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page) -> Iterator[Case]:
-    place = place_of(method)
+def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page, place: Place) -> Iterator[Case]:
     rng = generator(cls.name, variant)
     inputs, start, arrays, about = drawn(cls, variant, method, page, place, rng)
     roles = about["roles"]
@@ -47,7 +49,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
     everything = {**inputs, **arrays, **g}
     asked = about | dict(roles=roles | dict.fromkeys(g, "cotangent"))
     grad = finished(Case(check="grad", ask="vjp", inputs=everything, **asked))
-    if variant != "usual":
+    if variant not in ("usual", SIZES):
         names = set(arrays_at(place, usual(cls), generator(cls.name), inputs)[0])
         if names == set(arrays) and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
             return  # the option says how training starts, or acts elsewhere
@@ -64,6 +66,8 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
             want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
             witnesses=("the base", "the definition"),
         )  # fmt: skip
+    if variant == SIZES:
+        return
     if declared(cls).held and _tells_of_base(cls, variant, method):
         held = dict(roles={"W": "base"})
         case = finished(Case(check="dequantize", ask="dequantize", inputs={"W": inputs["W"]}, **(about | held)))

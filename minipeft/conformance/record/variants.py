@@ -9,12 +9,13 @@ from typing import Any
 from minipeft.conformance.places import ARCH
 from minipeft.errors import Bad
 from minipeft.method import Method
+from minipeft.model.arch import Arch
 from minipeft.settings import choices, kind, tried
 
 
-def usual(cls: type[Method]) -> Method:
+def usual(cls: type[Method], arch: Arch = ARCH) -> Method:
     """The method with settings under which nothing is 0 or 1 or equal to something else."""
-    return tried(cls, ARCH)
+    return tried(cls, arch)
 
 
 def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:

@@ -15,6 +15,7 @@ array([[ 3., 11.]])
 """
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 from minipeft.declare import Here, Method, at_least, choice, count, normal, requires, size, trained, xavier
@@ -29,9 +30,9 @@ class Compacter(Method):
     identity = False
     targets: str = "attn.out cross.out mlp.out"
     takes = "vectors"
-    n: int = count(4, small=2, tried=2)
+    n: int = count(4, small=2, tried=lambda a: gcd(a.d, 4))
     rank: int = count(1, tried=2)
-    reduction: float = at_least(1 / 64, 32.0, small=4.0, tried=3.5)  # d / m
+    reduction: float = at_least(1 / 64, 32.0, small=4.0, tried=lambda a: a.d / 4)  # d / m
     f: str = choice(*ACTIVATIONS, default="gelu", varied=False)
     reads: str = choice("output", "sum")
 

@@ -32,7 +32,9 @@ class C3A(Method):
     name = "c3a"
     targets: str = QUERY_VALUE
     takes = "linears"
-    block: int = count(256, small=lambda a: math.gcd(a.d, a.heads * a.dh, a.kv * a.dh), tried=2)  # β
+    block: int = count(
+        256, small=lambda a: math.gcd(a.d, a.heads * a.dh, a.kv * a.dh), tried=lambda a: math.gcd(a.d, 4)
+    )  # β
     start: str = choice("xavier", "kaiming", "normal", "zero", varied=False)
 
     divides = requires(
