@@ -229,7 +229,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
         (lambda a: a["method"].update(r="many"), "r must be an integer, found 'many'"),
-        (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
+        (lambda a: a.update(format=1), "expected an adapter of format 3 or 2, found 1"),
         (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]], arrays=[]), "'layers.9.attn.q.weight' is not in this model"),
         (lambda a: a.update(at=[]), "is at no site that it names"),
         (lambda a: a.update(at=""), "its at are no list"),
@@ -269,7 +269,7 @@ def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, j
 
 def test_files_that_are_missing_or_broken(folder, tmp_path):
     (folder / "adapter.json").write_text(json.dumps([]))
-    with pytest.raises(Bad, match="expected an adapter of format 2, found list"):
+    with pytest.raises(Bad, match="expected an adapter of format 3 or 2, found list"):
         load_adapter(tiny.model(), folder)
     with pytest.raises(Bad, match=r"adapter\.json: no such file"):
         load_adapter(tiny.model(), tmp_path / "nowhere")
