@@ -223,7 +223,10 @@ def load_adapter(
         adapted = Adapted(_with_brought(adapted.model, said.brought, arrays, folder))
     known = sites(adapted.model)
     for site in at.keys() & known.keys():
-        refuse_unfit(at[site], known[site])
+        try:
+            refuse_unfit(at[site], known[site])
+        except Bad as why:
+            raise Bad(f"{file}: {why}") from None
     adapted = holding(adapted, at)
     heads = said.head, (adapted.model.arch.head, adapted.model.arch.labels)
     without = replaced(at) | set(said.brought)
