@@ -18,7 +18,7 @@ from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
 from minipeft.method import Method, Step
 from minipeft.model.batch import IGNORE, Batch
-from minipeft.settings import at_least, check, positive
+from minipeft.settings import at_least, check, positive, shortly
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import Checkpoint, identity_of
 from minipeft.train.state import State, fetched
@@ -124,7 +124,11 @@ def fit(
     """
     keep_freed_memory()
     check(_Asked(steps, warmup, clip, every, seed), "fit")
-    optimiser = optimiser or AdamW()
+    optimiser = AdamW() if optimiser is None else optimiser
+    if not all(hasattr(optimiser, name) for name in ("lr", "init", "step")):
+        raise Bad(f"fit: optimiser must have lr, init and step, as AdamW() has, found {shortly(optimiser)}")
+    if not callable(batches) and not len(batches):
+        raise Bad("fit: expected one batch or more, found none")
     give = batches if callable(batches) else lambda t: [batches[(t - 1) % len(batches)]]  # type: ignore[index]
     theta = dict(adapted.theta)
     if not theta:

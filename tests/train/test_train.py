@@ -307,6 +307,8 @@ def test_progress_is_told_after_every_step():
         (start, dict(warmup=-1), "fit: warmup must be at least 0, found -1"),
         (start, dict(clip=0.0), "fit: clip must be positive, found 0.0"),
         (start, dict(clip=float("nan")), "fit: clip must be a number of at most .* or None, found nan"),
+        (start, dict(optimiser="adamw"), "fit: optimiser must have lr, init and step, as AdamW.. has, found 'adamw'"),
+        (start, dict(batches=[]), "fit: expected one batch or more, found none"),
         (start, dict(seed=-1), "fit: seed must be at least 0, found -1"),
         (start, dict(every=0), "fit: every must be at least 1, found 0"),
     ],
@@ -314,7 +316,7 @@ def test_progress_is_told_after_every_step():
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_what_cannot_be_trained(adapted, options, says):
     with pytest.raises(Bad, match=says):
-        fit(adapted(), [tiny.example(tiny.model())], **dict(steps=4) | options)
+        fit(adapted(), **dict(steps=4, batches=[tiny.example(tiny.model())]) | options)
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS.values())
