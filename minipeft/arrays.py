@@ -40,6 +40,17 @@ class Array:
     shared: bool = False
     rate: str = ""  # a factor on the learning rate
     late: bool = False  # drawn after those that are not
+    below: str = ""  # of an index: whole numbers from 0 up to this
+    distinct_with: str = ""  # the array that is the index's other half: no place is named twice
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a method keeps between steps, in `step.state`."""
+
+    shape: tuple[Any, ...]  # expressions; (): that of a trained array
+    of: str = ""  # the trained arrays of this name; "": all
+    truth: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,23 @@ def trained(
     return Array(shape, True, start, when, shared, rate, late)
 
 
-def stored(*shape: Any, start: Start = ZERO, when: str = "", shared: bool = False) -> Any:
-    """An array that belongs to the adapter and is not trained: it has no gradient and no optimiser state."""
-    return Array(shape, False, start, when, shared)
+def stored(
+    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, below: str = "", distinct_with: str = ""
+) -> Any:
+    """An array that belongs to the adapter and is not trained: it has no gradient and no optimiser state.
+
+    An index holds whole numbers from 0 up to what `below` says; together with the index `distinct_with` it names no place twice.
+    """
+    return Array(shape, False, start, when, shared, below=below, distinct_with=distinct_with)
+
+
+def keeps(*shape: Any, of: str = "", truth: bool = False) -> Any:
+    """What `after_backward` and `after_step` keep in `step.state`: under its own name, an array of this shape, of the base's type.
+
+    Without a shape: one for every trained array (of the name `of`), of its shape and type, as `state["name/site:array"]`.
+    A `truth` is true or false.
+    """
+    return Kept(shape, of, truth)
 
 
 def each(how_many: str, shared: bool = False, **arrays: Any) -> Any:
@@ -160,6 +185,7 @@ class Declared:
     letters: Mapping[str, Size | Fact]
     required: tuple[Requires, ...]
     held: Held | None
+    kept: Mapping[str, Kept]
 
 
 _KNOWN: WeakKeyDictionary[Any, Declared] = WeakKeyDictionary()
@@ -176,7 +202,7 @@ def _read(cls: Any) -> Declared:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, it in base.__dict__.items():
-            if isinstance(it, Array | Each | Parts | Size | Fact | Requires | Held) or name in found:
+            if isinstance(it, Array | Each | Parts | Size | Fact | Requires | Held | Kept) or name in found:
                 found[name] = it
 
     def of(*kinds: type) -> dict[str, Any]:
@@ -186,9 +212,8 @@ def _read(cls: Any) -> Declared:
     groups = tuple(of(Each).values())
     arrays = of(Array) | {name: a for group in groups for name, a in group.arrays}
     order = tuple(of(Array, Each, Parts).items())
-    return Declared(
-        arrays, of(Parts), groups, order, of(Size, Fact), tuple(of(Requires).values()), last[-1] if last else None
-    )
+    required = tuple(of(Requires).values())
+    return Declared(arrays, of(Parts), groups, order, of(Size, Fact), required, last[-1] if last else None, of(Kept))
 
 
 def needs(method: type[Method] | Method) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ class There:
     facts: Facts = field(repr=False)
     trained: bool
     own: str  # its name in the declaration
+    part: int | None = None  # the number of the method whose it is, where that may leave the site alone
 
 
 def there(facts: Facts, shared: bool = False) -> Iterator[There]:
@@ -134,12 +135,46 @@ def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
                 continue  # this one leaves the site alone
             array = dataclasses.replace(it.array, start=starts.get(it.name, it.array.start))
             trained = bool(part.trained) and bool(facts.value(part.trained))
-            yield There(name, it.shape, array, inner, trained, it.own)
+            yield There(name, it.shape, array, inner, trained, it.own, None if given or part.same_sites else k)
 
 
 def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:
     """Arrays of trained adapters that a method is built over, {site: {name: array}}; none for others."""
     return getattr(method, "given", None) or {}
+
+
+def expected(method: Method, at: Mapping[str, Method], every: Mapping[str, Site]) -> Iterator[tuple[str, There]]:
+    """("site:name", array) of all that an adapter has, whose sites have these methods. Nothing is drawn.
+
+    Raises `Bad` for what a method requires and is not so.
+    """
+    own = [every[s] for s, m in at.items() if type(m) is type(method)]
+    shared = there(Facts(method, own[0], sites=own), shared=True) if own else ()
+    yield from ((f":{it.name}", it) for it in shared)
+    for i, (name, m) in enumerate(at.items()):
+        site = every[name]
+        facts = Facts(m, site, sites=own if type(m) is type(method) else (site,), index=i)
+        demand(m, facts)
+        yield from ((f"{name}:{it.name}", it) for it in there(facts))
+
+
+def wrong_in(it: There, a: np.ndarray, beside: Mapping[str, np.ndarray]) -> str:
+    """What is wrong with the numbers of an array that a file brings, "" if nothing; `beside` are its site's arrays by name."""
+    if not it.array.below:
+        if a.dtype.kind != "f":
+            return f"expected floating-point numbers, found {a.dtype}"
+        return "" if np.isfinite(a).all() else "has NaN or infinite values"
+    most = int(it.facts.value(it.array.below)) - 1
+    if a.dtype.kind not in "iu":
+        return f"expected whole numbers from 0 to {most}, found {a.dtype}"
+    if (out := (a < 0) | (a > most)).any():
+        return f"expected whole numbers from 0 to {most}, found {a[out][0]}"
+    if other := it.array.distinct_with:
+        place = beside[other].astype(np.int64) * (most + 1) + a.astype(np.int64)
+        found, times = np.unique(place, return_counts=True)
+        if (twice := found[times > 1]).size:
+            return f"with {other} it names {tuple(map(int, divmod(twice[0], most + 1)))} twice"
+    return ""
 
 
 def demand(method: Method, facts: Facts) -> None:

@@ -186,7 +186,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
         ordered[k] = converted(k, a, dtype) if half else a
     if four is not None:
         ordered = in_four_bits(arch, ordered, four, getattr(_family(arch.family), "WIDE", ()))
-    return Model(arch, ordered, names, config, spare)
+    return Model(arch, ordered, names, config, spare, folder=Path(folder))
 
 
 BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attn.masked_bias")  # of old checkpoints
@@ -351,9 +351,15 @@ def save_model(model: Model, folder: str | Path, config: dict[str, Any] | None =
     `config` is the config.json it came with (default: `model.config`); what a change of the model made untrue in it is put
     right. What is held in bfloat16 is written so, and read back bit by bit; what is quantised is written as the numbers it
     stands for. `dtype` is another type to write, float16 too, in which nothing is computed. Raises `Bad` for what no
-    config.json of the family can say, before anything is written.
+    config.json of the family can say, and for the folder that the model was read from or that of an adapter, before anything
+    is written.
     """
+    from minipeft.checkpoints.files import refuse_read
     from minipeft.checkpoints.saving import types_of, write_model
 
+    refuse_read(folder, *([] if model.folder is None else [model.folder]))
+    for name in ("adapter.json", "adapter_config.json"):
+        if (Path(folder) / name).exists():
+            raise Bad(f"{folder}: holds {name}, so it is an adapter; give another folder for a checkpoint")
     model = model if config is None else dataclasses.replace(model, config=config)
     write_model(model, Path(folder), None if dtype is None else types_of(model, dtype))

@@ -56,8 +56,11 @@ def existing(path: str | Path, what: str = "file") -> Path:
 
 def refuse_read(out: str | Path, *folders: str | Path) -> None:
     """Raises `Bad` if a folder to write is one of the folders that are read, under whatever name."""
-    out = Path(out)
-    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in folders):
+    real = os.path.realpath(out)
+    if any(
+        real == os.path.realpath(f) or (os.path.exists(f) and os.path.exists(real) and os.path.samefile(f, real))
+        for f in folders
+    ):
         raise Bad(f"{out}: this is a folder that is read from; give another one to write")
 
 

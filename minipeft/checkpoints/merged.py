@@ -71,14 +71,15 @@ def save_merged(
     in `Model.astype`), and tokenizer, generation settings and templates are carried along, as are tensors of other heads.
     Raises `Bad`, and leaves nothing behind, for what does not merge or has no place in a checkpoint of the family, for a
     checkpoint that would not compute what the adapted model does, and for an `out` that is one of the folders read from
-    (`base` and `spared`) or holds other files.
+    (`base` and `spared`), is there already within one of them, or holds other files.
     """
     base, out = Path(base), Path(out)
-    _refuse_place(base, out, spared)
+    place = Path(os.path.realpath(out))  # what a link stands for, without ".."
+    _refuse_place(base, out, place, [base, *spared, *filter(None, [adapted.model.folder])])
     wide = _at_least(adapted, dtype)
     folded = merge(wide)
     classes = next((c for a in adapted.in_use if (c := a.options.get("classes"))), ())
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=_standing(out.parent)))
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=_standing(place.parent)))
     try:
         folder.chmod(0o755)
         try:
@@ -97,7 +98,7 @@ def save_merged(
             found = dataclasses.replace(found, quantised=_lost(wide, base))
         for name, data in carried(base).items():
             write_bytes(folder / name, data)
-        _place(folder, out)
+        _place(folder, place)
         _tell_unwritten(adapted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -113,13 +114,15 @@ def _standing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def _refuse_place(base: Path, out: Path, spared: Sequence[str | Path]) -> None:
-    refuse_read(out, base, *spared)
-    if not _standing(out).is_dir():
-        raise Bad(f"{out}: cannot be written: {_standing(out)} is a file")
-    if out.exists():
+def _refuse_place(base: Path, out: Path, place: Path, read: Sequence[str | Path]) -> None:
+    refuse_read(place, *read)
+    if not _standing(place).is_dir():
+        raise Bad(f"{out}: cannot be written: {_standing(place)} is a file")
+    if place.exists():
+        if inside := [f for f in read if place.is_relative_to(os.path.realpath(f))]:
+            raise Bad(f"{out}: is there already, in {inside[0]}, which is read from; give a new folder")
         mine = {"config.json", "model.safetensors", *carried(base)}
-        if strange := sorted(p.name for p in out.iterdir() if p.name not in mine or p.is_dir()):
+        if strange := sorted(p.name for p in place.iterdir() if p.name not in mine or p.is_dir()):
             raise Bad(f"{out}: holds {strange[0]}, which is no part of the merged checkpoint; give a new folder")
 
 

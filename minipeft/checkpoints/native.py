@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ from minipeft.arrays import declared
 from minipeft.attaching import holding
 from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from minipeft.drawing import expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.weight import again, factor, form, widened
 from minipeft.errors import Bad, near
-from minipeft.method import Method, is_whole, method_class
+from minipeft.merging import digest
+from minipeft.method import Method, Site, is_whole, method_class, refuse_unfit
 from minipeft.model.base import Model
 from minipeft.model.parts import shapes as shapes_of
+from minipeft.settings import shortly
 from minipeft.targets import sites
 
-FORMAT = 2
+FORMAT = 3  # 2, without a digest of the arrays, is read too
 BROUGHT = "base:"  # in front of parameters of the base that came with the adapter: the table of a resized vocabulary
 OF_VOCABULARY = ("embed.tokens.weight", "head.weight", "head.bias")  # a row for every token
 
@@ -85,10 +90,11 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         "head": [adapted.model.arch.head, adapted.model.arch.labels],
         "weight": adapted.weights.get(adapter.name, 1.0),
     }
-    arrays: dict[str, Any] = {k: np.ascontiguousarray(to_host(v)) for k, v in adapter.arrays.items()}
+    arrays: dict[str, Any] = {k: np.asarray(to_host(v)) for k, v in adapter.arrays.items()}
     for n in about["brought"]:
         W = adapted.model.params[n]
         arrays[BROUGHT + n] = factor(W) if form(W) == "bfloat16" else np.ascontiguousarray(to_host(widened(W)))
+    about["digest"] = digest({k: widened(a) for k, a in arrays.items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", arrays, {"format": "minipeft"})
@@ -121,6 +127,62 @@ def trained_in(folder: str | Path) -> str | None:
     return held if held in ("bfloat16", "float16", "float32", "float64", *FOUR_BITS) else None
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What an adapter.json says, each thing of its type."""
+
+    name: str
+    method: Method
+    at: dict[str, Method]
+    places: dict[str, tuple[int, ...]]
+    arrays: dict[str, tuple[tuple[int, ...], bool]]  # shape, and whether it is trained
+    base: str
+    family: str
+    head: tuple[str, int]
+    weight: float
+    options: dict[str, Any]
+    brought: list[str]
+
+
+def _said(file: Path, about: dict[str, Any]) -> _Said:
+    def several(key: str, length: int = 0) -> list[Any]:
+        if not isinstance(about[key], list):
+            raise TypeError(f"its {key} are no list")
+        if length and len({row[0] for row in about[key]}) < len(about[key]):
+            raise TypeError(f"its {key} name one twice")
+        return about[key]
+
+    try:
+        methods = [decode(m) for m in several("methods")]
+        method = decode(about["method"])
+        if not all(isinstance(m, Method) for m in [method, *methods]):
+            raise TypeError("its methods are malformed")
+        if not all(type(i) is int and 0 <= i < len(methods) for _, _, i in several("at", 3)):
+            raise TypeError(f"its at name others than its {len(methods)} methods")
+        at = {str(site): methods[i] for site, _, i in about["at"]}
+        if at and not any(type(m) is type(method) or is_whole(m) for m in at.values()):
+            raise TypeError(f"no site has its method {method.name}")
+        arrays = {str(key): (tuple(shape), trained) for key, shape, trained in several("arrays", 3)}
+        if lost := [key for key in arrays if (site := key.rpartition(":")[0]) and site not in at]:
+            raise TypeError(f"{lost[0]} is at no site that it names")
+        head, labels = about["head"]
+        if head not in HEADS.values() or type(labels) is not int:
+            raise TypeError("its head is malformed")
+        if not np.isfinite(weight := float(about.get("weight", 1.0))):
+            raise TypeError(f"its weight is {weight}")
+        if not re.fullmatch(r"[\w.-]+", name := str(about["name"])):
+            raise TypeError(f"its name is {shortly(name)}")
+        options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        places = {str(site): tuple(shape) for site, shape, _ in about["at"]}
+        brought = [str(n) for n in several("brought")]
+        base, family = str(about["base"]), str(about["family"])
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as why:
+        if isinstance(why, Bad):
+            raise
+        raise Bad(f"{file}: cannot be read: {type(why).__name__}: {why}") from None
+    return _Said(name, method, at, places, arrays, base, family, (head, labels), weight, options, brought)
+
+
 def load_adapter(
     model: Model | Adapted, folder: str | Path, *, any_base: bool = False, name: str | None = None
 ) -> Adapted:
@@ -128,67 +190,57 @@ def load_adapter(
 
     An adapter that was trained with a classifier brings it: a base with another head gets that one. Any other adapter fits
     the same body under every head that has its sites. What it brought of its base, a resized vocabulary's table, is the base's. `name` is another name for it.
-    Raises `Bad` for files that cannot be read or do not fit each other, and for an adapter trained on another base,
-    unless `any_base`: then the sites must have the shapes they had.
+    Raises `Bad` for files that cannot be read or do not fit each other, for arrays that are not those of its methods and their
+    settings, and for an adapter trained on another base, unless `any_base`: then the sites must have the shapes they had.
     """
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     folder = Path(folder)
-    about = read_json(folder / "adapter.json")
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise Bad(f"{folder / 'adapter.json'}: expected an adapter of format {FORMAT}, found {found}")
-    try:
-        for key in ("methods", "at", "arrays", "brought"):
-            if not isinstance(about[key], list):
-                raise TypeError(f"its {key} are no list")
-        methods = [decode(m) for m in about["methods"]]
-        method, at = decode(about["method"]), {site: methods[i] for site, _, i in about["at"]}
-        shapes = {key: (tuple(shape), trained) for key, shape, trained in about["arrays"]}
-        places = {site: tuple(shape) for site, shape, _ in about["at"]}
-        name, base, family = name or str(about["name"]), str(about["base"]), str(about["family"])
-        head, labels = about["head"]
-        weight = float(about.get("weight", 1.0))
-        if not np.isfinite(weight):
-            raise TypeError(f"its weight is {weight}")
-        if head not in HEADS.values() or type(labels) is not int:
-            raise TypeError("its head is malformed")
-        options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        brought = [str(n) for n in about["brought"]]
-        if not all(isinstance(m, Method) for m in [method, *methods]):
-            raise TypeError("its methods are malformed")
-        if lost := [key for key in shapes if (site := key.rpartition(":")[0]) and site not in at]:
-            raise TypeError(f"{lost[0]} is at no site that it names")
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as why:
-        if isinstance(why, Bad):
-            raise
-        raise Bad(f"{folder / 'adapter.json'}: cannot be read: {type(why).__name__}: {why}") from None
+    file, beside = folder / "adapter.json", folder / "adapter.safetensors"
+    about = read_json(file)
+    if not isinstance(about, dict) or about.get("format") not in (2, FORMAT):
+        found = shortly(about.get("format")) if isinstance(about, dict) else type(about).__name__
+        raise Bad(f"{file}: expected an adapter of format {FORMAT} or 2, found {found}")
+    said = _said(file, about)
+    name, at, (head, labels) = name or said.name, said.at, said.head
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already")
+    arrays = read_tensors(beside)
+    if ("digest" in about or about["format"] > 2) and about.get("digest") != digest(arrays):
+        raise Bad(
+            f"{folder}: adapter.json and adapter.safetensors are not of one save: it was interrupted, or one of them changed; "
+            f"save the adapter again (a training that is started again goes on to its end)"
+        )
     here = (adapted.model.arch.head, adapted.model.arch.labels)
     if (head, labels) != here and head in CLASSIFIERS and "score.weight" in replaced(at):
         if adapted.adapters:
             raise Bad(f"{folder}: this adapter brings a {head} head; attach it before the others")
+        if [a.shape[:1] for key, a in arrays.items() if key.startswith("score.weight:")] != [(labels,)]:
+            raise Bad(f"{file}: says that its head has {labels} labels, and {beside.name} has no such head")
         adapted = Adapted(with_head(adapted.model, head, labels))
-    arrays = read_tensors(folder / "adapter.safetensors")
-    if brought:
+    if said.brought:
         if adapted.adapters:
-            raise Bad(f"{folder}: this adapter brings {brought[0]} of its base; attach it before the others")
-        adapted = Adapted(_with_brought(adapted.model, brought, arrays, folder))
+            raise Bad(f"{folder}: this adapter brings {said.brought[0]} of its base; attach it before the others")
+        adapted = Adapted(_with_brought(adapted.model, said.brought, arrays, folder))
     known = sites(adapted.model)
+    for site in at.keys() & known.keys():
+        try:
+            refuse_unfit(at[site], known[site])
+        except Bad as why:
+            raise Bad(f"{file}: {why}") from None
     adapted = holding(adapted, at)
-    heads = (head, labels), (adapted.model.arch.head, adapted.model.arch.labels)
-    without = replaced(at) | set(brought)
-    same = base == (sha := adapted.model.digest(without=without))
+    heads = said.head, (adapted.model.arch.head, adapted.model.arch.labels)
+    without = replaced(at) | set(said.brought)
+    same = said.base == (sha := adapted.model.digest(without=without))
     if not same and heads[0] != heads[1]:
         same = about.get("body") == adapted.model.digest(without=without | _heads(adapted.model))
     if not (any_base or same):
         was, now = about.get("held"), held_in(adapted.model, at)
         typed = f", held in {now}" if isinstance(was, str) and was != now else ""
         raise Bad(
-            f"{folder}: this adapter belongs to another base ({family}, digest {base[:12]}{f', held in {was}' if typed else ''}); "
+            f"{folder}: this adapter belongs to another base ({said.family}, digest {said.base[:12]}{f', held in {was}' if typed else ''}); "
             f"this base is {adapted.model.arch.family}, digest {sha[:12]}{typed}"
         )
-    for site, shape in places.items():
+    for site, shape in said.places.items():
         if site not in known:
             other = (
                 f" with the head {heads[1][0]!r}; it was trained with {heads[0][0]!r}" if heads[0] != heads[1] else ""
@@ -198,14 +250,49 @@ def load_adapter(
             raise Bad(
                 f"{folder}: site {site!r}: expected shape {shape}, found {tuple(known[site].shape)} in this model"
             )
-    arrays = _fitting(folder / "adapter.safetensors", arrays, shapes)
-    trained = frozenset(k for k, (_, is_trained) in shapes.items() if is_trained)
+    arrays = _fitting(beside, arrays, said.arrays)
+    _refuse_undeclared(folder, said, known, arrays)
+    trained = frozenset(k for k, (_, is_trained) in said.arrays.items() if is_trained)
     placed = {k: to_device(a) if k in trained else read_only(to_device(a)) for k, a in arrays.items()}
-    adapter = Adapter(name, method, at, placed, trained, options)
+    adapter = Adapter(name, said.method, at, placed, trained, said.options)
     weights = dict(adapted.weights)
-    if weights or weight != 1.0:
-        weights = (weights or {a.name: 1.0 for a in adapted.adapters}) | {name: weight}
+    if weights or said.weight != 1.0:
+        weights = (weights or {a.name: 1.0 for a in adapted.adapters}) | {name: said.weight}
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter), weights=weights)
+
+
+def _refuse_undeclared(folder: Path, said: _Said, known: Mapping[str, Site], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises `Bad` unless the arrays are those that the methods declare, under their settings, at these sites."""
+    file = folder / "adapter.json"
+    fixed = said.options.get("fixed") or ()  # names of arrays that were left untrained
+    own: dict[str, dict[str, np.ndarray]] = {}
+    for key, a in arrays.items():
+        site, _, array = key.rpartition(":")
+        own.setdefault(site, {})[array] = a
+    left: set[str] = set(arrays)
+    parts: dict[Any, dict[str, bool]] = {}
+    try:
+        for key, it in expected(said.method, said.at, known):
+            site, by = key.rpartition(":")[0], it.facts.method.name
+            parts.setdefault((site, it.part), {})[key] = key in left
+            if key not in left:
+                if it.part is None:
+                    raise Bad(f"{by} has an array {key} under its settings, which is missing")
+                continue
+            left.discard(key)
+            if arrays[key].shape != it.shape:
+                raise Bad(f"{key} of {by} has shape {it.shape} under its settings, found {arrays[key].shape}")
+            if said.arrays[key][1] is not (wanted := it.trained and it.name not in fixed):
+                raise Bad(f"{key} of {by} must be {'trained' if wanted else 'stored'}, found the other")
+            if wrong := wrong_in(it, arrays[key], own[site]):
+                raise Bad(f"{key}: {wrong}")
+        for there in parts.values():
+            if lost := [key for key, found in there.items() if not found and any(there.values())]:
+                raise Bad(f"array {lost[0]} is missing")
+        if left:
+            raise Bad(f"{min(left)} is no array of its methods under their settings")
+    except Bad as why:
+        raise Bad(f"{file}: {why}") from None
 
 
 def _with_brought(model: Model, names: Sequence[str], arrays: dict[str, np.ndarray], folder: Path) -> Model:

@@ -19,7 +19,7 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import needs
 from minipeft.attaching import attach
 from minipeft.conformance import docstrings, tiny
-from minipeft.drawing import Facts, there
+from minipeft.drawing import expected
 from minipeft.engine import backend, gradcheck, gradients_flow, ops
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import UNIT, rounded
@@ -311,21 +311,16 @@ def round_trip(case: Case) -> None:
 
 def table(case: Case) -> None:
     """The arrays that are declared are there: names, shapes, trained or stored, no other; Merges is true."""
-    every = sites(case.model)
-    at = [every[s] for s in case.adapter.at]
-    facts = {"": Facts(case.method, at[0], sites=at)}
-    facts |= {s: Facts(m, every[s], sites=at, index=i) for i, (s, m) in enumerate(case.adapter.at.items())}
-    expected = {
-        f"{where}:{it.name}": (it.shape, it.trained) for where, f in facts.items() for it in there(f, shared=not where)
-    }
-    for key, (shape, trained) in expected.items():
+    every = expected(case.method, case.adapter.at, sites(case.model))
+    declared = {key: (it.shape, it.trained) for key, it in every}
+    for key, (shape, trained) in declared.items():
         if key not in case.adapter.arrays:
             raise Broken(f"table: {key} of {case.method.name} is declared and nowhere")
         if trained != (key in case.adapter.trained):
             raise Broken(f"table: {key} is said to be {'trained' if trained else 'stored'} and is not")
         if tuple(case.adapter.arrays[key].shape) != shape:
             raise Broken(f"table: {key} is said to be {shape}, found {tuple(case.adapter.arrays[key].shape)}")
-    if more := case.adapter.arrays.keys() - expected.keys():
+    if more := case.adapter.arrays.keys() - declared.keys():
         raise Broken(f"table: {sorted(more)[0]} is not declared by {case.method.name}")
     merges = docstrings.read(type(case.method)).sections["Merges"]
     if merges.startswith("no") == is_weight(case.method):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Model:
 
     `config` is the checkpoint's config.json; `spare` what its file holds beyond this head, a pooler perhaps, under their
     names and in their layout. Both are empty for a model that came from no file. `drawn` are parameters that no file had,
-    of a head that was put on.
+    of a head that was put on. `folder` is the one that it was read from.
     """
 
     arch: Arch
@@ -75,6 +76,7 @@ class Model:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
     drawn: frozenset[str] = field(default=frozenset(), repr=False)
+    folder: Path | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for k, v in self.params.items():

@@ -18,9 +18,9 @@ from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
 from minipeft.method import Method, Step
 from minipeft.model.batch import IGNORE, Batch
-from minipeft.settings import at_least, check, positive
+from minipeft.settings import at_least, check, positive, shortly
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
-from minipeft.train.resume import identity_of, restore, save
+from minipeft.train.resume import Checkpoint, identity_of
 from minipeft.train.state import State, fetched
 
 
@@ -93,6 +93,7 @@ class _Asked:
     warmup: int = at_least(0, 0)
     clip: float | None = positive(None)
     every: int = at_least(1, 50)
+    seed: int = at_least(0, 0, 1 << 64)
 
 
 @explained()
@@ -122,20 +123,24 @@ def fit(
     replayed (see `minipeft.train.fast`); `Bad` says what cannot be.
     """
     keep_freed_memory()
-    check(_Asked(steps, warmup, clip, every), "fit")
-    optimiser = optimiser or AdamW()
+    check(_Asked(steps, warmup, clip, every, seed), "fit")
+    optimiser = AdamW() if optimiser is None else optimiser
+    if not all(hasattr(optimiser, name) for name in ("lr", "init", "step")):
+        raise Bad(f"fit: optimiser must have lr, init and step, as AdamW() has, found {shortly(optimiser)}")
+    if not callable(batches) and not len(batches):
+        raise Bad("fit: expected one batch or more, found none")
     give = batches if callable(batches) else lambda t: [batches[(t - 1) % len(batches)]]  # type: ignore[index]
     theta = dict(adapted.theta)
     if not theta:
         raise Bad("nothing to train: no adapter in use has trained arrays")
     state = State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
     factors = {f"{a.name}/{k}": _factor(a, k) for a in adapted.in_use for k in a.trained}
-    done, identity = 0, {}
+    done, kept = 0, None
     if checkpoint is not None:
         data = give(1) if callable(batches) else batches  # of a function's data the first step's stand for all
         identity = identity_of(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
-        if Path(checkpoint).exists():
-            done = restore(Path(checkpoint), state, identity)
+        kept = Checkpoint(Path(checkpoint), adapted, state, identity, steps)
+        done = kept.restore(state)
     step = STEPPERS[graph](adapted, optimiser, state, factors, clip)
     tokens, started = 0, time.perf_counter()
     for t in range(done + 1, steps + 1):
@@ -145,17 +150,22 @@ def fit(
         loss = step(micro, at)
         state.losses.append(loss)
         tokens += sum(b.tokens for b in micro)
-        if checkpoint is not None and (t % every == 0 or t == steps):
-            save(Path(checkpoint), state, identity, t)
+        if kept is not None and (t % every == 0 or t == steps):
+            _refuse_lost(state, t)
+            kept.save(state, t)
         if progress is not None:
             progress(t, steps, loss, tokens)
     seconds = time.perf_counter() - started
-    # the last step has no loss after it to show what became of the arrays
-    finite = fetched([xp.isfinite(x).all() for x in state.theta.values()])
-    if lost := [k for k, held in zip(state.theta, finite) if not held]:
-        raise Bad(f"step {steps}: {lost[0]} is no longer finite; lower the learning rate or clip the gradients")
+    _refuse_lost(state, steps)
     used = sum(m.nbytes for m in state.moments.values())
     return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, fetched(state.penalties))
+
+
+def _refuse_lost(state: State, t: int) -> None:
+    """Raise `Bad` for arrays that are not finite: where no loss comes after a step, to show what became of them."""
+    finite = fetched([xp.isfinite(x).all() for x in state.theta.values()])
+    if lost := [k for k, held in zip(state.theta, finite) if not held]:
+        raise Bad(f"step {t}: {lost[0]} is no longer finite; lower the learning rate or clip the gradients")
 
 
 def finite_loss(value: Any, t: int) -> float:

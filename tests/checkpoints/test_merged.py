@@ -288,7 +288,14 @@ def test_neither_base_nor_adapter_nor_anything_else_is_written_over(tmp_path):
     before = {p: p.read_bytes() for p in base.iterdir()}
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to(base)
-    for out in (base, tmp_path / "a", base / ".." / "base", tmp_path / "link"):
+    for out in (
+        base,
+        tmp_path / "a",
+        base / ".." / "base",
+        tmp_path / "link",
+        base / "new" / "..",
+        tmp_path / "a" / "x" / "..",
+    ):
         with pytest.raises(Bad, match="a folder that is read from"):
             save_merged(there, base, out, spared=[tmp_path / "a"])
     (tmp_path / "notes").mkdir()
@@ -298,6 +305,31 @@ def test_neither_base_nor_adapter_nor_anything_else_is_written_over(tmp_path):
     with pytest.raises(Bad, match="is a file"):
         save_merged(there, base, tmp_path / "notes" / "diary.txt")
     assert {p: p.read_bytes() for p in base.iterdir()} == before and not list((tmp_path / "a").iterdir())
+    save_merged(there, base, base / "merged", dtype="float64")  # writes over nothing
+    merged = {p: p.read_bytes() for p in (base / "merged").iterdir()}
+    (tmp_path / "link" / "to").symlink_to(base / "merged")
+    for out in (base / "merged", tmp_path / "link" / "merged", tmp_path / "link" / "to"):
+        with pytest.raises(Bad, match=r"is there already, in .*base, which is read from; give a new folder"):
+            save_merged(there, base, out, dtype="float64")
+    assert {p: p.read_bytes() for p in (base / "merged").iterdir()} == merged
+
+
+def test_a_model_is_not_written_over_what_it_was_read_from(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(BASES / "llama", base)
+    before = {p: p.read_bytes() for p in base.iterdir()}
+    (tmp_path / "link").symlink_to(base)
+    folded = merge(attach(load(base, np.float64), LoRA(r=2)))
+    for out in (base, tmp_path / "link", base / "new" / ".."):
+        with pytest.raises(Bad, match="a folder that is read from"):
+            save_model(folded, out)
+        with pytest.raises(Bad, match="a folder that is read from"):  # whatever base is said to be
+            save_merged(attach(load(base, np.float64), LoRA(r=2)), BASES / "llama", out)
+    save_adapter(attach(load(base), LoRA(r=2)), tmp_path / "a")
+    with pytest.raises(Bad, match=r"holds adapter\.json, so it is an adapter"):
+        save_model(folded, tmp_path / "a")
+    assert {p: p.read_bytes() for p in base.iterdir()} == before and not (base / "new").exists()
+    save_model(folded, tmp_path / "new")
 
 
 def test_an_earlier_merge_is_replaced_whole(tmp_path):

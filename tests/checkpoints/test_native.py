@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
-from minipeft.checkpoints import load, with_head
+from minipeft.checkpoints import files, load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
-from minipeft.checkpoints.native import load_adapter, save_adapter, trained_in
+from minipeft.checkpoints.native import encode, load_adapter, save_adapter, trained_in
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.interop.peft.reading import load_peft
+from minipeft.merging import digest
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
@@ -202,6 +203,20 @@ def test_any_base_of_the_same_shapes(folder):
         load_adapter(dataclasses.replace(other, arch=arch, params=halved), folder, any_base=True)
 
 
+def altered(folder, change=lambda arrays: None, said=lambda about: None, digest_too=True):
+    """The files of an adapter, changed; by somebody who knows of the digest, or, in format 2, has none to mind."""
+    arrays, about = dict(read_tensors(folder / "adapter.safetensors")), read_json(folder / "adapter.json")
+    change(arrays)
+    said(about)
+    if digest_too:
+        about["digest"] = digest(arrays)
+    else:
+        about |= {"format": 2}
+        del about["digest"]
+    write_tensors(folder / "adapter.safetensors", arrays)
+    write_json(folder / "adapter.json", about)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -213,12 +228,162 @@ def test_any_base_of_the_same_shapes(folder):
     ],
 )
 def test_arrays_that_do_not_fit(folder, change, says):
-    arrays = read_tensors(folder / "adapter.safetensors")
+    arrays = dict(read_tensors(folder / "adapter.safetensors"))
     change(arrays)
     write_tensors(folder / "adapter.safetensors", arrays)
+    with pytest.raises(
+        Bad, match="are not of one save: it was interrupted, or one of them changed; save the adapter again"
+    ):
+        load_adapter(tiny.model(), folder)
+    altered(folder)
     with pytest.raises(Bad, match=says) as caught:
         load_adapter(tiny.model(), folder)
     assert "\n" not in str(caught.value)
+
+
+def put(key, i, x):
+    """A change of one number."""
+
+    def change(arrays):
+        arrays[key] = arrays[key].copy()
+        arrays[key].reshape(-1)[i] = x
+
+    return change
+
+
+def typed(key, dtype):
+    return lambda arrays: arrays.update({key: arrays[key].astype(dtype)})
+
+
+def sized(key, *shape):
+    """The array in another shape, in both files."""
+
+    def change(arrays):
+        arrays[key] = np.zeros(shape)
+
+    def said(about):
+        next(row for row in about["arrays"] if row[0] == key)[1] = list(shape)
+
+    return change, said
+
+
+def with_setting(name, x):
+    def said(about):
+        for m in (about["method"], *about["methods"]):
+            m[name] = x
+
+    return said
+
+
+def without(key):
+    def said(about):
+        about["arrays"] = [row for row in about["arrays"] if row[0] != key]
+
+    return lambda arrays: arrays.pop(key), said
+
+
+def with_array(key):
+    return lambda arrays: arrays.update({key: np.zeros(2)}), lambda about: about["arrays"].append([key, [2], True])
+
+
+def turned(key):
+    def said(about):
+        row = next(row for row in about["arrays"] if row[0] == key)
+        row[2] = not row[2]
+
+    return said
+
+
+def at(row):
+    return lambda about: about["at"].append(row)
+
+
+SAME = lambda it: None
+
+
+@pytest.mark.parametrize("digest_too", [True, False])
+@pytest.mark.parametrize(
+    ("method", "change", "said", "says"),
+    [
+        ("lora", SAME, with_setting("r", 400), rf"{Q}:A of lora has shape \(400, 24\) under its settings, found \(\d, 24\)"),
+        ("lora", *sized(f"{Q}:A", 9, 24), rf"{Q}:A of lora has shape \(\d, 24\) under its settings, found \(9, 24\)"),
+        ("prefix_tuning", SAME, with_setting("p", 60000), r"of prefix_tuning has shape .*60000"),
+        ("lora", put(f"{Q}:A", 3, np.nan), SAME, f"{Q}:A: has NaN or infinite values"),
+        ("lora", put(f"{Q}:B", 3, np.inf), SAME, f"{Q}:B: has NaN or infinite values"),
+        ("lora", typed(f"{Q}:B", np.int64), SAME, f"{Q}:B: expected floating-point numbers, found int64"),
+        ("lora", SAME, turned(f"{Q}:B"), f"{Q}:B of lora must be trained, found the other"),
+        ("vera", SAME, turned(":A"), ":A of vera must be stored, found the other"),
+        ("lora", SAME, turned(f"{Q}:B"), f"{Q}:B of lora must be trained"),
+        ("lora", *without(f"{Q}:B"), f"lora has an array {Q}:B under its settings, which is missing"),
+        ("lora", *with_array(f"{Q}:C"), f"{Q}:C is no array of its methods under their settings"),
+        ("lora", *with_array(":C"), ":C is no array of its methods under their settings"),
+        ("shira", put(f"{Q}:rows", 5, -1), SAME, f"{Q}:rows: expected whole numbers from 0 to 23, found -1"),
+        ("shira", put(f"{Q}:cols", 5, 24), SAME, f"{Q}:cols: expected whole numbers from 0 to 23, found 24"),
+        ("shira", typed(f"{Q}:rows", np.float64), SAME, f"{Q}:rows: expected whole numbers from 0 to 23, found float64"),
+        ("fourierft", put(f"{Q}:rows", 0, 1 << 40), SAME, f"{Q}:rows: expected whole numbers from 0 to 23, found {1 << 40}"),
+        ("fourierft", lambda a: (put(f"{Q}:rows", [0, 4], 3)(a), put(f"{Q}:cols", [0, 4], 7)(a)), SAME,
+         rf"{Q}:cols: with rows it names \(3, 7\) twice"),
+        ("trainable_tokens", SAME, with_setting("tokens", [2, 3, 999]), r"tokens must lie in 0 … 49, found 999"),
+        ("lora", SAME, at(["final.norm.weight", [24], 0]), "lora: expected linears and lookups, found final.norm.weight, of kind norm"),
+        ("lora", SAME, at([Q, [24, 24], 0]), "its at name one twice"),
+        ("lora", SAME, at(["layers.0.attn.k.weight", [24, 24], 1]), "its at name others than its 1 methods"),
+        ("lora", SAME, at(["layers.0.attn.k.weight", [24, 24], -1]), "its at name others than its 1 methods"),
+        ("lora", SAME, lambda about: about["method"].update(encode(METHODS["lokr"]())), "cannot be read: .*no site has its method lokr|has no setting"),
+        ("lora", SAME, lambda about: about.update(name="a/b"), "its name is 'a/b'"),
+    ],
+)  # fmt: skip
+def test_what_the_methods_do_not_declare(method, change, said, says, digest_too, tmp_path):
+    save_adapter(moved(attach(tiny.model(), small(METHODS[method], tiny.ARCHS["llama"]))), tmp_path)
+    load_adapter(tiny.model(), tmp_path)
+    altered(tmp_path, change, said, digest_too)
+    with pytest.raises(Bad, match=says) as caught:
+        load_adapter(tiny.model(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_arrays_of_one_expert_are_all_there_or_none(tmp_path):
+    """An expert may leave a site alone."""
+    save_adapter(attach(tiny.model(), small(METHODS["x_lora"], tiny.ARCHS["llama"])), tmp_path)
+    drop, unsaid = without(f"{Q}:A1")
+    altered(tmp_path, drop, unsaid)
+    with pytest.raises(Bad, match=f"array {Q}:A1 is missing"):
+        load_adapter(tiny.model(), tmp_path)
+    drop, unsaid = without(f"{Q}:B1")
+    altered(tmp_path, drop, unsaid)
+    assert f"{Q}:A1" not in load_adapter(tiny.model(), tmp_path).adapters[0].arrays
+
+
+def test_a_head_has_as_many_labels_as_the_file_brings(tmp_path):
+    """Before one of that size is made."""
+    model = with_head(tiny.model(), "classify", 3)
+    save_adapter(attach(model, LoRA(r=2), train_whole=["score"]), tmp_path)
+    assert load_adapter(tiny.model(), tmp_path).model.arch.labels == 3
+    altered(tmp_path, said=lambda about: about.update(head=["classify", 10**12]))
+    with pytest.raises(Bad, match=r"its head has 1000000000000 labels, and adapter\.safetensors has no such head"):
+        load_adapter(tiny.model(), tmp_path)
+
+
+@pytest.mark.parametrize("after", ["adapter.safetensors", "adapter.json"])
+def test_a_save_that_is_killed_between_its_files_is_noticed(after, folder, monkeypatch):
+    before, other = tiny.model(), moved(attach(tiny.model(), LoRA(r=3), targets="q_proj"), seed=1)
+    write = files.write_bytes
+
+    def dying(path, data):
+        write(path, data)
+        if path.name == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "write_bytes", dying)
+    with pytest.raises(KeyboardInterrupt):
+        save_adapter(other, folder)
+    monkeypatch.undo()
+    if after == "adapter.json":
+        assert np.array_equal(load_adapter(before, folder).theta[f"default/{Q}:A"], other.theta[f"default/{Q}:A"])
+    else:
+        with pytest.raises(Bad, match="are not of one save"):
+            load_adapter(before, folder)
+    save_adapter(other, folder)
+    load_adapter(before, folder)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +394,7 @@ def test_arrays_that_do_not_fit(folder, change, says):
         (lambda a: a["method"].update(rr=3), r"lora has no setting 'rr' \(did you mean r, rslora\?\)"),
         (lambda a: a["method"].update(r=0), "r must be at least 1"),
         (lambda a: a["method"].update(r="many"), "r must be an integer, found 'many'"),
-        (lambda a: a.update(format=1), "expected an adapter of format 2, found 1"),
+        (lambda a: a.update(format=1), "expected an adapter of format 3 or 2, found 1"),
         (lambda a: a.update(at=[["layers.9.attn.q.weight", [24, 24], 0]], arrays=[]), "'layers.9.attn.q.weight' is not in this model"),
         (lambda a: a.update(at=[]), "is at no site that it names"),
         (lambda a: a.update(at=""), "its at are no list"),
@@ -269,7 +434,7 @@ def test_no_description_gets_anything_but_bad_out_of_it(tmp_path_factory, key, j
 
 def test_files_that_are_missing_or_broken(folder, tmp_path):
     (folder / "adapter.json").write_text(json.dumps([]))
-    with pytest.raises(Bad, match="expected an adapter of format 2, found list"):
+    with pytest.raises(Bad, match="expected an adapter of format 3 or 2, found list"):
         load_adapter(tiny.model(), folder)
     with pytest.raises(Bad, match=r"adapter\.json: no such file"):
         load_adapter(tiny.model(), tmp_path / "nowhere")
@@ -313,5 +478,6 @@ def test_what_an_adapter_brought_must_be_there_and_fit(tmp_path):
         arrays = dict(whole)
         change(arrays)
         write_tensors(tmp_path / "adapter.safetensors", arrays)
+        altered(tmp_path)
         with pytest.raises(Bad, match=says):
             load_adapter(base, tmp_path)

@@ -19,6 +19,7 @@ from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import write_tensors
 from minipeft.conformance import tiny
+from minipeft.declare import keeps
 from minipeft.errors import Bad
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.lora_plus import LoRAPlus
@@ -306,13 +307,16 @@ def test_progress_is_told_after_every_step():
         (start, dict(warmup=-1), "fit: warmup must be at least 0, found -1"),
         (start, dict(clip=0.0), "fit: clip must be positive, found 0.0"),
         (start, dict(clip=float("nan")), "fit: clip must be a number of at most .* or None, found nan"),
+        (start, dict(optimiser="adamw"), "fit: optimiser must have lr, init and step, as AdamW.. has, found 'adamw'"),
+        (start, dict(batches=[]), "fit: expected one batch or more, found none"),
+        (start, dict(seed=-1), "fit: seed must be at least 0, found -1"),
         (start, dict(every=0), "fit: every must be at least 1, found 0"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_what_cannot_be_trained(adapted, options, says):
     with pytest.raises(Bad, match=says):
-        fit(adapted(), [tiny.example(tiny.model())], **dict(steps=4) | options)
+        fit(adapted(), **dict(steps=4, batches=[tiny.example(tiny.model())]) | options)
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS.values())
@@ -350,6 +354,8 @@ STEPS, LAST = 40, 38  # a training to be killed waits after step LAST
 class Counted(LoRA, register=False):
     """With a state of its own, as AdaLoRA has."""
 
+    seen = keeps("1")
+
     def after_step(self, step):
         step.state["seen"] = step.state.get("seen", np.zeros(1)) + step.t
 
@@ -376,7 +382,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("every", [1, 7])
 def test_a_killed_training_ends_with_the_same_bytes(every, undisturbed, tmp_path):
     path = tmp_path / "training.safetensors"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     moment = random.Random(every)
     for _ in range(2):  # killed twice, wherever it happens to be, then left to end
         command = [sys.executable, __file__, str(path), str(every)]

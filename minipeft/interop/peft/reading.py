@@ -15,6 +15,7 @@ import numpy as np
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
+from minipeft.drawing import expected, wrong_in
 from minipeft.engine.backend import read_only, to_device
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head
@@ -201,19 +202,21 @@ def filled(
         raise Bad(f"{folder}: unexpected tensor {label(odd[0])} for this configuration")
     arrays = dict(adapter.arrays)
     for key, a in sorted(new.items()):
-        expected = tuple(arrays[key].shape)
-        if tuple(a.shape) != expected:
-            turned = "; it looks transposed" if tuple(a.shape[::-1]) == expected else ""
+        shape = tuple(arrays[key].shape)
+        if tuple(a.shape) != shape:
+            turned = "; it looks transposed" if tuple(a.shape[::-1]) == shape else ""
             raise Bad(
-                f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {expected}, found {tuple(a.shape)}{turned}"
+                f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {shape}, found {tuple(a.shape)}{turned}"
             )
-        if (a.dtype.kind == "f") != (arrays[key].dtype.kind == "f"):
-            raise Bad(f"{folder}: {label(key)}: expected {arrays[key].dtype}, found {a.dtype}")
-        if a.dtype.kind == "f" and not np.isfinite(a).all():
-            raise Bad(f"{folder}: {label(key)} has NaN or infinite values")
+    own = adapter.grouped({**arrays, **new})
+    for key, it in expected(adapter.method, adapter.at, every):
+        if key in new and (wrong := wrong_in(it, new[key], own[key.rpartition(":")[0]])):
+            raise Bad(f"{folder}: {label(key)}: {wrong}")
+    for key, a in sorted(new.items()):
         held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
         arrays[key] = held if key in adapter.trained else read_only(held)
     trained = frozenset(k for k in adapter.trained if k.rpartition(":")[2] not in spec.fixed)
+    options = {**options, "fixed": list(spec.fixed)} if spec.fixed else options
     filled = dataclasses.replace(adapter, arrays=arrays, trained=trained, options=options, spare=dict(spare or {}))
     kept = tuple(filled if a.name == name else a for a in adapted.adapters)
     return dataclasses.replace(adapted, adapters=kept)

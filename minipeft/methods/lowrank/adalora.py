@@ -27,7 +27,7 @@ from itertools import accumulate
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE, Bad, Method, Step, at_least, choice, count, free, lowrank, normal, size, trained, within,
+    QUERY_VALUE, Bad, Method, Step, at_least, choice, count, free, keeps, lowrank, normal, size, trained, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
@@ -58,6 +58,8 @@ class AdaLoRA(Method):
     P = trained("out", "k", start=normal(0.02))
     lam = trained("k")
     Q = trained("k", "in", start=normal(0.02))
+    I = U = keeps()  # Ī and Ū
+    keep = keeps(of="lam", truth=True)
 
     @property
     def scale(self) -> float:
@@ -86,7 +88,7 @@ class AdaLoRA(Method):
         if choosing := step.t == last or (self.tinit < step.t < last and step.t % self.deltaT == 0):
             self._choose(step)
         for site, own in step.theta.items() if choosing or step.t > last else ():
-            own["lam"] = xp.where(step.state[f"keep/{site}"], own["lam"], 0)
+            own["lam"] = xp.where(step.state[f"keep/{site}:lam"], own["lam"], 0)
 
     def _every(self, step: Step, what: str = "theta") -> list[tuple[str, Any]]:
         return [(f"{site}:{n}", x) for site, own in getattr(step, what).items() for n, x in own.items()]
@@ -107,7 +109,9 @@ class AdaLoRA(Method):
         scores = [S[f"{site}:lam"] + S[f"{site}:P"].mean(axis=0) + S[f"{site}:Q"].mean(axis=1) for site in step.theta]
         place = xp.argsort(xp.argsort(-xp.concatenate(scores), kind="stable"))
         keep = place < self.budget(step.t, step.total, len(place), self.target_r * len(scores))
-        step.state |= {f"keep/{s}": k for s, k in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores)))))}
+        step.state |= {
+            f"keep/{s}:lam": k for s, k in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores)))))
+        }
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:
         """b(t): how many triplets are kept in step t, from `start` to `end`."""

@@ -64,7 +64,9 @@ class XLoRA(OverAdapters):
         "depth", V=trained(LAST, FIRST, start=uniform(FIRST)), v=trained(LAST, start=uniform(FIRST)), shared=True
     )
     own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
-    index = stored("1", start=found(lambda method, facts: np.array([facts.index]), "its number"), when="layerwise")
+    index = stored(
+        "1", start=found(lambda method, facts: np.array([facts.index]), "its number"), when="layerwise", below="sites"
+    )
 
     @property
     def identity(self) -> bool:  # type: ignore[override]

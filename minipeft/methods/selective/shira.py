@@ -36,8 +36,8 @@ class SHiRA(Method):
         "r (in + out) <= size", "r ({in} + {out}) must be at most {out}·{in} = {size}, found {r (in + out)}"
     )
     v = trained("r (in + out)")
-    rows = stored("r (in + out)", start=PLACES)
-    cols = stored("r (in + out)", start=PLACES)
+    rows = stored("r (in + out)", start=PLACES, below="out")
+    cols = stored("r (in + out)", start=PLACES, below="in", distinct_with="rows")
 
     def weight(self, W: Any, *, v: Any, rows: Any, cols: Any) -> Any:
         return W + self.scale * ops.put(v, index=(rows, cols), shape=W.shape)

@@ -38,8 +38,8 @@ class FourierFT(Method):
 
     fits = requires("n_frequency <= size", "n_frequency must be at most {out}·{in} = {size}, found {n_frequency}")
     c = trained("n_frequency", start=zero_if("start == 'zero'", normal()))
-    rows = stored("n_frequency", start=PLACES)
-    cols = stored("n_frequency", start=PLACES)
+    rows = stored("n_frequency", start=PLACES, below="out")
+    cols = stored("n_frequency", start=PLACES, below="in", distinct_with="rows")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
