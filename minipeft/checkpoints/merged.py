@@ -71,7 +71,7 @@ def save_merged(
     in `Model.astype`), and tokenizer, generation settings and templates are carried along, as are tensors of other heads.
     Raises `Bad`, and leaves nothing behind, for what does not merge or has no place in a checkpoint of the family, for a
     checkpoint that would not compute what the adapted model does, and for an `out` that is one of the folders read from
-    (`base` and `spared`), is there already within one of them, or holds other files.
+    (`base` and `spared`) or holds other files.
     """
     base, out = Path(base), Path(out)
     place = Path(os.path.realpath(out))  # what a link stands for, without ".."
@@ -119,8 +119,6 @@ def _refuse_place(base: Path, out: Path, place: Path, read: Sequence[str | Path]
     if not _standing(place).is_dir():
         raise Bad(f"{out}: cannot be written: {_standing(place)} is a file")
     if place.exists():
-        if inside := [f for f in read if place.is_relative_to(os.path.realpath(f))]:
-            raise Bad(f"{out}: is there already, in {inside[0]}, which is read from; give a new folder")
         mine = {"config.json", "model.safetensors", *carried(base)}
         if strange := sorted(p.name for p in place.iterdir() if p.name not in mine or p.is_dir()):
             raise Bad(f"{out}: holds {strange[0]}, which is no part of the merged checkpoint; give a new folder")
