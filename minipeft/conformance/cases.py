@@ -193,9 +193,17 @@ def read(folder: Path, dtype: Any = np.float64) -> Case:
     A case that lies where an index.json lists it is what that lists.
     """
     case = _read(existing(folder, "case"), dtype)
-    above = folder.absolute().parents
-    if len(above) > 2 and _path(case.id) == "/".join(folder.absolute().parts[-3:]) and there(above[2] / "index.json"):
-        _as_listed(case, above[2], _index(above[2]))
+    parts, above = folder.absolute().parts, folder.absolute().parents
+    if len(above) > 2 and there(above[2] / "index.json"):
+        where = "/".join(parts[-3:])
+        try:
+            index = _index(above[2])
+        except Damaged:
+            if where == _path(case.id):  # else it may be an index of anything
+                raise
+            return case
+        if where in index or where == _path(case.id):
+            _as_listed(case, above[2], index)
     return case
 
 

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from minipeft.processes import end_group, own_group
 INTEROP = Path(__file__).parents[1] / "interop"
 PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/harness.py")))
 LIMIT = 20.0  # seconds a case may take, by default
-ENDING = 1.0  # seconds that a process may take to end after its standard output has
+ENDING = 0.5  # seconds that a process may take to end after its standard output has
 READINGS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
 
 
@@ -91,7 +92,7 @@ class Program:
         none in time, for garbage, for the answer to something else, and for the end of the process."""
         self.questions.put(json.dumps(what).encode() + b"\n")
         try:
-            line = self.answers.get(timeout=limit or self.limit)
+            line = self._answer(limit or self.limit)
             if isinstance(line, Broken):
                 raise line
             if line is None:
@@ -109,6 +110,17 @@ class Program:
         except Broken:
             self.stop()
             raise
+
+    def _answer(self, limit: float) -> bytes | Broken | None:
+        """The next line; None after the last, also where others that it started hold its standard output open."""
+        end, ended = time.monotonic() + limit, False
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return self.answers.get(timeout=min(left, ENDING))
+            if ended:
+                return None
+            ended = self.process.poll() is not None
+        raise queue.Empty
 
     def _ended(self) -> str:
         """How a process ended whose standard output has."""
