@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-plan = json.loads(Path(sys.argv[1]).read_text())
-INFO = dict(name="hostile", version="1", dtypes=["float64"], methods=plan["methods"], readings={})
+plan = {}
 
 
 def say(answer):
@@ -131,13 +130,14 @@ def case(asked):
     return False
 
 
-starts = plan.get("starts")
-if starts and starts["script"]:
-    Path(starts["script"]).unlink()
-for line in sys.stdin:
-    asked = json.loads(line)
-    if asked["do"] == "start":
-        say(INFO)
-    elif case(asked):
-        shutil.copy(Path(asked["folder"]) / "want.safetensors", asked["out"])
-        say(dict(id=asked["id"], status="done"))
+if __name__ == "__main__":
+    plan |= json.loads(Path(sys.argv[1]).read_text())
+    if plan.get("once"):
+        Path(sys.argv[0]).unlink()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if asked["do"] == "start":
+            say(dict(name="hostile", version="1", dtypes=["float64"], methods=plan["methods"], readings={}))
+        elif case(asked):
+            shutil.copy(Path(asked["folder"]) / "want.safetensors", asked["out"])
+            say(dict(id=asked["id"], status="done"))
