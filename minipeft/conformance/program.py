@@ -26,6 +26,7 @@ from minipeft.processes import end_group, own_group
 INTEROP = Path(__file__).parents[1] / "interop"
 PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/harness.py")))
 LIMIT = 20.0  # seconds a case may take, by default
+START = 60.0  # seconds that an implementation may take to say what it is, at least: it may load a library
 ENDING = 0.5  # seconds that a process may take to end after its standard output has
 READINGS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
 
@@ -135,7 +136,7 @@ class Program:
     def start(self, name: str) -> dict[str, Any]:
         """What the implementation says of itself. Raises `Broken`, and `NotStarted` where it says something else than the format
         asks for."""
-        info = self.ask(limit=max(self.limit, 60.0), do="start", format=FORMAT)
+        info = self.ask(limit=max(self.limit, START), do="start", format=FORMAT)
         if said := _odd(info):
             self.stop()
             raise NotStarted(f"implementation {name}: its answer to start {said}")

@@ -67,6 +67,9 @@ def case(asked):
         out.mkdir()
     elif mode == "link":
         out.symlink_to("/dev/zero")
+    elif mode == "traces":
+        os.mkfifo(asked["trace"])
+        return True
     elif mode == "loop":
         out.symlink_to(out)
     elif mode == "sparse":
@@ -137,6 +140,7 @@ if __name__ == "__main__":
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["do"] == "start":
+            time.sleep(plan.get("late", 0))
             say(dict(name="hostile", version="1", dtypes=["float64"], methods=plan["methods"], readings={}))
         elif case(asked):
             shutil.copy(Path(asked["folder"]) / "want.safetensors", asked["out"])

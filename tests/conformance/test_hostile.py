@@ -5,7 +5,9 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from minipeft.cli import main
-from minipeft.conformance import cases, expect, taking, verify
+from minipeft.conformance import cases, diff, expect, taking, verify
 from minipeft.conformance.program import Broken, NotStarted, Program, _odd, command_of
 from minipeft.conformance.results import Result, address, from_lines, to_lines
 from minipeft.errors import Bad
@@ -98,7 +100,7 @@ def test_every_case_is_reported_whatever_the_program_does(chosen, tmp_path, monk
     assert len(chosen.cases) > len(MODES)
     plan = dict(zip([c.id for c in chosen.cases], MODES, strict=False))
     after_twice = chosen.cases[list(MODES).index("twice") + 1].id
-    before = state(cases.SHIPPED / "lora")
+    before, threads = state(cases.SHIPPED / "lora"), threading.active_count() + 1  # and one that judges
     with orphans_ended():
         found = verify.run(hostile(tmp_path, plan), chosen, jobs=1, limit=3.0)
     assert [r.id for r in found] == [c.id for c in chosen.cases]
@@ -111,6 +113,8 @@ def test_every_case_is_reported_whatever_the_program_does(chosen, tmp_path, monk
     assert state(cases.SHIPPED / "lora") == before
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2 and not [pid for pid in pids if alive(pid)]
+    time.sleep(0.1)
+    assert threading.active_count() <= threads
     assert not [p for p in (tmp_path / "scratch").iterdir() if p.is_dir()]
 
 
@@ -139,6 +143,50 @@ def test_a_program_that_does_not_read_is_asked_no_longer_than_the_limit():
     with pytest.raises(Broken, match=r"no answer within 0\.3 s"):
         program.ask(do="case", padding="x" * (1 << 22))
     assert time.perf_counter() - begun < 5 and program.process.poll() is not None
+
+
+def test_a_program_that_starts_late_is_not_waited_for(chosen, tmp_path, monkeypatch):
+    monkeypatch.setattr("minipeft.conformance.program.START", 0.3)
+    with pytest.raises(NotStarted, match=r"it does not start: no answer within 0\.3 s"):
+        verify.run(hostile(tmp_path, {}, late=600), chosen, limit=0.1)
+
+
+def test_side_by_side_with_a_hostile_one(chosen, tmp_path):
+    case = chosen.cases[0]
+    for mode, line in (
+        ("link", "its output: expected a file, found a link"), ("traces", "its output: expected a file, found a pipe"),
+        ("closed", "it closed its standard output"), ("half a character", r"error: .*script"),
+    ):  # fmt: skip
+        name = hostile(tmp_path, {case.id: mode})
+        with pytest.raises(Bad, match=line) as why:
+            diff.diff(name, name, case)
+        assert str(why.value).startswith(f"implementation {name}: ")
+    (tmp_path / "other").mkdir()
+    (row,) = diff.diff(hostile(tmp_path, {}), hostile(tmp_path / "other", {case.id: "empty"}), case)
+    assert not row.same and "shapes" in row.reason
+
+
+@pytest.mark.slow
+def test_the_plugin_with_a_program_that_cannot_be_started(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "minipeft.conformance.plugin",
+        "-p",
+        "no:cacheprovider",
+        "--conformance",
+    ]
+    for name, status, line in (
+        ("exec:/no/such/program", 1, "cannot be started: No such file"), ("pefft", 4, "did you mean peft"), ("exec:'", 4, "quotation"),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [*words, name, "--conformance-method", "ia3"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == status and line in done.stdout + done.stderr, done
+        assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_the_reports_are_written_and_do_nothing_to_a_terminal(chosen, tmp_path, capsys, monkeypatch):
