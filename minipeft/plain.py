@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
+
+ODD = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # categories of characters that are not shown, or change how others are
 
 
 def plain(text: object) -> str:
@@ -11,15 +14,24 @@ def plain(text: object) -> str:
     >>> plain("a\x1b[31mb\nc")
     'a\\x1b[31mb c'
     """
-    odd = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
     return "".join(
         " "
         if c in "\n\r\t"
         else c.encode("unicode_escape", "surrogatepass").decode()
-        if unicodedata.category(c) in odd
+        if unicodedata.category(c) in ODD
         else c
         for c in str(text)
     )
+
+
+def escaped(text: str) -> str:
+    r"""JSON of unknown origin for a terminal: what `plain` spells out is spelt as JSON does, and stays the same JSON.
+
+    >>> escaped('"a\u202eb"')
+    '"a\\u202eb"'
+    """
+    odd = {c for c in set(text) if c != "\n" and unicodedata.category(c) in ODD}
+    return text.translate({ord(c): json.dumps(c)[1:-1] if c != "\x7f" else r"\u007f" for c in odd})
 
 
 def cell(text: object) -> str:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+
+from minipeft.limits import FREEZES
+
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 
 
 @contextlib.contextmanager
@@ -33,20 +40,35 @@ def end_children() -> None:
     """Kill every process that this one started, and theirs; all but multiprocessing's own, which tidies up after them."""
     for child in multiprocessing.active_children():
         child.kill()
-    tracker = getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
     for pid in _descendants(os.getpid()):
-        if pid != tracker:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+        if pid != _tracker():
+            _signal(pid, signal.SIGKILL)
+
+
+def _tracker() -> int | None:
+    return getattr(getattr(resource_tracker, "_resource_tracker", None), "_pid", None)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
 
 
 def _descendants(pid: int) -> list[int]:
-    """Children first, then theirs; none where the system does not tell."""
+    """Children before theirs; none where the system does not tell."""
+    found = _children(pid)
+    for child in found:  # which grows meanwhile
+        found += _children(child)
+    return found
+
+
+def _children(pid: int) -> list[int]:
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(word) for word in task.read_text().split()]
-    return found + [below for child in found for below in _descendants(child)]
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += [int(word) for word in task.read_text().split()]
+    return found
 
 
 def own_group() -> dict[str, Any]:
@@ -55,7 +77,59 @@ def own_group() -> dict[str, Any]:
 
 
 def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill a process that was started so, and those that it started; one that has ended may have left some."""
+    """Kill a process that was started so, and those that it started, in its group or not; one that has ended may have left some."""
+    if process.poll() is None:  # else its number may be another's by now
+        _kill_tree(process.pid)
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a disk that is gone cannot be ended
+        process.wait(5.0)
+
+
+def _kill_tree(root: int) -> None:
+    """Kill a process and what it has started. All are stopped first, so that none starts another meanwhile."""
+    found: set[int] = set()
+    for _ in range(FREEZES):
+        new = {root, *_descendants(root)} - found
+        for pid in new:
+            _signal(pid, signal.SIGSTOP)
+        found |= new
+        if not new:
+            break
+    for pid in found:
+        _signal(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def orphans_ended() -> Iterator[None]:
+    """Processes that are left behind inside, whatever groups and sessions they made, are killed at the end: on Linux.
+
+    Those whose parents have ended become children of this process, which must start no others of its own inside that stay.
+    """
+    before = {*_children(os.getpid())}
+    adopting = _adopt(True)
+    try:
+        yield
+    finally:
+        if adopting:
+            for _ in range(FREEZES):
+                left = [pid for pid in _children(os.getpid()) if pid not in before and pid != _tracker()]
+                if not left:
+                    break
+                for pid in left:
+                    _kill_tree(pid)
+                time.sleep(0.01)
+                for pid in left:
+                    with contextlib.suppress(OSError):
+                        os.waitpid(pid, os.WNOHANG)
+            _adopt(False)
+
+
+def _adopt(whether: bool) -> bool:
+    """Orphans among the descendants become children of this process from now on, or do not; whether that could be said."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0) == 0
+    except (OSError, AttributeError):
+        return False

@@ -156,13 +156,14 @@ function answer(asked) {
     process.stderr.write(`expected format 1, found ${asked.format}\n`);
     process.exit(1);
   }
+  const { id } = asked;
   try {
     solve(asked);
-    return { status: "done" };
+    return { id, status: "done" };
   } catch (why) {
-    if (why instanceof Unsupported) return { status: "unsupported", reason: why.message, url: "" };
-    if (why instanceof Rejected) return { status: "rejected", reason: why.message };
-    return { status: "error", reason: String(why) };
+    if (why instanceof Unsupported) return { id, status: "unsupported", reason: why.message, url: "" };
+    if (why instanceof Rejected) return { id, status: "rejected", reason: why.message };
+    return { id, status: "error", reason: String(why) };
   }
 }
 

@@ -140,7 +140,9 @@ def verify(
     from minipeft.conformance import expect as known_failures
     from minipeft.conformance import report
     from minipeft.conformance import verify as job
+    from minipeft.conformance.program import NotStarted, command_of
     from minipeft.conformance.results import Result, to_lines
+    from minipeft.processes import orphans_ended
 
     outputs = Outputs(json=json_, junit=junit, markdown=markdown, html=html)
     if dtype is not None:
@@ -153,7 +155,9 @@ def verify(
         if not eq or not name or not path:
             raise Bad(f"--python {word}: expected NAME=PATH")
         pythons[name] = path
-    names = implementation or ["minipeft"]
+    names = list(dict.fromkeys(implementation or ["minipeft"]))
+    for name in names:
+        command_of(name, pythons.get(name))
     try:
         chosen = job.choose(cases or files.SHIPPED, methods, check, case, level)
     except files.Damaged as why:
@@ -164,14 +168,18 @@ def verify(
         n: given if expect is not None else known_failures.concerning(known_failures.of_harness(n), chosen.cases)
         for n in names
     }
-    console, results = ready(), Kept[Result]()
-    with results, progress("judging", len(names) * len(chosen.cases)) as tick:
+    console, results, not_started = ready(), Kept[Result](), dict[str, NotStarted]()
+    with results, orphans_ended(), progress("judging", len(names) * len(chosen.cases)) as tick:
         for name in names:
             tick.doing(f"{name} starts")
-            job.run(
-                name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
-                progress=by_method(name, chosen.cases, results, tick),
-            )  # fmt: skip
+            try:
+                job.run(
+                    name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
+                    progress=by_method(name, chosen.cases, results, tick),
+                )  # fmt: skip
+            except NotStarted as why:
+                not_started[name] = why
+                results.extend(job.unstarted(name, chosen, why))
     order = {c.id: i for i, c in enumerate(chosen.cases)}
     results.sort(key=lambda r: (names.index(r.implementation), order[r.id]))
     by_id = {c.id: c for c in chosen.cases}
@@ -182,7 +190,7 @@ def verify(
         unexpected = [u for n, mine in zip(names, of_each) for u in known_failures.unexpected(mine, expected[n])]
     told = [e for r in results for e in known_failures.explained([r], expected[r.implementation])]
     outputs.show(report.matrix(told, console.width))
-    wrong = [r for r in told if r.outcome in ("FAIL", "ERROR")]
+    wrong = [r for r in told if r.outcome in ("FAIL", "ERROR") and r.implementation not in not_started]
     known_ones = [r for r in wrong if r.expected_outcome]
     shown = [r for r in wrong if not r.expected_outcome] + (known_ones if expect is None else [])
     outputs.show(*(report.failure(r, by_id.get(r.id)) for r in shown[:20]))
@@ -201,6 +209,10 @@ def verify(
     if results.interrupted:
         outputs.show(f"interrupted: {len(results)} of {len(names) * len(chosen.cases)} cases were judged")
     results.finish()
+    if not_started:
+        for each in not_started.values():
+            print(f"minipeft: {plain(each)}", file=sys.stderr)
+        raise typer.Exit(2)
     if update and expect is not None:
         outputs.show(f"{expect}: {known_failures.write_expectations(expect, results, given)} known failures")
         return

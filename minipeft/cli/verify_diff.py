@@ -24,8 +24,9 @@ def diff(
     """
     from minipeft.conformance import diff as job
     from minipeft.conformance.verify import choose
+    from minipeft.processes import orphans_ended
 
-    with progress("computing") as tick:
+    with orphans_ended(), progress("computing") as tick:
         tick.doing(case)
         rows = job.diff(first, second, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, first, second))
@@ -47,8 +48,9 @@ def bisect(
     """
     from minipeft.conformance import diff as job
     from minipeft.conformance.verify import choose
+    from minipeft.processes import orphans_ended
 
-    with progress("computing") as tick:
+    with orphans_ended(), progress("computing") as tick:
         tick.doing(case)
         rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, "minipeft", implementation))

@@ -29,10 +29,11 @@ def field(
     from minipeft.conformance import page, report
     from minipeft.conformance.results import Result
     from minipeft.conformance.verify import choose
+    from minipeft.processes import orphans_ended
 
     chosen = choose()
     console, found = ready(), Kept[Result]()
-    with found, progress("judging") as tick:
+    with found, orphans_ended(), progress("judging") as tick:
         pythons = job.prepare(folder, tick.doing)
         tick.total = len(chosen.cases) * (1 + len(pythons))
         keep = {p: by_method(p, chosen.cases, found, tick) for p in ("minipeft", *pythons)}

@@ -8,37 +8,28 @@ of the format; `schema.json` its schema; `index.json` lists all cases with their
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints.files import existing, read_json, read_tensors
+from minipeft.checkpoints.files import existing
+from minipeft.conformance.schema import ASKS as ASKS
+from minipeft.conformance.schema import CLASSES as CLASSES
+from minipeft.conformance.schema import FORMAT, INDEX, SCHEMA, fault, short
+from minipeft.conformance.taking import arrays, contents, there
 from minipeft.errors import Bad, near
+from minipeft.limits import CASE_BYTES, LOOSEST
 
-FORMAT = 1
 HERE = Path(__file__).parent
 SHIPPED = HERE / "cases"
-ASKS = {
-    "forward": "the outputs",
-    "vjp": "the gradients of Σ g·output, g being the tensors named g.OUTPUT, by every input and every trained array",
-    "delta": "the change of the weight, W' − W",
-    "merge": "the merged weight and bias",
-    "unmerge": "weight and bias after merging and taking the adapter out again",
-    "combine": "the outputs of a weighted sum of adapters",
-    "merge_bfloat16": "the merged weight and bias, the base being held in bfloat16, rounded once",
-    "unmerge_bfloat16": "weight and bias after merging and taking the adapter out again, the base being held in bfloat16",
-    "init": "the arrays as training starts",
-    "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
-    "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
-    "quantize": "the four-bit codes, two in a byte, and the constants of the blocks",
-    "dequantize": "the weight that a block-wise quantised one stands for",
-}
-CLASSES = ("EXACT", "ROUND1", "COND", "SUBSPACE", "REJECT", "SHAPES")
+TENSORS = {"in.safetensors": "tensors", "want.safetensors": "want"}  # and where case.json declares what they hold
 
 
 class Unsupported(Exception):
@@ -86,6 +77,9 @@ class Case:
     seed: int = 0
     folder: Path | None = None
     dtype: Any = np.float64  # that the implementation is to compute in
+    recorded: Mapping[str, bytes] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # its files, as they were read
 
     @property
     def id(self) -> str:
@@ -146,16 +140,26 @@ def write(cases: list[Case], folder: Path) -> None:
         where = f"{case.method}/{case.check}/{case.variant}"
         if any(i["path"] == where for i in index):
             raise Bad(f"two cases are named {case.id}")
-        files = encode(case)
-        if case.folder != folder / where and not ((folder / where).exists() and same(read(folder / where), case)):
-            for name, data in files.items():
-                path = folder / where / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
+        if case.folder != folder / where and not (
+            (folder / where).exists() and same(_read(folder / where, np.float64), case)
+        ):
+            _put(encode(case), folder / where)
         digest = _digest((folder / where / "case.json").read_bytes())
         index.append(dict(id=case.id, path=where, sha256=digest))
     (folder / "index.json").write_bytes(_text(dict(format=FORMAT, cases=index)))
     (folder / "schema.json").write_bytes(_text(SCHEMA))
+
+
+def put(case: Case, folder: Path) -> None:
+    """Write the files of a case into a folder, as they were read: what a program does there, it does to a copy."""
+    _put(case.recorded or encode(case), folder)
+
+
+def _put(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def same(one: Case, other: Case) -> bool:
@@ -184,82 +188,194 @@ def same(one: Case, other: Case) -> bool:
 
 
 def read(folder: Path, dtype: Any = np.float64) -> Case:
-    """One case. Raises `Damaged` for files that were changed or are of another format, `Bad` for missing ones."""
-    about = read_json(existing(folder, "case") / "case.json")
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise Damaged(f"{folder / 'case.json'}: expected a case of format {FORMAT}, found {found}")
-    for name, digest in about["digests"].items():
-        if _digest(existing(folder / name).read_bytes()) != digest:
-            raise Damaged(f"{folder / name}: its digest is not the one in case.json: the file was changed")
-    want = read_tensors(folder / "want.safetensors") if "want.safetensors" in about["digests"] else {}
-    return Case(
-        **{k: about[k] for k in ("method", "check", "variant", "ask", "config", "readings", "place", "source", "equation", "since", "seed", "options")},
-        inputs=read_tensors(folder / "in.safetensors"),
-        roles={k: t["role"] for k, t in about["tensors"].items()},
-        want=want, cond={k: t["cond"] for k, t in about["want"].items()},
-        tolerance=about["tolerance"]["class"], k=about["tolerance"].get("K", 0.0), witnesses=tuple(about["witnesses"]),
-        flags=tuple(about["flags"]), folder=folder, dtype=dtype,
-    )  # fmt: skip
+    """One case. Raises `Damaged` for files that are not as they were recorded, `Bad` for a folder that is not there.
+
+    A case that lies where an index.json lists it is what that lists.
+    """
+    case = _read(existing(folder, "case"), dtype)
+    parts, above = folder.absolute().parts, folder.absolute().parents
+    if len(above) > 2 and there(above[2] / "index.json"):
+        where = "/".join(parts[-3:])
+        try:
+            index = _index(above[2])
+        except Damaged:
+            if where == _path(case.id):  # else it may be an index of anything
+                raise
+            return case
+        if where in index or where == _path(case.id):
+            _as_listed(case, above[2], index)
+    return case
 
 
 def load(
     folder: Path = SHIPPED, methods: list[str] | None = None, checks: list[str] | None = None, dtype: Any = np.float64
 ) -> Iterator[Case]:
-    """The cases of a folder, some methods' and checks' alone. Raises `Bad`, with near misses, for unknown ones."""
-    index = read_json(existing(folder, "folder") / "index.json")
-    ids = [i["id"].split(".") for i in index["cases"]]
-    for asked, known, what in ((methods, {i[0] for i in ids}, "method"), (checks, {i[1] for i in ids}, "check")):
+    """The cases of a folder, some methods' and checks' alone. Raises `Bad`, with near misses, for unknown ones; `Damaged` as `read`,
+    and for a folder of a case that the index does not list."""
+    existing(existing(folder, "folder") / "index.json")
+    index = _index(folder)
+    if strangers := sorted(_folders(folder) - index.keys()):
+        raise Damaged(f"{folder / strangers[0]}: expected a case that index.json lists; it lists none there")
+    for asked, place, what in ((methods, 0, "method"), (checks, 1, "check")):
+        known = {path.split("/")[place] for path in index}
         for name in asked or ():
             if name not in known:
                 raise Bad(
                     f"{what} {name!r} has no recorded cases; there are {', '.join(sorted(known))}{near(name, known)}"
                 )
-    for item, (method, check, _) in zip(index["cases"], ids, strict=True):
+    for path in index:
+        method, check, _ = path.split("/")
         if (not methods or method in methods) and (not checks or check in checks):
-            yield read(folder / item["path"], dtype)
+            case = _read(folder / path, dtype)
+            _as_listed(case, folder, index)
+            yield case
 
 
-SCHEMA = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "title": "A recorded case of minipeft, format 1",
-    "type": "object",
-    "required": [
-        "format", "id", "since", "method", "check", "variant", "ask", "place", "config", "readings", "tensors", "want",
-        "tolerance", "witnesses", "flags", "seed", "digests",
-    ],
-    "properties": {
-        "format": {"const": FORMAT},
-        "id": {"type": "string", "pattern": r"^[a-z0-9_]+\.[a-z0-9_]+\.[A-Za-z0-9_=-]+$"},
-        "ask": {"enum": sorted(ASKS)},
-        "config": {"type": "object"},
-        "readings": {"type": "object", "additionalProperties": {"type": "string"}},
-        "options": {"type": "object"},
-        "tensors": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "object", "required": ["role", "shape", "dtype"],
-                "properties": {
-                    "role": {"enum": ["input", "base", "array", "stored", "cotangent", "target"]},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                    "dtype": {"enum": ["float64", "int64", "int32", "uint8", "float32"]},
-                },
-            },
-        },
-        "want": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "object", "required": ["shape", "cond"],
-                "properties": {"shape": {"type": "array"}, "cond": {"type": "number", "minimum": 0}},
-            },
-        },
-        "tolerance": {"type": "object", "required": ["class"], "properties": {"class": {"enum": list(CLASSES)}, "K": {"type": "number"}}},
-        "witnesses": {"type": "array", "items": {"type": "string"}},
-        "flags": {"type": "array", "items": {"type": "string"}},
-        "seed": {"type": "integer"},
-        "digests": {"type": "object", "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
-    },
-}  # fmt: skip
+def _path(name: str) -> str:
+    """Where the case of an id lies."""
+    return name.replace(".", "/")
+
+
+def _folders(root: Path) -> set[str]:
+    """METHOD/CHECK/VARIANT of all there are."""
+
+    def below(folders: Iterable[str]) -> Iterator[str]:
+        for folder in folders:
+            yield from (f"{folder}/{e.name}".removeprefix("/") for e in _entries(root / folder) if e.is_dir())
+
+    return {path for path in below(below(below([""]))) if there(root / path / "case.json")}
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda e: e.name)
+    except OSError as why:
+        raise Damaged(f"{folder}: cannot be read: {why.strerror}") from None
+
+
+def _index(root: Path) -> dict[str, str]:
+    """{path of a case: the digest of its case.json}. Raises `Damaged`."""
+    return _listed(root / "index.json", _contents(root / "index.json"))
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(path: Path, data: bytes) -> dict[str, str]:
+    cases = _checked(path, data, INDEX)["cases"]
+    for item in cases:
+        if item["path"] != _path(item["id"]):
+            raise Damaged(f"{path}: expected {item['id']} to lie at {_path(item['id'])}, found {short(item['path'])}")
+    out = {item["path"]: item["sha256"] for item in cases}
+    if len(out) < len(cases):
+        raise Damaged(f"{path}: it lists a case twice")
+    return out
+
+
+def _as_listed(case: Case, root: Path, index: Mapping[str, str]) -> None:
+    """Raises `Damaged` unless an index lists the case, and with this case.json, and it lies in there."""
+    path, where = _path(case.id), case.folder
+    assert where is not None
+    if path not in index:
+        raise Damaged(f"{where}: expected a case that index.json lists; it lists no {case.id}")
+    if os.path.realpath(where) != os.path.join(os.path.realpath(root), *path.split("/")):
+        raise Damaged(
+            f"{where}: expected the case to lie at {path} of {root}; it is another one, or a link to elsewhere"
+        )
+    if _digest(case.recorded["case.json"]) != index[path]:
+        raise Damaged(f"{where / 'case.json'}: its digest is not the one in index.json: the file was changed")
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return contents(path, CASE_BYTES)
+    except Bad as why:
+        raise Damaged(str(why)) from None
+
+
+def _checked(path: Path, data: bytes, schema: Mapping[str, Any]) -> Any:
+    """The JSON of a file, which is as a schema says and of this format. Raises `Damaged`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as why:
+        raise Damaged(f"{path}: expected JSON: {why}") from None
+    if isinstance(value, dict) and value.get("format") != FORMAT:
+        what = "an index" if schema is INDEX else "a case"
+        raise Damaged(f"{path}: expected {what} of format {FORMAT}, found {short(value.get('format'))}")
+    if said := fault(value, schema):
+        raise Damaged(f"{path}: {said}")
+    return value
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The names of all files of a case."""
+    for entry in _entries(folder):
+        yield from (f"{entry.name}/{e.name}" for e in _entries(folder / entry.name)) if entry.is_dir() else [entry.name]
+
+
+def _read(folder: Path, dtype: Any) -> Case:
+    """A case by its own case.json: every file has its digest there, every array its shape and dtype."""
+    path = folder / "case.json"
+    recorded = {"case.json": _contents(path)}
+    about = _checked(path, recorded["case.json"], SCHEMA)
+    if about["id"] != f"{about['method']}.{about['check']}.{about['variant']}":
+        raise Damaged(f"{path}: expected the id METHOD.CHECK.VARIANT, found {about['id']}")
+    if odd := sorted({*_files(folder)} ^ {"case.json", *about["digests"]}):
+        what = (
+            "it has no digest in case.json"
+            if odd[0] not in about["digests"]
+            else "case.json has its digest, it is not there"
+        )
+        raise Damaged(f"{folder / odd[0]}: {what}")
+    for name, digest in about["digests"].items():
+        recorded[name] = _contents(folder / name)
+        if _digest(recorded[name]) != digest:
+            raise Damaged(f"{folder / name}: its digest is not the one in case.json: the file was changed")
+    held = {name: _arrays(folder / name, recorded.get(name), about[declared]) for name, declared in TENSORS.items()}
+    case = Case(
+        **{k: about[k] for k in ("method", "check", "variant", "ask", "config", "readings", "place", "source", "equation", "since", "seed", "options")},
+        inputs=held["in.safetensors"], roles={k: t["role"] for k, t in about["tensors"].items()},
+        want=held["want.safetensors"], cond={k: float(t["cond"]) for k, t in about["want"].items()},
+        tolerance=about["tolerance"]["class"], k=about["tolerance"].get("K", 0.0), witnesses=tuple(about["witnesses"]),
+        flags=tuple(about["flags"]), folder=folder, dtype=dtype, recorded=recorded,
+    )  # fmt: skip
+    if said := _lax(case):
+        raise Damaged(f"{path}: {said}")
+    return case
+
+
+def _arrays(path: Path, data: bytes | None, declared: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a file, which are those that case.json declares. Raises `Damaged`."""
+    try:
+        held = arrays(data) if data is not None else {}
+    except Bad as why:
+        raise Damaged(f"{path}: {why}") from None
+    for name in sorted(held.keys() | declared.keys()):
+        found = [list(held[name].shape), str(held[name].dtype)] if name in held else ["nothing"]
+        entry = declared.get(name)
+        expected = [entry["shape"], entry.get("dtype", found[-1])] if entry else ["nothing"]
+        if found != expected:
+            said, there_is = (" of ".join(map(str, words[::-1])) for words in (expected, found))
+            raise Damaged(f"{path}: {short(name)}: expected {said}, found {there_is}")
+    return held
+
+
+def _lax(case: Case) -> str:
+    """Why a case would be passed by what is wrong, '' if it would not."""
+    if (case.tolerance == "REJECT") != (not case.want):
+        return (
+            f"expected a refusal or tensors to be wanted, found the class {case.tolerance} and {len(case.want)} tensors"
+        )
+    for name, a in case.want.items():
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            return f"{name} is wanted with NaN or infinite values"
+    if case.tolerance in ("COND", "SUBSPACE"):
+        if not case.k:
+            return f"the class {case.tolerance} has no K"
+        for name, a in case.want.items():
+            largest = float(abs(a).max(initial=0))
+            if largest and case.k * case.cond[name] * 2.0**-24 > LOOSEST * largest:
+                return f"{name}: K {case.k:g} and cond {case.cond[name]:g} let pass what is not {largest:g}"
+    return ""
 
 
 def derived(name: str, got: Mapping[str, np.ndarray]) -> np.ndarray:

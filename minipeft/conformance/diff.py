@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints.files import read_tensors
-from minipeft.conformance.cases import Case
-from minipeft.conformance.program import LIMIT, Broken, Program, command_of
+from minipeft.conformance import taking
+from minipeft.conformance.cases import Case, put
+from minipeft.conformance.program import LIMIT, Broken, NotStarted, Programs, command_of
 from minipeft.errors import Bad
+from minipeft.limits import WORDS
 from minipeft.plain import cell
 
 
@@ -30,7 +31,7 @@ class Row:
     @property
     def same(self) -> bool:
         """Whether they agree to what rounding explains."""
-        return not self.reason and self.relative <= 1e-6
+        return not self.reason and self.relative <= 1e-6  # of NaN it is not
 
 
 def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]:
@@ -41,7 +42,8 @@ def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]
         one, other = given[0][kind], given[1][kind]
         for name in one:
             if name in other:
-                rows.append(_row(name, one[name], other[name]))
+                with np.errstate(all="ignore"):
+                    rows.append(_row(name, one[name], other[name]))
             elif kind == "result":
                 rows.append(Row(name, float("inf"), (), (0.0, 0.0), f"{second} has no {name}"))
     return rows
@@ -61,7 +63,10 @@ def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], Row 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
     if a.shape != b.shape:
         return Row(name, float("inf"), (), (0.0, 0.0), f"shapes {a.shape} and {b.shape}")
-    off = abs(a.astype(np.float64) - b)
+    if not a.size:
+        return Row(name, 0.0, (), (0.0, 0.0))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    off = abs(a - b)
     worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
     largest = float(abs(a).max()) or 1.0
     return Row(name, float(off[worst]) / largest, worst, (float(a[worst]), float(b[worst])))
@@ -69,22 +74,24 @@ def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
 
 def _traced(name: str, case: Case, limit: float) -> dict[str, dict[str, np.ndarray]]:
     """The results of one implementation for a case, and its intermediates if it writes any. Raises `Bad` if it has none."""
-    program = Program(command_of(name), limit)
-    with tempfile.TemporaryDirectory() as scratch:
-        out, trace = Path(scratch) / "out.safetensors", Path(scratch) / "trace.safetensors"
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+        Programs(command_of(name), limit) as programs,
+    ):
+        folder, out, trace = (Path(scratch) / what for what in ("case", "out.safetensors", "trace.safetensors"))
+        put(case, folder)
         try:
-            info = program.start(name)
+            program, info = programs.started(name)
             answer = program.ask(
-                do="case", folder=str(case.folder), out=str(out), dtype=info["dtypes"][0], trace=str(trace)
+                do="case", id=case.id, folder=str(folder), out=str(out), dtype=info["dtypes"][0], trace=str(trace)
             )
-        except Broken as why:
-            raise Bad(f"implementation {name}: {why}") from None
-        finally:
-            program.stop()
-        if answer.get("status") != "done":
-            raise Bad(f"implementation {name}: {case.id}: {answer.get('status')}: {answer.get('reason', '')}")
-        steps = read_tensors(trace) if trace.exists() else {}
-        return dict(trace=dict(sorted(steps.items())), result=read_tensors(out))
+            if answer.get("status") != "done":
+                raise Broken(f"{case.id}: {answer.get('status')}: {answer.get('reason', '')}"[:WORDS])
+            steps = taking.result(trace) if taking.there(trace) else {}
+            return dict(trace=dict(sorted(steps.items())), result=taking.result(out))
+        except (Broken, Bad) as why:
+            told = str(why).replace(str(folder), str(case.folder))
+            raise Bad(told if isinstance(why, NotStarted) else f"implementation {name}: {told}") from None
 
 
 def diff_table(rows: Sequence[Row], first: str, second: str) -> Any:

@@ -12,10 +12,30 @@ from pathlib import Path
 
 from minipeft.checkpoints.files import existing, write_bytes
 from minipeft.conformance.cases import Case
-from minipeft.conformance.results import Result
+from minipeft.conformance.results import OUTCOMES, Result
+from minipeft.conformance.schema import TEXT, fault
+from minipeft.conformance.taking import contents
 from minipeft.errors import Bad
+from minipeft.limits import CASE_BYTES
+from minipeft.plain import plain
 
 INTEROP = Path(__file__).parents[1] / "interop"
+FILE = {
+    "type": "object",
+    "properties": {
+        "expect": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "outcome"],
+                "properties": {
+                    **dict.fromkeys(("id", "url", "reason", "dtype"), TEXT),
+                    "outcome": {"enum": list(OUTCOMES)},
+                },
+            },
+        }
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,11 @@ class Expectation:
 def read_expectations(path: Path) -> list[Expectation]:
     """An expectations file: TOML with [[expect]] tables of id, outcome, url, reason, and dtype. Raises `Bad` for another one."""
     try:
-        found = tomllib.loads(existing(path).read_text(encoding="utf-8"))
+        found = tomllib.loads(contents(existing(path), CASE_BYTES).decode("utf-8"))
+        if said := fault(found, FILE):
+            raise TypeError(said)
         return [Expectation(**e) for e in found.get("expect", [])]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError) as why:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, RecursionError) as why:
         raise Bad(f"{path}: expected [[expect]] tables with id, outcome, url and reason: {why}") from None
 
 
@@ -76,7 +98,7 @@ def write_expectations(path: Path, results: Iterable[Result], before: Sequence[E
                 (known[p] for p in known if fnmatch.fnmatchcase(r.id, p)), Expectation(r.id, r.outcome, "", r.reason)
             )
             lines = [
-                f"{k} = {json.dumps(v, ensure_ascii=False)}"
+                f"{k} = {json.dumps(plain(v), ensure_ascii=False)}"
                 for k, v in dict(id=r.id, outcome=r.outcome, url=e.url, reason=e.reason).items()
             ]
             out.append("\n".join(["[[expect]]", *lines, ""]))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minipeft.conformance import expect
+from minipeft.conformance.program import NotStarted
 from minipeft.conformance.results import Result
-from minipeft.conformance.verify import Chosen, run
+from minipeft.conformance.verify import Chosen, run, unstarted
 from minipeft.errors import Bad
 from minipeft.processes import end_group, own_group
 
@@ -103,9 +104,12 @@ def judge_all(
     results, said = [], []
     for peer in ("minipeft", *pythons):
         known = expect.of_harness(peer)
-        found = run(
-            peer, chosen, jobs=jobs, limit=limit, python=pythons.get(peer), progress=lambda r, p=peer: progress(p, r)  # type: ignore[misc]
-        )  # fmt: skip
+        try:
+            found = run(
+                peer, chosen, jobs=jobs, limit=limit, python=pythons.get(peer), progress=lambda r, p=peer: progress(p, r)  # type: ignore[misc]
+            )  # fmt: skip
+        except NotStarted as why:  # the others are judged all the same
+            found = unstarted(peer, chosen, why)
         said += expect.unexpected(found, known)
         results += expect.explained(found, known)
     return results, said

@@ -32,6 +32,8 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
         if lost := {"A", "B"} - got.keys():
             reason = f"{', '.join(sorted(lost))} missing; found {', '.join(sorted(got)) or 'nothing'}"
             return dataclasses.replace(result, outcome="FAIL", reason=reason)
+        if said := _no_factors(case, np.asarray(got["B"]), np.asarray(got["A"])):
+            return dataclasses.replace(result, outcome="FAIL", reason=said)
         try:
             got = {name: derived(name, {k: np.asarray(v) for k, v in got.items()}) for name in case.want}
         except (ValueError, np.linalg.LinAlgError) as why:
@@ -57,6 +59,17 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
     limit = case.k if case.tolerance in ("COND", "SUBSPACE") else 8.0
     bad = worst.ratio is not None and not worst.ratio <= limit
     return dataclasses.replace(worst, outcome="FAIL" if bad else "PASS", reason=worst.reason if bad else "")
+
+
+def _no_factors(case: Case, B: np.ndarray, A: np.ndarray) -> str:
+    """Why two arrays are no factors of a matrix of W's shape, '' if they are."""
+    if {A.dtype, B.dtype} != {np.dtype(case.dtype)}:
+        return f"A and B: expected dtype {np.dtype(case.dtype)}, found {A.dtype} and {B.dtype}"
+    out, given = case.inputs["W"].shape
+    r = A.shape[0] if A.ndim else 0
+    if A.shape != (r, given) or B.shape != (out, r) or not 0 < r <= min(out, given):
+        return f"A and B: expected shapes (r, {given}) and ({out}, r), found {A.shape} and {B.shape}"
+    return ""
 
 
 def compared(case: Case, name: str, mine: np.ndarray, want: np.ndarray, result: Result) -> Result:

@@ -6,16 +6,17 @@ is escaped: results come from programs that are not ours.
 
 from __future__ import annotations
 
+import html as markup
 import inspect
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.report import grouped, implementations, reproduction, told, verdict
-from minipeft.conformance.results import Result
+from minipeft.conformance.results import Result, address
+from minipeft.plain import plain
 
 STYLE = """
 :root{color-scheme:light dark;--fg:#1b1f24;--bg:#fbfbf9;--soft:#6b7280;--line:#d9dbd6;--card:#fff;
@@ -82,6 +83,11 @@ def html(results: Sequence[Result], cases: Mapping[str, Case], about: Mapping[st
     )
 
 
+def escape(text: str) -> str:
+    """Text of unknown origin in HTML; its lines stay."""
+    return "\n".join(markup.escape(plain(line)) for line in text.split("\n"))
+
+
 def _css(outcome: str) -> str:
     return outcome.replace("/", "")
 
@@ -117,11 +123,8 @@ def _details(method: str, name: str, results: Sequence[Result], cases: Mapping[s
 def _row(r: Result) -> str:
     wrong = r.outcome in ("FAIL", "ERROR")
     said = "\n".join(line for line in told(r) if line not in (r.url, reproduction(r))) if wrong else r.reason
-    link = (
-        f'<br><a href="{escape(r.url)}">{escape(r.url)}</a>'
-        if r.url.startswith(("https://", "http://", "deviations.md#"))
-        else ""
-    )
+    url = escape(address(r.url))
+    link = f'<br><a href="{url}">{url}</a>' if url else ""
     again = f"<pre>{escape(reproduction(r))}</pre>" if wrong else ""
     css = _css(r.outcome)
     return (

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from minipeft.plain import plain
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("minipeft conformance")
@@ -26,7 +28,10 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     name = config.getoption("--conformance")
     if name:
         parent = Cases.from_parent(session, name="conformance", path=Path(str(config.rootpath)))
-        items.extend(parent.collect())
+        try:
+            items.extend(parent.collect())
+        except ValueError as why:  # a Bad
+            raise pytest.UsageError(plain(why)) from None
 
 
 class Cases(pytest.Collector):
@@ -39,8 +44,10 @@ class Cases(pytest.Collector):
 
     def collect(self) -> Any:
         from minipeft.conformance import expect, verify
+        from minipeft.conformance.program import command_of
 
         option = self.config.getoption
+        command_of(option("--conformance"))
         self.chosen = verify.choose(methods=option("--conformance-method"), checks=option("--conformance-check"))
         if path := option("--conformance-expect"):
             self.expected = expect.read_expectations(Path(path))
@@ -48,9 +55,15 @@ class Cases(pytest.Collector):
 
     def result(self, name: str) -> Any:
         from minipeft.conformance import verify
+        from minipeft.processes import orphans_ended
 
         if self.results is None:
-            found = verify.run(self.config.getoption("--conformance"), self.chosen)
+            implementation = self.config.getoption("--conformance")
+            try:
+                with orphans_ended():
+                    found = verify.run(implementation, self.chosen)
+            except verify.NotStarted as why:
+                found = verify.unstarted(implementation, self.chosen, why)
             self.results = {r.id: r for r in found}
         return self.results[name]
 
@@ -64,10 +77,10 @@ class One(pytest.Item):
         parent: Any = self.parent
         result = parent.result(self.name)
         if result.outcome in ("SKIP", "N/A"):
-            pytest.skip(f"{result.reason} {result.url}".strip())
+            pytest.skip(plain(f"{result.reason} {result.url}".strip()))
         said = unexpected([result], [e for e in parent.expected if e.matches(result)])
         if said:
-            raise Wrong(said[0] + (f"; it equals {', '.join(result.diagnosis)}" if result.diagnosis else ""))
+            raise Wrong(plain(said[0]) + (f"; it equals {', '.join(result.diagnosis)}" if result.diagnosis else ""))
 
     def repr_failure(self, excinfo: Any, style: Any = None) -> str:
         return str(excinfo.value) if isinstance(excinfo.value, Wrong) else str(super().repr_failure(excinfo))

@@ -13,86 +13,143 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minipeft.conformance.cases import FORMAT
+from minipeft.conformance.schema import FORMAT, TEXT, TEXTS, fault, short
 from minipeft.errors import Bad, near
+from minipeft.limits import LINE_BYTES, LINES, NAME, SAID, STARTS
 from minipeft.processes import end_group, own_group
 
 INTEROP = Path(__file__).parents[1] / "interop"
 PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/harness.py")))
 LIMIT = 20.0  # seconds a case may take, by default
+START = 60.0  # seconds that an implementation may take to say what it is, at least: it may load a library
+ENDING = 0.5  # seconds that a process may take to end after its standard output has
+READINGS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
 
 
 class Broken(Exception):
     """The program under test did not answer: what happened."""
 
 
+class NotStarted(Bad):
+    """An implementation that cannot be judged at all: it cannot be started, or does not say what it is."""
+
+
 class Program:
-    """A running implementation: a process that reads and answers lines."""
+    """A running implementation: a process that reads and answers lines. Nothing it does stops whoever asks for longer than the
+    limit, nor takes more memory than a few lines."""
 
     def __init__(self, command: Sequence[str], limit: float) -> None:
-        self.command, self.limit = list(command), limit
-        self.answers: queue.Queue[str | None] = queue.Queue()
+        self.command, self.limit, self.over = list(command), limit, False
+        self.questions: queue.Queue[bytes | None] = queue.Queue()
+        self.answers: queue.Queue[bytes | Broken | None] = queue.Queue(LINES)
+        self.said = b""  # the end of its standard error
         env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         try:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                errors="replace", env=env, **own_group(),
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, env=env,
+                **own_group(),
             )  # fmt: skip
-        except OSError as why:
-            raise Bad(f"{shlex.join(self.command)}: cannot be started: {why.strerror}") from None
-        self.said: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._listen, daemon=True).start()
+        except (OSError, ValueError) as why:  # a ValueError of a zero in a word
+            reason = getattr(why, "strerror", None) or why
+            raise NotStarted(f"{shlex.join(self.command)}: cannot be started: {reason}") from None
+        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read, self._listen)]
+        for thread in self.threads:
+            thread.start()
+
+    def _write(self) -> None:
+        """In a thread of its own: a program that does not read lets the pipe fill up."""
+        with contextlib.suppress(OSError, ValueError), self.process.stdin as pipe:  # type: ignore[union-attr]
+            for line in iter(self.questions.get, None):
+                while line:
+                    line = line[pipe.write(line) :]  # it may have ended, and have said something before
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.answers.put(line)
+        rest = b""
+        with contextlib.suppress(OSError, ValueError), self.process.stdout as pipe:  # type: ignore[union-attr]
+            while part := pipe.read(1 << 16):
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    self.answers.put(line)
+                    if self.over:
+                        return
+                if len(rest) > LINE_BYTES:
+                    return self.answers.put(Broken(f"a line of more than {LINE_BYTES:,} bytes on standard output"))
+        if rest:
+            self.answers.put(rest)
         self.answers.put(None)
 
     def _listen(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said = [*self.said[-19:], line]
+        with contextlib.suppress(OSError, ValueError), self.process.stderr as pipe:  # type: ignore[union-attr]
+            while part := pipe.read(1 << 16):
+                self.said = (self.said + part)[-SAID:]
 
     def ask(self, limit: float | None = None, **what: Any) -> dict[str, Any]:
-        """The answer to one line. Raises `Broken` for none in time, for garbage, and for the end of the process."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it may have ended, and have said something before
-            self.process.stdin.write(json.dumps(what) + "\n")
-            self.process.stdin.flush()
+        """The answer to one line, which has the id of the question if that has one. Raises `Broken`, and ends the process, for
+        none in time, for garbage, for the answer to something else, and for the end of the process."""
+        self.questions.put(json.dumps(what).encode() + b"\n")
         try:
-            line = self.answers.get(timeout=limit or self.limit)
+            line = self._answer(limit or self.limit)
+            if isinstance(line, Broken):
+                raise line
+            if line is None:
+                raise Broken(self._ended())
+            answer = _object(line)
+            if answer is None:
+                raise Broken(f"expected one JSON object on a line, found {_text(line)[:80]!r}")
+            if "id" in what and answer.get("id") != what["id"]:
+                found = short(answer["id"]) if "id" in answer else "none"
+                raise Broken(f"expected the answer to have the id of its question, {what['id']!r}; found {found}")
+            return answer
         except queue.Empty:
             self.stop()
             raise Broken(f"no answer within {limit or self.limit:g} s") from None
-        if line is None:
-            code = self.process.wait()
-            last = next((s.strip() for s in reversed(self.said) if s.strip()), "")
-            raise Broken(f"the process ended with status {code}" + (f": {last[:200]}" if last else ""))
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
+        except Broken:
             self.stop()
-            raise Broken(f"expected one JSON object on a line, found {line.strip()[:80]!r}")
-        return answer
+            raise
+
+    def _answer(self, limit: float) -> bytes | Broken | None:
+        """The next line; None after the last, also where others that it started hold its standard output open."""
+        end, ended = time.monotonic() + limit, False
+        while (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                return self.answers.get(timeout=min(left, ENDING))
+            if ended:
+                return None
+            ended = self.process.poll() is not None
+        raise queue.Empty
+
+    def _ended(self) -> str:
+        """How a process ended whose standard output has."""
+        try:
+            status = self.process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            return "it closed its standard output and did not end"
+        self.threads[-1].join(ENDING)
+        last = next((line.strip() for line in reversed(_text(self.said).splitlines()) if line.strip()), "")
+        return f"the process ended with status {status}" + (f": {last[:200]}" if last else "")
 
     def start(self, name: str) -> dict[str, Any]:
-        """What the implementation says of itself. Raises `Broken`, and `Bad` where it says something else than the format asks for."""
-        return _info(name, self.ask(limit=max(self.limit, 60.0), do="start", format=FORMAT))
+        """What the implementation says of itself. Raises `Broken`, and `NotStarted` where it says something else than the format
+        asks for."""
+        info = self.ask(limit=max(self.limit, START), do="start", format=FORMAT)
+        if said := _odd(info):
+            self.stop()
+            raise NotStarted(f"implementation {name}: its answer to start {said}")
+        return info | dict(called=name, readings=info.get("readings") or {})
 
     def stop(self) -> None:
         """End the process, and those it has started."""
+        self.over = True
         end_group(self.process)
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        self.questions.put(None)
+        with contextlib.suppress(queue.Empty):  # whoever waits to put a line there goes on, and ends
+            while True:
+                self.answers.get_nowait()
 
 
 class Programs:
@@ -102,15 +159,27 @@ class Programs:
         self.command, self.limit, self.over = command, limit, False
         self.lock = threading.Lock()
         self.live: list[Program] = []
+        self.failed: list[str] = []  # why the last starts failed, one after another
 
-    def started(self) -> Program:
-        """One more. Raises `Broken` where the run is over."""
-        with self.lock:
-            if self.over:
-                raise Broken("the run is over")
-            self.live = [p for p in self.live if p.process.poll() is None]
-            self.live.append(Program(self.command, self.limit))
-            return self.live[-1]
+    def started(self, name: str) -> tuple[Program, dict[str, Any]]:
+        """One more, and what it says of itself. Raises `Broken` where the run is over, or it has failed to start too often;
+        `NotStarted` as `Program` does."""
+        try:
+            with self.lock:
+                if self.over:
+                    raise Broken("the run is over")
+                if len(self.failed) >= STARTS:
+                    raise Broken(
+                        f"not asked: it failed to start {STARTS} times, the last time: {self.failed[STARTS - 1]}"
+                    )
+                program = Program(self.command, self.limit)
+                self.live = [p for p in self.live if p.process.poll() is None] + [program]
+            about = program.start(name)
+        except (Broken, NotStarted) as why:
+            self.failed.append(str(why))
+            raise
+        self.failed.clear()
+        return program, about
 
     def __enter__(self) -> Programs:
         return self
@@ -126,8 +195,11 @@ def command_of(name: str, python: str | None = None) -> list[str]:
     """How to start an implementation. Raises `Bad`, with near misses, for a name that is none."""
     kind, _, rest = name.partition(":")
     serve = [python or sys.executable, "-m", "minipeft.conformance.serve"]
-    if kind == "exec" and rest:
-        return shlex.split(rest)
+    if kind == "exec" and rest.strip():
+        try:
+            return shlex.split(rest)
+        except ValueError as why:
+            raise Bad(f"implementation {name!r}: expected a command as a shell reads it: {why}") from None
     if kind == "python" and rest:
         return [*serve, rest]
     if name == "minipeft":
@@ -138,14 +210,33 @@ def command_of(name: str, python: str | None = None) -> list[str]:
     raise Bad(f"implementation {name!r}: expected one of {', '.join(known)}{near(name, known)}")
 
 
-def _info(name: str, info: dict[str, Any]) -> dict[str, Any]:
-    """What an implementation says of itself. Raises `Bad` where it says something else than the format asks for."""
-    kinds = dict(name=str, version=str, dtypes=list, methods=list)
-    for key, kind in kinds.items():
+def _text(said: bytes) -> str:
+    return said.decode("utf-8", "replace").strip()
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The JSON object on a line, if there is one; JSON has no NaN."""
+
+    def never(word: str) -> None:
+        raise ValueError(word)
+
+    try:
+        found = json.loads(line, parse_constant=never)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _odd(info: dict[str, Any]) -> str:
+    """What is wrong with what an implementation says of itself, '' if nothing is."""
+    for key, kind in dict(name=str, version=str, dtypes=list, methods=list).items():
         if not isinstance(info.get(key), kind):
-            raise Bad(
-                f"implementation {name}: its answer to start has no {key} ({kind.__name__}); found {info.get(key)!r}"
-            )
+            return f"has no {key} ({kind.__name__}); found {short(info.get(key))}"
+    for key in ("name", "version"):
+        if len(info[key]) > NAME:
+            return f"has a {key} of {len(info[key]):,} letters; expected at most {NAME}"
     if bad := [d for d in info["dtypes"] if d not in ("float64", "float32")] or (not info["dtypes"] and ["none"]):
-        raise Bad(f"implementation {name}: dtypes must be of float64 and float32, found {bad[0]!r}")
-    return info | dict(called=name, readings=info.get("readings") or {})
+        return f"has dtypes other than float64 and float32: {short(bad[0])}"
+    if said := fault(info["methods"], TEXTS, "methods") or fault(info.get("readings") or {}, READINGS, "readings"):
+        return f"is not as docs/format.md says: {said}"
+    return ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from minipeft.conformance.cases import Case
-from minipeft.conformance.results import Result
+from minipeft.conformance.results import Result, address
 from minipeft.plain import cell, plain
 
 STYLES = {"PASS": "green", "READING": "cyan", "FAIL": "bold red", "ERROR": "bold magenta", "SKIP": "dim", "N/A": "dim"}
@@ -71,8 +72,7 @@ def matrix(results: Sequence[Result], width: int = 80) -> Any:
 
 def reproduction(r: Result) -> str:
     """The command that judges this case alone."""
-    name = f"'{r.implementation}'" if " " in r.implementation or "'" in r.implementation else r.implementation
-    return f"minipeft verify -i {name} --case '{r.id}'"
+    return f"minipeft verify -i {shlex.quote(r.implementation)} --case '{r.id}'"
 
 
 def told(r: Result) -> list[str]:
@@ -112,7 +112,7 @@ def markdown(results: Sequence[Result]) -> str:
         out += [
             f"### {_flat(r.implementation)}: {_flat(r.id)}: {r.outcome}",
             "",
-            *(f"    {_flat(line)}" for line in told(r)),
+            *(f"    {' '.join(plain(line).split())}" for line in told(r)),
             "",
         ]
     return "\n".join(out).rstrip() + "\n"
@@ -134,10 +134,10 @@ def field(results: Sequence[Result]) -> str:
         if wrong:
             out += ["", f"## {_flat(name)}", "", "| case | found | it equals | told in |", "|---|---|---|---|"]
         for r in wrong:
-            like = ", ".join(f"`{d}`" for d in r.diagnosis) or "–"
-            link = f"[{r.url.rpartition('/')[2]}]({r.url})" if r.url else "–"
-            found = r.reason.split(". ")[0].replace("|", "\\|")
-            out.append(f"| {_flat(r.id)} | {_flat(found)} | {like} | {link} |")
+            like = ", ".join(f"`{_flat(d)}`" for d in r.diagnosis) or "–"
+            url = address(r.url)
+            link = f"[{_flat(url.rpartition('/')[2])}]({url})" if url else "–"
+            out.append(f"| {_flat(r.id)} | {_flat(r.reason.split('. ')[0])} | {like} | {link} |")
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -145,7 +145,7 @@ def _matrix(results: Sequence[Result]) -> list[str]:
     names, cells = implementations(results), grouped(results)
     versions = {r.implementation: r.version for r in results}
     out = [
-        "| method | " + " | ".join(f"{n} {versions[n]}".strip() for n in names) + " |",
+        "| method | " + " | ".join(_flat(f"{n} {versions[n]}".strip()) for n in names) + " |",
         "|---" * (len(names) + 1) + "|",
     ]
     for method in dict.fromkeys(m for m, _ in cells):
@@ -153,13 +153,13 @@ def _matrix(results: Sequence[Result]) -> list[str]:
         for name in names:
             word, count = verdict(cells.get((method, name), []))
             row.append("–" if word == "SKIP" else f"{'PASS (reading)' if word == 'READING' else word} {count}")
-        out.append(f"| {method} | " + " | ".join(row) + " |")
+        out.append(f"| {_flat(method)} | " + " | ".join(row) + " |")
     return out
 
 
 def _flat(text: str) -> str:
-    """Text of unknown origin on one line."""
-    return " ".join(text.split())
+    """Text of unknown origin on one line of Markdown, where it begins no cell, no tag, no link and no code."""
+    return " ".join(plain(text).split()).translate({ord(c): f"\\{c}" for c in "\\|<`[]"})
 
 
 def junit(results: Sequence[Result]) -> str:
@@ -188,5 +188,6 @@ def junit(results: Sequence[Result]) -> str:
 
 
 def _xml(text: str) -> str:
-    """Text without the characters that XML cannot hold."""
-    return "".join(c if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF) else "�" for c in text)
+    """Text without the characters that XML cannot hold, or that do something to a terminal."""
+    lines = (plain(line) for line in text.split("\n"))
+    return "\n".join(lines).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")

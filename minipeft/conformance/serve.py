@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from minipeft.conformance import cases
 from minipeft.conformance.cases import Rejected, Unsupported
+from minipeft.limits import WORDS
 
 
 def find(name: str) -> Any:
@@ -30,23 +31,26 @@ def answer(implementation: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """The answer to one line."""
     if asked["do"] == "start":
         return dict(implementation.info())
-    case = cases.read(Path(asked["folder"]), np.dtype(asked.get("dtype", "float64")).type)
-    ask = getattr(implementation, case.ask, None)
+    return dict(id=asked.get("id")) | _judged(implementation, asked)
+
+
+def _judged(implementation: Any, asked: dict[str, Any]) -> dict[str, Any]:
     try:
+        case = cases.read(Path(asked["folder"]), np.dtype(asked.get("dtype", "float64")).type)
+        ask = getattr(implementation, case.ask, None)
         if ask is None:
             raise Unsupported(f"{case.ask} is not there")
-        got = {k: np.ascontiguousarray(v) for k, v in ask(case).items()}
+        save_file({k: np.ascontiguousarray(v) for k, v in ask(case).items()}, asked["out"])
+        if "trace" in asked and hasattr(implementation, "trace"):
+            steps = {k: np.ascontiguousarray(v) for k, v in implementation.trace(case).items()}
+            save_file(steps, asked["trace"])
     except Unsupported as why:
         return dict(status="unsupported", reason=str(why), url=why.url)
     except Rejected as why:
         return dict(status="rejected", reason=str(why))
     except Exception as why:
         traceback.print_exc()
-        return dict(status="error", reason=f"{type(why).__name__}: {why}"[:400])
-    save_file(got, asked["out"])
-    if "trace" in asked and hasattr(implementation, "trace"):
-        steps = {k: np.ascontiguousarray(v) for k, v in implementation.trace(case).items()}
-        save_file(steps, asked["trace"])
+        return dict(status="error", reason=f"{type(why).__name__}: {why}"[:WORDS])
     return dict(status="done")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import shutil
 import tempfile
 import threading
 import time
@@ -18,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints.files import read_tensors
 from minipeft.conformance import cases as files
+from minipeft.conformance import taking
 from minipeft.conformance.cases import Case
 from minipeft.conformance.judge import judge
-from minipeft.conformance.program import LIMIT, Broken, Program, Programs, command_of
-from minipeft.conformance.results import Result
+from minipeft.conformance.program import LIMIT, Broken, NotStarted, Program, Programs, command_of
+from minipeft.conformance.results import Result, address
+from minipeft.conformance.schema import short
 from minipeft.errors import Bad, near
+from minipeft.limits import WORDS
 
 LEVELS = {1: ("forward",), 2: ("forward", "grad", "delta", "merge"), 3: ()}  # () is all checks
 
@@ -60,7 +63,8 @@ def run(
     name: str, chosen: Chosen, *, jobs: int = 2, limit: float = LIMIT, python: str | None = None, dtype: str | None = None,
     strict: bool = False, progress: Callable[[Result], None] = lambda r: None,
 ) -> list[Result]:  # fmt: skip
-    """Judge one implementation on the cases, `jobs` processes side by side. Raises `Bad` if it cannot be started.
+    """Judge one implementation on the cases, `jobs` processes side by side: a result for every case, whatever the processes do.
+    Raises `NotStarted` if there is nothing to judge, `Bad` for a name that is none.
 
     `progress` is called with each result as it comes, in any order, one at a time. `strict` judges by the usual readings alone, whichever
     are declared. What is raised in here, KeyboardInterrupt too, ends all processes and waits for none.
@@ -68,19 +72,18 @@ def run(
     jobs = max(1, min(jobs, len(chosen.cases) // 40))  # starting a library can take longer than its cases
     shares = [list(chosen.cases[i::jobs]) for i in range(jobs)]
     threads, telling = ThreadPoolExecutor(jobs), threading.Lock()
-    with tempfile.TemporaryDirectory() as scratch, Programs(command_of(name, python), limit) as programs:
-        first = programs.started()
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as scratch, Programs(command_of(name, python), limit) as programs:
         try:
-            about = first.start(name) | dict(strict=strict)
+            first, about = programs.started(name)
         except Broken as why:
-            raise Bad(f"implementation {name}: it does not start: {why}") from None
+            raise NotStarted(f"implementation {name}: it does not start: {why}") from None
+        about |= dict(strict=strict)
 
         def work(i: int) -> list[Result]:
             program, out = first if i == 0 else None, []
-            where = Path(scratch) / str(i)
-            where.mkdir()
             for case in shares[i]:
-                program, result = one(case, about, program, programs, where, chosen, dtype)
+                program, result = one(case, about, program, programs, Path(scratch) / str(i), chosen, dtype)
                 with telling:
                     if programs.over:
                         break
@@ -119,24 +122,51 @@ def one(
         whose = "the usual reading" if about["strict"] else "its reading"
         return program, dataclasses.replace(result, outcome="N/A", reason=f"{whose} is {told}")
     begun = time.perf_counter()
-    out = scratch / "out.safetensors"
-    out.unlink(missing_ok=True)
+    here = None
     try:
+        here = _room(scratch)
+        folder, out = here / "case" / case.method / case.check / case.variant, here / "out.safetensors"
+        files.put(case, folder)
         if program is None:
-            program = programs.started()
-            program.start(about["called"])
-        answer = program.ask(do="case", folder=str(case.folder), out=str(out), dtype=kind)
-    except Broken as why:
-        return None, dataclasses.replace(result, outcome="ERROR", reason=str(why), seconds=time.perf_counter() - begun)
-    result = dataclasses.replace(result, seconds=round(time.perf_counter() - begun, 4))
-    result = _told(case, answer, out, result)
+            program, _ = programs.started(about["called"])
+        answer = program.ask(do="case", id=case.id, folder=str(folder), out=str(out), dtype=kind)
+        result = dataclasses.replace(result, seconds=round(time.perf_counter() - begun, 4))
+        result = _told(case, answer, out, result)
+        result = dataclasses.replace(result, reason=result.reason.replace(str(folder), str(case.folder))[:WORDS])
+    except Exception as why:  # whatever a program does, every case has a result
+        stopped = isinstance(why, Broken | NotStarted)
+        reason = str(why) if stopped else f"it could not be judged: {type(why).__name__}: {why}"
+        result = dataclasses.replace(
+            result, outcome="ERROR", reason=reason[:WORDS], seconds=time.perf_counter() - begun
+        )
+        program = None if stopped else program
+    finally:
+        if here is not None:
+            shutil.rmtree(here, ignore_errors=True)
     if result.outcome == "PASS" and any(default.get(f, v) != v for f, v in case.readings.items() if f in declared):
         result = dataclasses.replace(result, outcome="READING")
     return program, result
 
 
+def unstarted(name: str, chosen: Chosen, why: NotStarted) -> list[Result]:
+    """What becomes of the cases of an implementation that cannot be started."""
+    return [Result(name, "", c.id, "ERROR", reason=str(why)[:WORDS], readings=dict(c.readings)) for c in chosen.cases]
+
+
+def _room(scratch: Path) -> Path:
+    """A new folder in there, for one case; the program may have taken the other away, or put something in its place."""
+    if scratch.is_symlink() or not scratch.is_dir():
+        scratch.unlink(missing_ok=True)
+        scratch.mkdir(parents=True)
+    return Path(tempfile.mkdtemp(dir=scratch))
+
+
 def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result) -> Result:
-    reason, url = str(answer.get("reason", ""))[:400], str(answer.get("url", ""))[:400]
+    for key in ("reason", "url"):
+        if not isinstance(answer.get(key, ""), str):
+            reason = f"expected an answer whose {key} is a text, found {short(answer[key])}"
+            return dataclasses.replace(result, outcome="ERROR", reason=reason)
+    reason, url = answer.get("reason", "")[:WORDS], address(answer.get("url", ""))
     status = answer.get("status")
     if status == "unsupported":
         return dataclasses.replace(result, outcome="SKIP", reason=reason, url=url)
@@ -147,15 +177,16 @@ def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result) -> R
     if status != "done":
         known = "done, unsupported, rejected"
         return dataclasses.replace(
-            result, outcome="ERROR", reason=reason or f"expected a status of {known}, found {status!r}"
+            result, outcome="ERROR", reason=reason or f"expected a status of {known}, found {short(status)}"
         )
-    if case.tolerance == "REJECT" and not out.exists():
+    if case.tolerance == "REJECT" and not taking.there(out):
         return dataclasses.replace(result, outcome="FAIL", reason="accepted a file that does not fit")
     try:
-        got = read_tensors(out)
+        got = taking.result(out, case.want)
     except Bad as why:
-        return dataclasses.replace(result, outcome="ERROR", reason=str(why).replace(str(out), "its output"))
-    return diagnosed(case, got, judge(case, got, result))
+        return dataclasses.replace(result, outcome="ERROR", reason=str(why))
+    with np.errstate(all="ignore"):
+        return diagnosed(case, got, judge(case, got, result))
 
 
 def diagnosed(case: Case, got: Mapping[str, Any], result: Result) -> Result:

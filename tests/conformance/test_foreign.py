@@ -35,7 +35,9 @@ class Talk:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         assert line, f"no answer to {what}; status {self.process.wait(10)}"
-        return json.loads(line)
+        answer = json.loads(line)
+        assert answer.get("id") == what.get("id")
+        return answer
 
     def stop(self):
         """Its exit status, and that nothing more was said."""
@@ -48,7 +50,7 @@ def verdict(talk, case, out):
     """None if the answer is right, "unsupported" if that is what it said, else what is wrong with it."""
     dtype = talk.about["dtypes"][0]
     out.unlink(missing_ok=True)
-    answer = talk.ask(do="case", folder=str(case.folder), out=str(out), dtype=dtype)
+    answer = talk.ask(do="case", id=case.id, folder=str(case.folder), out=str(out), dtype=dtype)
     if answer["status"] == "unsupported":
         assert answer["reason"]
         return "unsupported"
@@ -100,7 +102,7 @@ def test_javascript_declares_what_it_has_not(tmp_path):
     for case in (next(cases.load(methods=["loha"])), next(cases.load(methods=["houlsby"]))):
         assert verdict(talk, case, tmp_path / "out.safetensors") == "unsupported"
     usual = next(cases.load(methods=["lora"]))
-    answer = talk.ask(do="case", folder=str(usual.folder), out=str(tmp_path / "o"), dtype="float32")
+    answer = talk.ask(do="case", id=usual.id, folder=str(usual.folder), out=str(tmp_path / "o"), dtype="float32")
     assert answer["status"] == "unsupported" and "float32" in answer["reason"]
     assert talk.ask(do="case", folder=str(tmp_path), out=str(tmp_path / "o"), dtype="float64")["status"] == "error"
     assert talk.stop() == 0

@@ -165,8 +165,10 @@ def test_files_that_are_damaged_are_an_error(program, tmp_path):
     for i, content in enumerate(damaged):
         folder = shutil.copytree(whole, tmp_path / f"ünïcode {i}")
         (folder / "in.safetensors").write_bytes(content)
-        lines.append(dict(do="case", folder=str(folder), out=str(tmp_path / "out.safetensors"), dtype="float64"))
+        out = str(tmp_path / "out.safetensors")
+        lines.append(dict(do="case", id=f"case.{i}", folder=str(folder), out=out, dtype="float64"))
     answers = said(program, [json.dumps(line).encode() for line in lines])
+    assert [a["id"] for a in answers] == [line["id"] for line in lines]
     assert [a["status"] for a in answers] == ["error"] * len(damaged)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -183,7 +185,8 @@ def test_every_dtype_of_the_format_is_read(dtype, program, tmp_path):
     folder, out = shutil.copytree(whole, tmp_path / "case"), tmp_path / "out.safetensors"
     save_file(given, folder / "in.safetensors")
     line = dict(do="case", folder=str(folder), out=str(out))
-    assert said(program, [json.dumps(line).encode()]) == [dict(status="done")]
+    lines = [json.dumps(line | more).encode() for more in (dict(id='a "case" \\'), {})]
+    assert said(program, lines) == [dict(id='a "case" \\', status="done"), dict(status="done")]
     assert np.array_equal(load_file(out)["W"], given["W"] + 3.0 * (given["B"].astype(float) @ given["A"].astype(float)))
 
 

@@ -16,7 +16,7 @@ enum { DEEPEST = 64, RANKS = 8, LONGEST = 1 << 28 };
 
 static jmp_buf given_up;
 static int answering;
-static const char *status;
+static const char *status, *id; /* id: of the question, NULL if it has none */
 static char reason[400];
 
 /* End the case with a status of the protocol: "unsupported", "rejected", or "error". Does not return. */
@@ -575,6 +575,27 @@ static void solve(Case *the, const Method *method, const char *ask) {
     }
 }
 
+/* A JSON string of ASCII. */
+static void print_string(const char *text) {
+    putchar('"');
+    for (const char *c = text; *c; c++) {
+        if (*c < 0x20 || *c > 0x7E) putchar('?'); /* a reason may be cut within a character */
+        else printf(*c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
+    }
+    putchar('"');
+}
+
+/* An answer begins with the id of its question. */
+static void begin_answer(const char *with) {
+    printf("{");
+    if (id) {
+        printf("\"id\": ");
+        print_string(id);
+        printf(", ");
+    }
+    printf("\"status\": \"%s\"", with);
+}
+
 static void answer_case(const Json *asked) {
     const char *folder = wanted(asked, "folder", STRING)->string;
     const Json *dtype = member(asked, "dtype"), *about = read_json(read_file(folder, "case.json"));
@@ -589,7 +610,8 @@ static void answer_case(const Json *asked) {
     Case the = {wanted(about, "config", OBJECT), read_tensors(folder, "in.safetensors"), NULL};
     solve(&the, method, wanted(about, "ask", STRING)->string);
     write_tensors(wanted(asked, "out", STRING)->string, the.results);
-    printf("{\"status\": \"done\"}\n");
+    begin_answer("done");
+    printf("}\n");
 }
 
 static void answer_start(const Json *asked) {
@@ -603,23 +625,18 @@ static void answer_start(const Json *asked) {
     printf("], \"readings\": {}}\n");
 }
 
-/* Why a case was given up, in a JSON string of ASCII. */
-static void print_reason(void) {
-    printf("{\"status\": \"%s\", \"reason\": \"", status);
-    for (const char *c = reason; *c; c++) {
-        if (*c < 0x20 || *c > 0x7E) putchar('?'); /* a reason may be cut within a character */
-        else printf(*c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
-    }
-    printf("\", \"url\": \"\"}\n");
-}
-
 static void answer(Text line) {
     if (setjmp(given_up)) {
-        print_reason();
+        begin_answer(status);
+        printf(", \"reason\": ");
+        print_string(reason);
+        printf(", \"url\": \"\"}\n");
         return;
     }
     answering = 1;
-    const Json *asked = read_json(line);
+    id = NULL;
+    const Json *asked = read_json(line), *question = member(asked, "id");
+    if (question && question->kind == STRING) id = question->string;
     const char *what = wanted(asked, "do", STRING)->string;
     if (!strcmp(what, "stop")) exit(0);
     else if (!strcmp(what, "start")) answer_start(asked);

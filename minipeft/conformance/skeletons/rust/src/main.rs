@@ -70,9 +70,8 @@ fn about() -> String {
     )
 }
 
-/// The answer to one line.
-fn answer(line: &[u8]) -> Result<String, No> {
-    let asked = Json::parse(std::str::from_utf8(line).map_err(|_| "the line is no UTF-8")?)?;
+/// The answer to a question; `id` is how one to a case begins.
+fn answer(asked: &Json, id: &str) -> Result<String, No> {
     match asked.text("do")? {
         "stop" => std::process::exit(0),
         "start" if asked.get("format") == Some(&Json::Number(1.0)) => Ok(about()),
@@ -80,7 +79,7 @@ fn answer(line: &[u8]) -> Result<String, No> {
             eprintln!("expected format 1");
             std::process::exit(1)
         }
-        "case" => case(&asked).map(|()| r#"{"status": "done"}"#.into()),
+        "case" => case(asked).map(|()| format!(r#"{{{id}"status": "done"}}"#)),
         other => Err(format!("expected start, case or stop, found {other}").into()),
     }
 }
@@ -90,13 +89,21 @@ fn main() {
     let mut output = std::io::stdout().lock();
     let mut line = Vec::new();
     while input.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-        let said = answer(&line).unwrap_or_else(|no| {
+        let asked = std::str::from_utf8(&line)
+            .map_err(|_| "the line is no UTF-8".to_string())
+            .and_then(Json::parse);
+        let id = match asked.as_ref().map(|asked| asked.get("id")) {
+            Ok(Some(Json::Text(id))) => format!(r#""id": {}, "#, quoted(id)),
+            _ => String::new(),
+        };
+        let said = asked.map_err(No::from).and_then(|asked| answer(&asked, &id));
+        let said = said.unwrap_or_else(|no| {
             let (status, why) = match no {
                 No::Unsupported(why) => ("unsupported", why),
                 No::Error(why) => ("error", why),
             };
             format!(
-                r#"{{"status": "{status}", "reason": {}, "url": ""}}"#,
+                r#"{{{id}"status": "{status}", "reason": {}, "url": ""}}"#,
                 quoted(&why)
             )
         });
