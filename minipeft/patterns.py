@@ -1,0 +1,160 @@
+"""Regular expressions that somebody else wrote, matched within a time.
+
+A few characters can keep Python's `re` busy for years: (a+)+$ on thirty letters. How many ways there are through a pattern is
+bounded by its parts; where they are few, it is matched at once, and else in a process of its own, which is ended in time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from minipeft.errors import Bad
+from minipeft.limits import PATTERN_LENGTH, PATTERN_SECONDS
+from minipeft.settings import shortly
+
+WAYS = 5_000_000  # through all patterns and names together: a second or so
+LONGEST = 256  # characters that a repeat is taken to run over; the longest name of a module has some 150
+ENDLESS = float("inf")
+CHILD = """
+import json, re, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+except (ImportError, ValueError, OSError):
+    pass
+patterns, names, form = json.load(sys.stdin)
+out = []
+for pattern in patterns:
+    try:
+        match = getattr(re.compile(pattern), form)
+        out.append({n: (m.group(1) if m.re.groups else None) for n in names if (m := match(n))})
+    except (re.error, OverflowError, RecursionError, MemoryError) as why:
+        out.append(str(why) or type(why).__name__)
+json.dump(out, sys.stdout)
+"""  # what `_here` does
+
+
+def matching(pattern: str, names: Iterable[str], what: str = "target") -> set[str]:
+    """The names that a regular expression matches whole, as `re.fullmatch` says.
+
+    Raises `Bad`, in one line, for what is no regular expression, and for one that takes more than `PATTERN_SECONDS`.
+    """
+    return set(matches([pattern], names, what)[0])
+
+
+def matches(
+    patterns: Sequence[str], names: Iterable[str], what: str, form: str = "fullmatch"
+) -> list[Mapping[str, str | None]]:
+    """For each pattern the names that it matches ("fullmatch" or "match"), and of each its first group, None without any.
+
+    All together take no longer than `PATTERN_SECONDS`. Raises `Bad` as `matching` does.
+    """
+    names = tuple(names)
+    for pattern in patterns:
+        refuse_long(pattern, what)
+    with warnings.catch_warnings():  # of what a later Python may read otherwise
+        warnings.simplefilter("ignore")
+        longest = max(map(len, names), default=0)
+        tame = longest <= LONGEST and sum(map(_ways, patterns)) * len(names) <= WAYS
+        found = _here(patterns, names, form) if tame else _apart(patterns, names, form, what)
+    for pattern, one in zip(patterns, found, strict=True):
+        if isinstance(one, str):
+            raise Bad(f"{what} {shortly(pattern)} is no regular expression: {one}")
+    return found
+
+
+def refuse_long(pattern: str, what: str) -> None:
+    """Raises `Bad` for a pattern of more characters than an honest one has."""
+    if len(pattern) > PATTERN_LENGTH:
+        raise Bad(
+            f"{what}: expected a pattern of at most {PATTERN_LENGTH:,} characters, found {len(pattern):,}: {shortly(pattern)}"
+        )
+
+
+def refuse_broken(pattern: str, what: str) -> None:
+    """Raises `Bad` for what is no regular expression; nothing is matched."""
+    matches([pattern], (), what)
+
+
+def _here(patterns: Sequence[str], names: Sequence[str], form: str) -> list[Any]:
+    out: list[Any] = []
+    for pattern in patterns:
+        try:
+            match = getattr(re.compile(pattern), form)
+        except (re.error, OverflowError, RecursionError) as why:
+            out.append(str(why))
+        else:
+            out.append({n: (m.group(1) if m.re.groups else None) for n in names if (m := match(n))})
+    return out
+
+
+def _apart(patterns: Sequence[str], names: Sequence[str], form: str, what: str) -> list[Any]:
+    about = f"{what} {shortly(patterns[0])}" + (f" and {len(patterns) - 1} more" if len(patterns) > 1 else "")
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", CHILD],
+            input=json.dumps([patterns, names, form]).encode(),
+            capture_output=True,
+            timeout=PATTERN_SECONDS,
+            check=False,
+        )
+        return json.loads(ended.stdout)
+    except subprocess.TimeoutExpired:
+        raise Bad(
+            f"{about}: expected a pattern that is matched in {PATTERN_SECONDS:g} s, this takes longer: it repeats what repeats"
+        ) from None
+    except (OSError, ValueError):
+        raise Bad(f"{about}: this pattern cannot be matched") from None
+
+
+# --- how many ways there are through a pattern ------------------------------------------------------------------------
+
+
+def _ways(pattern: str) -> float:
+    """At most so many ways; without end where that cannot be told. What is no pattern has one: it is not matched."""
+    try:
+        from re import _parser  # type: ignore[attr-defined]  # of CPython
+    except ImportError:
+        return ENDLESS
+    try:
+        return _through(_parser.parse(pattern))
+    except (re.error, OverflowError):
+        return 1
+    except RecursionError:
+        return ENDLESS
+
+
+def _through(tree: Any) -> float:
+    product = 1.0
+    for op, given in tree:
+        product *= _of(str(op), given)
+    return product
+
+
+def _of(op: str, given: Any) -> float:
+    if op in ("LITERAL", "NOT_LITERAL", "ANY", "IN", "AT", "GROUPREF", "CATEGORY", "FAILURE"):
+        return 1
+    if op == "SUBPATTERN":
+        return _through(given[-1])
+    if op == "BRANCH":
+        return sum(map(_through, given[1]))
+    if op in ("ASSERT", "ASSERT_NOT"):
+        return _through(given[1])
+    if op in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
+        least, most, inner = given
+        most = min(int(most), max(LONGEST, int(least)))
+        ways = _through(inner)
+        if ways == 1 and _can_be_nothing(inner):
+            return ENDLESS
+        return most - least + 1 if ways == 1 else ENDLESS if most * ways > 1000 else sum(ways**n for n in range(least, most + 1))
+    return ENDLESS
+
+
+def _can_be_nothing(tree: Any) -> bool:
+    return tree.getwidth()[0] == 0
