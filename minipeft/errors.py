@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable
 from itertools import islice
 
-
 FAR, MANY = 200, 10_000  # a word of more characters is no slip; among more options looking takes seconds
 
 

@@ -152,7 +152,13 @@ def _of(op: str, given: Any) -> float:
         ways = _through(inner)
         if ways == 1 and _can_be_nothing(inner):
             return ENDLESS
-        return most - least + 1 if ways == 1 else ENDLESS if most * ways > 1000 else sum(ways**n for n in range(least, most + 1))
+        return (
+            most - least + 1
+            if ways == 1
+            else ENDLESS
+            if most * ways > 1000
+            else sum(ways**n for n in range(least, most + 1))
+        )
     return ENDLESS
 
 
