@@ -61,7 +61,7 @@ def matches(
     with warnings.catch_warnings():  # of what a later Python may read otherwise
         warnings.simplefilter("ignore")
         longest = max(map(len, names), default=0)
-        tame = longest <= LONGEST and sum(map(_ways, patterns)) * len(names) <= WAYS
+        tame = not names or (longest <= LONGEST and sum(map(_ways, patterns)) * len(names) <= WAYS)
         found = _here(patterns, names, form) if tame else _apart(patterns, names, form, what)
     for pattern, one in zip(patterns, found, strict=True):
         if isinstance(one, str):
@@ -80,6 +80,34 @@ def refuse_long(pattern: str, what: str) -> None:
 def refuse_broken(pattern: str, what: str) -> None:
     """Raises `Bad` for what is no regular expression; nothing is matched."""
     matches([pattern], (), what)
+
+
+ENDING = r"(.*\.)?({})$"  # what ends a name after a dot, or is all of it
+
+
+def is_plain(pattern: str) -> bool:
+    """Whether it has letters, digits and dots alone. A dot stands for any character all the same."""
+    return re.fullmatch(r"[\w.]+", pattern) is not None
+
+
+def first_ending(patterns: Sequence[str], names: Iterable[str], what: str) -> dict[str, str]:
+    """{name: the first of the patterns that ends it, after a dot, or is all of it}. Raises `Bad` as `matching` does."""
+    names = tuple(names)
+    intricate = [p for p in patterns if not is_plain(p)]
+    found = matches([ENDING.replace("{}", p) for p in intricate], names, what, "match")
+    own = dict(zip(intricate, found, strict=True))
+    out: dict[str, str] = {}
+    for pattern in patterns:
+        for name in names:
+            if name not in out and (name in own[pattern] if pattern in own else _ends(name, pattern)):
+                out[name] = pattern
+    return out
+
+
+def _ends(name: str, plain: str) -> bool:
+    at = len(name) - len(plain)
+    starts = at == 0 or (at > 0 and name[at - 1] == ".")
+    return starts and all(p in (".", n) for n, p in zip(name[at:], plain, strict=True))
 
 
 def _here(patterns: Sequence[str], names: Sequence[str], form: str) -> list[Any]:

@@ -164,7 +164,7 @@ def test_prefixes_that_peft_would_compute_otherwise_are_not_written(bases, tmp_p
         ("llama/adaption-prompt", "adaption_prompt", lambda a: a[:0], "expected numbers along one axis or more"),
         ("llama/adaption-prompt", "adaption_prompt", lambda a: a[0], r"expected shape \(1, n, n\), found"),
         ("llama/adalora", "lora_E", lambda a: a.T, r"expected shape \(n, 1\), found"),
-        ("llama/lora", "lora_A.weight", lambda a: a.astype(np.int64), "expected float64, found int64"),
+        ("llama/lora", "lora_A.weight", lambda a: a.astype(np.int64), "expected floating-point numbers, found int64"),
         ("llama/lora-embedding-resized", "base_layer.weight", lambda a: a.astype(np.int64), "expected floating-point numbers, found int64"),
     ],
 )  # fmt: skip
