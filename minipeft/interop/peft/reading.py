@@ -23,7 +23,7 @@ from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import ROOT, TOKENS, WHOLE, body_of, module_of, sorted_keys
-from minipeft.interop.peft.names import Naming, targeted, unwrapped
+from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec
 from minipeft.method import Method, method_class, refuse_unfit
@@ -121,6 +121,8 @@ def _same_targets(
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
     wanted = targeted(config, naming)
     if wanted is None:
+        if "target_modules" in config:
+            raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")
         return
     every = sites(naming.model)
     if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
@@ -204,7 +206,9 @@ def labels(spec: Spec, every: Mapping[str, Any], modules: Mapping[str, str]) -> 
         site, _, array = key.rpartition(":")
         if site in modules and array in (keys := spec.keys_of(every[site].kind)):
             return f"{ROOT}{modules[site]}.{keys[array].suffix}"
-        return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
+        if array in spec.root_keys:
+            return spec.root_keys[array].suffix
+        return f"{site}:{array}" if site else array
 
     return label
 
