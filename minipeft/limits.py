@@ -14,7 +14,7 @@ PATTERN_SECONDS = (
 JSON_VALUES = (
     1 << 21
 )  # commas and brackets of a JSON file: each value takes some 100 bytes; an index of 50,000 tensors has 50,000
-HEADER_VALUES = 16 * TENSORS  # the same of a safetensors header, where a tensor has 10
+HEADER_VALUES = 12 * TENSORS  # the same of a safetensors header, where a tensor has 10
 NAME_LENGTH = 1 << 10  # of a tensor's name; the longest that is written has some 200 characters
 AXES = 32  # of a tensor
 TABLE_BYTES = 1 << 29  # of a CSV file, unpacked: three million texts

@@ -167,9 +167,8 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
             params["head.bias"] = spare.pop(key)
     missing = [k for k in expected if k not in params]
     if missing:
-        theirs = [_theirs(names, k) or k for k in missing]
-        hint = near(theirs[0], strange, 1)
-        raise Bad(f"{folder}: {len(missing)} tensors are missing, the first {theirs[0]}{hint}")
+        theirs = _theirs(names, missing[0]) or missing[0]
+        raise Bad(f"{folder}: {len(missing)} tensors are missing, the first {theirs}{near(theirs, strange, 1)}")
     if strange:
         raise Bad(f"{folder}: {len(strange)} tensors are not known to {arch.family}, the first {strange[0]}")
     ordered = {}

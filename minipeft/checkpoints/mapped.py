@@ -30,8 +30,6 @@ def map_tensors(path: Path) -> dict[str, Any]:
             continue
         begin, end = entry["data_offsets"]
         dtype, raw = np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<"), np.asarray(file[start + begin : start + end])
-        # a file of another writer may hold numbers where they cannot be read in place
-        a = (raw if (start + begin) % dtype.itemsize == 0 else raw.copy()).view(dtype).reshape(entry["shape"])
-        bits = entry["dtype"] == "BF16"
-        out[key] = Mapped(a, f"{path}: {key}", bits) if bits or a.dtype.kind == "f" else a
+        a, bits = raw.view(dtype).reshape(entry["shape"]), entry["dtype"] == "BF16"
+        out[key] = Mapped(a, f"{path}: {key}", bits) if bits or a.dtype.kind == "f" else np.require(a, None, "A")
     return out

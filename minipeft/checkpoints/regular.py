@@ -139,17 +139,15 @@ def _finite(word: str) -> float:
 
 def _shallow(value: Any) -> None:
     """Level by level: whether it ends soon enough, and whether its words can be written."""
-    level = [value]
+    level: list[Any] = [[value]]
     for _ in range(JSON_DEPTH + 1):
         inner: list[Any] = []
-        for x in level:
-            if isinstance(x, dict):
-                inner += x.keys()
-                inner += x.values()
-            elif isinstance(x, list):
-                inner += x
-            elif isinstance(x, str):
-                x.encode()
+        for given in level:
+            for x in (*given, *given.values()) if isinstance(given, dict) else given:
+                if isinstance(x, list | dict):
+                    inner.append(x)
+                elif isinstance(x, str):
+                    x.encode()
         if not (level := inner):
             return
     raise RecursionError
