@@ -58,6 +58,7 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
                 "adapted",
                 "arrays",
                 "attaching",
+                "limits",
                 "merging",
                 "settings",
                 "targets",

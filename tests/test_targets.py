@@ -103,7 +103,7 @@ def test_the_seed_does_not_depend_on_the_order_of_targets():
 
 
 def test_a_pattern_that_never_ends_is_one_line(monkeypatch):
-    monkeypatch.setattr("minipeft.patterns.PATTERN_SECONDS", 0.4)
+    monkeypatch.setattr("minipeft.patterns.PATTERN_SECONDS", 0.2)
     for target in ("re:(.*)*_", "re:" + "a" * 10**5, "*" * 10**5):
         with pytest.raises(Bad, match=r"target.*expected a pattern") as told:
             t5(target)
