@@ -40,16 +40,17 @@ json.dump(out, sys.stdout)
 """  # what `_here` does
 
 
-def matching(pattern: str, names: Iterable[str], what: str = "target") -> set[str]:
+def matching(pattern: str, names: Iterable[str], what: str, shown: str = "") -> set[str]:
     """The names that a regular expression matches whole, as `re.fullmatch` says.
 
-    Raises `Bad`, in one line, for what is no regular expression, and for one that takes more than `PATTERN_SECONDS`.
+    Raises `Bad`, in one line that begins with `what` and shows the pattern as it was written, for what is no regular
+    expression, and for one that takes more than `PATTERN_SECONDS`.
     """
-    return set(matches([pattern], names, what)[0])
+    return set(matches([pattern], names, what, shown=shown)[0])
 
 
 def matches(
-    patterns: Sequence[str], names: Iterable[str], what: str, form: str = "fullmatch"
+    patterns: Sequence[str], names: Iterable[str], what: str, form: str = "fullmatch", shown: str = ""
 ) -> list[Mapping[str, str | None]]:
     """For each pattern the names that it matches ("fullmatch" or "match"), and of each its first group, None without any.
 
@@ -62,10 +63,14 @@ def matches(
         warnings.simplefilter("ignore")
         longest = max(map(len, names), default=0)
         tame = not names or (longest <= LONGEST and sum(map(_ways, patterns)) * len(names) <= WAYS)
-        found = _here(patterns, names, form) if tame else _apart(patterns, names, form, what)
+        found = (
+            _here(patterns, names, form)
+            if tame
+            else _apart(patterns, names, form, f"{what} {shortly(shown or patterns[0])}")
+        )
     for pattern, one in zip(patterns, found, strict=True):
         if isinstance(one, str):
-            raise Bad(f"{what} {shortly(pattern)} is no regular expression: {one}")
+            raise Bad(f"{what} {shortly(shown or pattern)} is no regular expression: {one}")
     return found
 
 
@@ -122,8 +127,8 @@ def _here(patterns: Sequence[str], names: Sequence[str], form: str) -> list[Any]
     return out
 
 
-def _apart(patterns: Sequence[str], names: Sequence[str], form: str, what: str) -> list[Any]:
-    about = f"{what} {shortly(patterns[0])}" + (f" and {len(patterns) - 1} more" if len(patterns) > 1 else "")
+def _apart(patterns: Sequence[str], names: Sequence[str], form: str, first: str) -> list[Any]:
+    about = first + (f" and {len(patterns) - 1} more" if len(patterns) > 1 else "")
     try:
         ended = subprocess.run(
             [sys.executable, "-I", "-S", "-c", CHILD],

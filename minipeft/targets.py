@@ -59,7 +59,7 @@ def named(model: Model, every: Mapping[str, Site], target: str) -> set[str]:
         return {n for n in modules if every[n].kind == "linear" and not n.startswith(heads)}
     if target.startswith("re:"):
         known = {n: (n, *modules.get(n, ())) for n in every}
-        meant = matching(target[3:], dict.fromkeys(x for names in known.values() for x in names))
+        meant = matching(target[3:], dict.fromkeys(x for names in known.values() for x in names), "target", target)
         return {n for n in every if not meant.isdisjoint(known[n])}
     refuse_long(target, "target")
     whole = {n for n in every if fnmatchcase(n, target) or target in modules.get(n, ())}

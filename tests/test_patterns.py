@@ -35,7 +35,7 @@ def test_any_text_is_one_line_or_what_re_says(pattern):
         return  # goes to a process of its own
     names = ["q", "aq_a.q", "1", ""]
     try:
-        assert matching(pattern, names) == {n for n in names if re.fullmatch(pattern, n)}
+        assert matching(pattern, names, "pattern") == {n for n in names if re.fullmatch(pattern, n)}
     except Bad as why:
         assert "\n" not in str(why)
         with pytest.raises(re.error):
@@ -47,7 +47,7 @@ def test_what_would_never_end_is_one_line(pattern, monkeypatch):
     monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.2)
     began = time.perf_counter()
     with pytest.raises(Bad) as told:
-        matching(pattern, ["a" * 40, "model.layers.0.self_attn.q_proj" * 2])
+        matching(pattern, ["a" * 40, "model.layers.0.self_attn.q_proj" * 2], "pattern")
     assert "\n" not in str(told.value) and len(str(told.value)) < 250
     assert time.perf_counter() - began < 5
 
