@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from minipeft.errors import Unfit, near
+from minipeft.errors import Bad, Unfit, near
+from minipeft.limits import PATTERNS
 from minipeft.method import Site
 from minipeft.model.base import Model
 from minipeft.model.parts import activation_sites, kind_of, tied
@@ -115,6 +116,11 @@ def select(
             return list(text)
         return [text] if text.startswith("re:") else text.split()
 
+    words = [p for option in ([targets] if isinstance(targets, str) else targets) for p in split(option)] + split(
+        exclude
+    )
+    if (many := sum(p not in every for p in words)) > PATTERNS:
+        raise Bad(f"targets: expected at most {PATTERNS:,} that are no whole names, found {many:,}")
     left = set().union(*(named(model, every, p) for p in split(exclude)))
 
     def chosen(patterns: list[str]) -> list[Site]:

@@ -28,6 +28,7 @@ def test_what_is_written_means_what_re_says(form):
     assert found == patterns._here(WRITTEN, NAMES, form) == patterns._apart(WRITTEN, NAMES, form, "pattern")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @settings(max_examples=50)
 @given(st.text("aq_.*+?()|[]{}1,$^\\d", max_size=8))
 def test_any_text_is_one_line_or_what_re_says(pattern):

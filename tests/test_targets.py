@@ -113,3 +113,8 @@ def test_a_pattern_that_never_ends_is_one_line(monkeypatch):
 def test_a_glob_of_many_stars_is_matched_at_once():
     with pytest.raises(Bad, match="match nothing"):
         t5("*a" * 100 + "=")
+
+
+def test_more_targets_than_any_model_has_are_one_line():
+    with pytest.raises(Bad, match="expected at most 8,192 that are no whole names, found 10,000"):
+        t5(" ".join(map(str, range(10_000))))

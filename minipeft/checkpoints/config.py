@@ -83,6 +83,7 @@ def _labels(v: Any) -> bool:
     )
 
 
+LONG, MANY = 60, 20  # characters of a field and how many fields are named
 LEAST, LARGEST = 1e-30, 1e30  # of what is computed with in float32
 WHOLE = Kind("a whole number of at least 1", lambda v: _whole(v, 1))
 COUNT = Kind("a whole number of at least 0", lambda v: _whole(v, 0))
@@ -188,7 +189,9 @@ class Fields:
                 only = " or ".join(map(repr, allowed)) or "nothing"
                 raise Bad(f"config.json: {name}={shortly(value)} is not supported for {family}; expected {only}")
         if strange := sorted(k for k in config if k not in self.names and not k.startswith("_")):
-            note(f"config.json: not known to {family}, and not honoured: {', '.join(strange)}")
+            named = [k if k.isprintable() and len(k) < LONG else shortly(k) for k in strange[:MANY]]
+            more = f" and {len(strange) - MANY} more" if len(strange) > MANY else ""
+            note(f"config.json: not known to {family}, and not honoured: {', '.join(named)}{more}")
         return found
 
 

@@ -196,7 +196,7 @@ def read_folder(
                 f"{folder}: found only {pickles[0]}, a pickle, which can run any code when it is read; save the model as safetensors"
             )
         raise Bad(
-            f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}"
+            f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found[:20]) or 'nothing'}{', …' if len(found) > 20 else ''}"
         )
     for name, a in tensors.items():
         if not isinstance(a, Weight) and a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
