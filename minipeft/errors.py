@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterable
+from itertools import islice
+
+FAR, MANY = 200, 10_000  # a word of more characters is no slip; among more options looking takes seconds
 
 
 class Bad(ValueError):
@@ -17,7 +20,9 @@ def near(word: str, options: Iterable[str], n: int = 3) -> str:
     >>> near("alhpa", ["alpha", "alpha_min", "targets"])
     ' (did you mean alpha, alpha_min?)'
     """
-    close = difflib.get_close_matches(word, list(options), n=n, cutoff=0.5)
+    if len(word) > FAR:
+        return ""
+    close = difflib.get_close_matches(word, list(islice(options, MANY)), n=n, cutoff=0.5)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 

@@ -135,7 +135,7 @@ class NF4(Weight):
     def dequantize(self) -> Any:
         """The array of `shape` in `dtype`: the product in float32, rounded once, or first to what `rounds` says."""
         values = _pairs()[self.codes].reshape(-1)[: self.size]
-        constants = xp.repeat(self.constants(), self.block)[: self.size]
+        constants = xp.repeat(self.constants(), min(self.block, self.size))[: self.size]
         product = (values * constants).reshape(self.shape)
         if self.rounds:
             product = rounded(product) if self.rounds == "bfloat16" else product.astype(self.rounds)

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from minipeft.errors import Bad, Unfit, near
+from minipeft.limits import PATTERNS
 from minipeft.method import Site
 from minipeft.model.base import Model
 from minipeft.model.parts import activation_sites, kind_of, tied
+from minipeft.patterns import matching, refuse_long
 
 
 def sites(model: Model) -> dict[str, Site]:
@@ -44,7 +46,7 @@ def named(model: Model, every: Mapping[str, Site], target: str) -> set[str]:
     A target is a glob over our names, matching the whole name or its end after a dot (`attn.q.weight`, `layers.0.*`); or a
     module's name, ours or the checkpoint's, whole or its end after a dot (`q_proj`); or `all-linear`: every linear but
     the output head; or `re:` and a regular expression that must match the whole module name, theirs or ours. What is a
-    whole name is not looked for as an end. Raises `Bad` for what is no regular expression.
+    whole name is not looked for as an end. Raises `Bad` for what is no regular expression, or takes too long.
     """
     if target in every:
         return {target}
@@ -57,11 +59,10 @@ def named(model: Model, every: Mapping[str, Site], target: str) -> set[str]:
         heads = ("head", "score", "pooler", "embed.")
         return {n for n in modules if every[n].kind == "linear" and not n.startswith(heads)}
     if target.startswith("re:"):
-        try:
-            wanted = re.compile(target[3:])
-        except re.error as why:
-            raise Bad(f"target {target!r} is no regular expression: {why}") from None
-        return {n for n in every if any(wanted.fullmatch(x) for x in (n, *modules.get(n, ())))}
+        known = {n: (n, *modules.get(n, ())) for n in every}
+        meant = matching(target[3:], dict.fromkeys(x for names in known.values() for x in names), "target", target)
+        return {n for n in every if not meant.isdisjoint(known[n])}
+    refuse_long(target, "target")
     whole = {n for n in every if fnmatchcase(n, target) or target in modules.get(n, ())}
     if whole:
         return whole
@@ -75,6 +76,7 @@ def inside(model: Model, every: Mapping[str, Site], target: str) -> set[str]:
     part of it between dots (`classifier`, `layers.0`); or a glob over our names of parameters. What is a whole name is
     not looked for as a part.
     """
+    refuse_long(target, "train_whole")
     own = {n: _modules(model, n) for n, site in every.items() if site.kind != "activation"}
     whole = {
         n
@@ -114,6 +116,11 @@ def select(
             return list(text)
         return [text] if text.startswith("re:") else text.split()
 
+    words = [p for option in ([targets] if isinstance(targets, str) else targets) for p in split(option)] + split(
+        exclude
+    )
+    if (many := sum(p not in every for p in words)) > PATTERNS:
+        raise Bad(f"targets: expected at most {PATTERNS:,} that are no whole names, found {many:,}")
     left = set().union(*(named(model, every, p) for p in split(exclude)))
 
     def chosen(patterns: list[str]) -> list[Site]:

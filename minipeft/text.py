@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from minipeft.checkpoints.files import existing, read_json
+from minipeft.checkpoints.files import existing, read_json, read_text
 from minipeft.errors import Bad
+from minipeft.limits import JSON_BYTES
 
 
 class Tokenizer(Protocol):
@@ -67,18 +69,29 @@ def _named_padding(folder: Path) -> list[str]:
     return [token] if isinstance(token, str) else []
 
 
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """The library raises bare Exceptions, and where it panics what is none."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as why:
+        raise Bad(f"{what}: {' '.join(str(why).split())}") from None
+
+
 class FileTokenizer:
     """A tokenizer.json, with its own special tokens and without its own padding and truncation."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             import tokenizers
         except ImportError:
             raise Bad(f"{path}: reading it needs the tokenizers library: pip install tokenizers") from None
-        try:
-            self._inner: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as why:  # the library raises bare Exceptions
-            raise Bad(f"{path}: not a tokenizer.json: {why}") from None
+        text = read_text(path, JSON_BYTES)
+        with _one_line(f"{path}: not a tokenizer.json"):
+            self._inner: Any = tokenizers.Tokenizer.from_str(text)
         padding = self._inner.padding or {}
         self._inner.no_padding()
         self._inner.no_truncation()
@@ -88,11 +101,13 @@ class FileTokenizer:
 
     def encode_one(self, text: str) -> list[int]:
         """The ids of one text, with the special tokens of its template."""
-        return self._inner.encode(text).ids
+        with _one_line(f"{self._path}: this text cannot be encoded"):
+            return self._inner.encode(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
-        return self._inner.decode([int(i) for i in ids])
+        with _one_line(f"{self._path}: these tokens cannot be decoded"):
+            return self._inner.decode([int(i) for i in ids])
 
 
 def load_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:

@@ -222,3 +222,11 @@ def test_files_that_are_none(tmp_path):
             read_csv(tmp_path / name)
     with pytest.raises(Bad, match="cannot be read"):
         read_csv(tmp_path)
+
+
+def test_a_zipped_csv_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipeft.data.table.TABLE_BYTES", 1 << 16)
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"a,b\n" * (1 << 18)))
+    with pytest.raises(Bad, match="expected at most 65,536 bytes of CSV, it unpacks to more"):
+        read_csv(path)

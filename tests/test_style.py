@@ -59,6 +59,7 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
                 "arrays",
                 "attaching",
                 "drawing",
+                "limits",
                 "merging",
                 "settings",
                 "targets",

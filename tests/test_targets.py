@@ -100,3 +100,21 @@ def test_the_seed_does_not_depend_on_the_order_of_targets():
     one, two = (attach(tiny.model("t5"), LoRA(), targets=t).adapters[0] for t in (DECODER_Q, DECODER_Q[::-1]))
     assert list(one.at) == list(two.at) and all((one.arrays[k] == v).all() for k, v in two.arrays.items())
     assert np.any(one.arrays[f"{DECODER_Q[0]}:A"])
+
+
+def test_a_pattern_that_never_ends_is_one_line(monkeypatch):
+    monkeypatch.setattr("minipeft.patterns.PATTERN_SECONDS", 0.2)
+    for target in ("re:(.*)*_", "re:" + "a" * 10**5, "*" * 10**5):
+        with pytest.raises(Bad, match=r"target.*expected a pattern") as told:
+            t5(target)
+        assert "\n" not in str(told.value) and len(str(told.value)) < 250
+
+
+def test_a_glob_of_many_stars_is_matched_at_once():
+    with pytest.raises(Bad, match="match nothing"):
+        t5("*a" * 100 + "=")
+
+
+def test_more_targets_than_any_model_has_are_one_line():
+    with pytest.raises(Bad, match="expected at most 8,192 that are no whole names, found 10,000"):
+        t5(" ".join(map(str, range(10_000))))

@@ -141,3 +141,31 @@ def test_transformers_gives_the_same_ids(text):
 
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(BASE / "tokenizer.json"))
     assert FileTokenizer(BASE / "tokenizer.json").encode_one(text) == theirs(text)["input_ids"]
+
+
+def test_a_tokenizer_that_breaks_the_library_is_one_line(tmp_path, monkeypatch):
+    """What it raises where it panics is no Exception."""
+    import tokenizers
+
+    class PanicException(BaseException):
+        pass
+
+    def panics(*_):
+        raise PanicException("index out of bounds:\nthe len is 3")
+
+    found = load_tokenizer(words(tmp_path))
+    for place in ("encode_one", "decode"):
+        monkeypatch.setattr(found, "_inner", type("Broken", (), dict(encode=panics, decode=panics))())
+        with pytest.raises(Bad, match=r"tokenizer.json: .* cannot be (en|de)coded: index out of bounds: the len is 3"):
+            getattr(found, place)([1] if place == "decode" else "red")
+    monkeypatch.setattr(tokenizers.Tokenizer, "from_str", panics, raising=False)
+    with pytest.raises(Bad, match=r"not a tokenizer.json: index out of bounds: the len is 3"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 10**6, '{"model": null}', '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 4294967296}, "merges": []}}', "\x00"], ids=range(6))  # fmt: skip
+def test_what_is_no_tokenizer_is_one_line(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(Bad, match=r"tokenizer.json: not a tokenizer.json") as told:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(told.value)

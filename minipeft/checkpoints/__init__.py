@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,11 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     arch = read_arch(config, beside)
     names = family_names(arch)
 
+    if len(tensors) > (most := PER_PARAMETER * len(shapes(arch)) + MORE):
+        raise Bad(
+            f"{folder}: expected at most {most:,} tensors, as config.json tells of {arch.layers} layers, found {len(tensors):,}"
+        )
+
     def transposed(key: str) -> bool:
         return names.is_transposed((_ours(names, key, arch) or "").removesuffix(".weight"))
 
@@ -161,9 +167,8 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
             params["head.bias"] = spare.pop(key)
     missing = [k for k in expected if k not in params]
     if missing:
-        theirs = [_theirs(names, k) or k for k in missing]
-        hint = near(theirs[0], strange, 1)
-        raise Bad(f"{folder}: {len(missing)} tensors are missing, the first {theirs[0]}{hint}")
+        theirs = _theirs(names, missing[0]) or missing[0]
+        raise Bad(f"{folder}: {len(missing)} tensors are missing, the first {theirs}{near(theirs, strange, 1)}")
     if strange:
         raise Bad(f"{folder}: {len(strange)} tensors are not known to {arch.family}, the first {strange[0]}")
     ordered = {}
@@ -189,6 +194,7 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     return Model(arch, ordered, names, config, spare, folder=Path(folder))
 
 
+PER_PARAMETER, MORE = 8, 1000  # tensors of a file: six of a weight in four bits, and those of other heads
 BUFFERS = (".position_ids", ".token_type_ids", ".inv_freq", ".attn.bias", ".attn.masked_bias")  # of old checkpoints
 
 
@@ -196,7 +202,7 @@ def _plain(tensors: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """The tensors without what wrappers put into their names, and with today's names of a layer norm's parameters."""
     out: dict[str, Any] = {}
     for key, a in tensors.items():
-        words = [w for w in key.split(".") if w not in WRAPPERS]
+        words = [w for w in key.split(".") if w not in WRAPPERS] or [key]
         while words[0] == "module" and len(words) > 1:  # of data parallelism
             words = words[1:]
         if words[-1] in LEGACY and len(words) > 1 and words[-2].lower().endswith("layernorm"):
@@ -286,9 +292,9 @@ def our_layout(names: Names, ours: str, a: Any) -> Any:
         return a
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T
-    if ours == "embed.patch.weight":
-        return a.reshape(a.shape[0], -1)
-    if ours == "embed.positions.weight" and a.ndim == 3:
+    if ours == "embed.patch.weight" and a.ndim == 4:
+        return a.reshape(a.shape[0], math.prod(a.shape[1:]))
+    if ours == "embed.positions.weight" and a.ndim == 3 and a.shape[0] == 1:
         return a.reshape(*a.shape[1:])
     return a
 

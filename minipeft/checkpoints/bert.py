@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, TOKEN, WHOLE, Fields, activation, divides
+from minipeft.checkpoints.config import FLAG, LAYERS, POSITIVE, TEXT, TOKEN, WHOLE, Fields, activation, divides
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 
 _BERT = Fields(
     read=dict(
         hidden_size=WHOLE,
-        num_hidden_layers=COUNT,
+        num_hidden_layers=LAYERS,
         num_attention_heads=WHOLE,
         intermediate_size=WHOLE,
         vocab_size=WHOLE,

@@ -6,12 +6,13 @@ have one value only, because nothing else is computed here; and what does not ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from minipeft import limits
 from minipeft.errors import Bad, near, note
+from minipeft.settings import shortly
 
 ACTS = {
     "gelu_new": "gelu_tanh",
@@ -35,7 +36,7 @@ def activation(name: str) -> str:
     """Our name of an activation function. Raises `Bad` for one that is not computed here."""
     if name not in ACTS:
         raise Bad(
-            f"config.json: activation {name!r} is not supported; expected one of {', '.join(sorted(ACTS))}{near(name, ACTS)}"
+            f"config.json: activation {shortly(name)} is not supported; expected one of {', '.join(sorted(ACTS))}{near(name, ACTS)}"
         )
     return ACTS[name]
 
@@ -59,26 +60,42 @@ class Kind:
         return replace(self, default=default, null=null or default is None)
 
 
-def _whole(v: Any, least: int) -> bool:
-    return type(v) is int and v >= least
+def _whole(v: Any, least: int, most: int = limits.WHOLE) -> bool:
+    return type(v) is int and least <= v <= most
 
 
 def _number(v: Any) -> bool:
-    return type(v) in (int, float) and math.isfinite(v)
+    return type(v) in (int, float) and LEAST <= abs(v) <= LARGEST  # so that no integer is too long to be asked
 
 
 def _ids(v: Any) -> bool:
-    return all(_whole(x, -1) for x in v) if isinstance(v, list) else _whole(v, -1)
+    if isinstance(v, list):
+        return len(v) <= limits.NAMES and all(_whole(x, -1) for x in v)
+    return _whole(v, -1)
 
 
+def _labels(v: Any) -> bool:
+    """From the number of a label to its name, which may be a number too."""
+    return (
+        isinstance(v, dict)
+        and all(k.isdecimal() and len(k) < 10 and isinstance(x, str | int | float) for k, x in v.items())
+        and len(set(map(int, v))) == len(v)
+    )
+
+
+LONG, MANY = 60, 20  # characters of a field and how many fields are named
+LEAST, LARGEST = 1e-30, 1e30  # of what is computed with in float32
 WHOLE = Kind("a whole number of at least 1", lambda v: _whole(v, 1))
 COUNT = Kind("a whole number of at least 0", lambda v: _whole(v, 0))
+LAYERS = Kind(f"a whole number in 0 … {limits.LAYERS:,}", lambda v: _whole(v, 0, limits.LAYERS))
+STACK = Kind(f"a whole number in 1 … {limits.LAYERS:,}", lambda v: _whole(v, 1, limits.LAYERS))
 POSITIVE = Kind("a number above 0", lambda v: _number(v) and v > 0)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool))
 TEXT = Kind("text", lambda v: isinstance(v, str))
 TOKEN = Kind("a token id", lambda v: _whole(v, -1))
 TOKENS = Kind("a token id or a list of them", _ids)
 OBJECT = Kind("an object", lambda v: isinstance(v, dict))
+LABELS = Kind("an object from numbers to the labels' names", _labels)
 WORDS = Kind("a list of words", lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v))
 SIZE = Kind(
     "a whole number of at least 1, or two that are equal",
@@ -93,7 +110,7 @@ PROBLEMS = ("regression", "single_label_classification", "multi_label_classifica
 READ = {
     "model_type": TEXT,
     "architectures": WORDS.or_(None),
-    "id2label": OBJECT.or_(None),
+    "id2label": LABELS.or_(None),
     "num_labels": COUNT.or_(None),
     "problem_type": Kind(f"one of {', '.join(PROBLEMS)}", lambda v: v in PROBLEMS).or_(None),
     "pad_token_id": TOKEN.or_(None),
@@ -160,7 +177,7 @@ class Fields:
             if value is NEEDED:
                 raise Bad(f"config.json of a {family} model has no {name!r}")
             if not (value is None and kind.null) and not (name not in given or kind.fits(value)):
-                raise Bad(f"config.json: {name}: expected {kind.expected}, found {value!r}")
+                raise Bad(f"config.json: {name}: expected {kind.expected}, found {shortly(value)}")
             found[name] = value
         for name, allowed in (ONLY | self.only).items():
             value = given.get(name)
@@ -170,9 +187,11 @@ class Fields:
                 and not any(value == a and type(value) is type(a) for a in allowed)
             ):
                 only = " or ".join(map(repr, allowed)) or "nothing"
-                raise Bad(f"config.json: {name}={value!r} is not supported for {family}; expected {only}")
+                raise Bad(f"config.json: {name}={shortly(value)} is not supported for {family}; expected {only}")
         if strange := sorted(k for k in config if k not in self.names and not k.startswith("_")):
-            note(f"config.json: not known to {family}, and not honoured: {', '.join(strange)}")
+            named = [k if k.isprintable() and len(k) < LONG else shortly(k) for k in strange[:MANY]]
+            more = f" and {len(strange) - MANY} more" if len(strange) > MANY else ""
+            note(f"config.json: not known to {family}, and not honoured: {', '.join(named)}{more}")
         return found
 
 
@@ -207,14 +226,14 @@ def generation(
     of = config if beside is None else beside
     for name, kind in {"eos_token_id": TOKENS, "pad_token_id": TOKEN, "decoder_start_token_id": TOKEN}.items():
         if of.get(name) is not None and not kind.fits(of[name]):
-            raise Bad(f"{place}: {name}: expected {kind.expected}, found {of[name]!r}")
+            raise Bad(f"{place}: {name}: expected {kind.expected}, found {shortly(of[name])}")
     eos = of.get("eos_token_id")
     ends = tuple(x for x in (eos if isinstance(eos, list) else [] if eos is None else [eos]) if x >= 0)
     start, other = values["decoder_start_token_id"], of.get("decoder_start_token_id")
     if start is not None and other is not None and start != other:
         note(f"decoder_start_token_id: config.json says {start}, generation_config.json {other}; the first counts")
     if strange := sorted(k for k, v in GENERATION.items() if of.get(k, v) not in (v, None, [])):
-        note(f"{place}: not honoured by generation: {', '.join(f'{k}={of[k]!r}' for k in strange)}")
+        note(f"{place}: not honoured by generation: {', '.join(f'{k}={shortly(of[k])}' for k in strange)}")
     pad = _token(of.get("pad_token_id"))
     read = {
         "decoder_start_token_id": _token(other if start is None else start),

@@ -1,7 +1,7 @@
 """Reading files that nobody vouches for, and writing files that are whole or not there.
 
-Only safetensors are read: a pickle can run any code it likes. A header is checked against the file's size before memory is
-taken. Everything is written to a temporary file beside its target and renamed, so that a full disk or a killed process
+Only regular files are opened (`minipeft.checkpoints.regular`): a pipe may never end. Only safetensors are read: a pickle can run any code it likes.
+A header is checked against the file's size before memory is taken. Everything is written to a temporary file beside its target and renamed, so that a full disk or a killed process
 leaves what was there before.
 """
 
@@ -15,13 +15,17 @@ import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors.numpy
 
+from minipeft.checkpoints.regular import exactly, existing, opened, parsed, read_json
+from minipeft.checkpoints.regular import read_file as read_file
+from minipeft.checkpoints.regular import read_text as read_text
 from minipeft.engine.weight import Weight, factor, form, widened
 from minipeft.errors import Bad, near
+from minipeft.limits import AXES, HEADER_VALUES, NAME_LENGTH, TENSORS
+from minipeft.settings import shortly
 
 DTYPES = {
     "F64": np.float64,
@@ -42,18 +46,6 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER = 100 << 20  # the format's own limit
 
 
-def existing(path: str | Path, what: str = "file") -> Path:
-    """The path, if it is there. Raises `Bad` with near misses among its neighbours."""
-    path = Path(path)
-    if not path.exists():
-        folder = path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        hint = near(path.name, [p.name for p in folder.iterdir()]) if folder == path.parent and folder.is_dir() else ""
-        raise Bad(f"{path}: no such {what}{hint}")
-    return path
-
-
 def refuse_read(out: str | Path, *folders: str | Path) -> None:
     """Raises `Bad` if a folder to write is one of the folders that are read, under whatever name."""
     real = os.path.realpath(out)
@@ -64,53 +56,40 @@ def refuse_read(out: str | Path, *folders: str | Path) -> None:
         raise Bad(f"{out}: this is a folder that is read from; give another one to write")
 
 
-def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file. Raises `Bad` if it is absent or is no JSON."""
-    path = existing(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as why:
-        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
-    except (ValueError, RecursionError) as why:  # a ValueError may be broken text, broken JSON, or a number without end
-        raise Bad(f"{path}: expected JSON, {why}") from None
-
-
 def read_header(path: str | Path) -> dict[str, Any]:
     """The header of a safetensors file: {name: {dtype, shape, data_offsets}}, and "__metadata__" if it has any.
 
     Raises `Bad` for a pickle, a truncated file, and a header that lies: about its length, a dtype, a shape, or offsets that
     leave the file, overlap or leave gaps.
     """
-    path = existing(path)
+    with opened(path) as (f, size):
+        return header_of(Path(path), f, size)[0]
+
+
+def header_of(path: Path, f: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header of a file that is open, checked, and where the numbers begin."""
     if path.suffix in PICKLES:
         raise Bad(
             f"{path}: a pickle can run any code when it is read, so it is refused; save the checkpoint as safetensors"
         )
+    start = f.read(8)
+    (length,) = struct.unpack("<Q", start) if len(start) == 8 else (-1,)
+    fits = 0 <= length <= min(size - 8, MAX_HEADER)  # a header of 640 bytes begins with a pickle's two bytes, too
+    if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK") and not fits:
+        raise Bad(f"{path}: this is a pickle, which can run any code when it is read; expected safetensors")
+    if len(start) < 8:
+        raise Bad(f"{path}: expected a safetensors file, found {size} bytes: it is truncated")
+    if not fits:
+        raise Bad(
+            f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors"
+        )
+    raw = exactly(path, f, length)
+    if raw.count(b"{") > TENSORS + NAME_LENGTH:  # braces in names and in the metadata's words apart
+        raise Bad(f"{path}: the header has {raw.count(b'{'):,} objects; expected at most {TENSORS:,} tensors")
     try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            start = f.read(8)
-            (length,) = struct.unpack("<Q", start) if len(start) == 8 else (-1,)
-            fits = (
-                0 <= length <= min(size - 8, MAX_HEADER)
-            )  # a header of 640 bytes begins with a pickle's two bytes, too
-            if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK") and not fits:
-                raise Bad(f"{path}: this is a pickle, which can run any code when it is read; expected safetensors")
-            if len(start) < 8:
-                raise Bad(f"{path}: expected a safetensors file, found {size} bytes: it is truncated")
-            if not fits:
-                raise Bad(
-                    f"{path}: the header claims {length} bytes, the file has {size - 8} after its first 8: truncated or no safetensors"
-                )
-            raw = f.read(length)
-    except OSError as why:
-        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+        header = parsed(raw, HEADER_VALUES)
     except Bad as why:
-        raise Bad(f"{path}: {why}") from None
-    except (ValueError, RecursionError):
-        raise Bad(f"{path}: the header is no JSON: not a safetensors file, or damaged") from None
+        raise Bad(f"{path}: the header is no safetensors file's, or damaged: {why}") from None
     if not isinstance(header, dict):
         raise Bad(f"{path}: the header is no JSON object")
     spans = []
@@ -127,26 +106,21 @@ def read_header(path: str | Path) -> dict[str, Any]:
         at = end
     if at != size - 8 - length:
         raise Bad(f"{path}: the tensors take {at} bytes, the file holds {size - 8 - length}: truncated or padded")
-    return header
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise Bad(f"the header names {twice!r} twice")
-    return found
+    return header, 8 + length
 
 
 def _checked(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
     def whole(xs: Any, n: int | None = None) -> bool:
         return isinstance(xs, list) and all(type(x) is int and x >= 0 for x in xs) and (n is None or len(xs) == n)
 
+    if len(name) > NAME_LENGTH:
+        raise Bad(f"{path}: the header has a name of {len(name):,} characters; expected at most {NAME_LENGTH:,}")
     if not isinstance(entry, dict) or not whole(entry.get("shape")) or not whole(entry.get("data_offsets"), 2):
         raise Bad(f"{path}: the header's entry for {name!r} is malformed; expected dtype, shape and data_offsets")
     if not isinstance(entry.get("dtype"), str) or entry["dtype"] not in DTYPES:
-        raise Bad(f"{path}: {name!r} has dtype {entry.get('dtype')!r}; expected one of {', '.join(DTYPES)}")
+        raise Bad(f"{path}: {name!r} has dtype {shortly(entry.get('dtype'))}; expected one of {', '.join(DTYPES)}")
+    if len(entry["shape"]) > AXES or any(n >= 2**63 for n in entry["shape"]):
+        raise Bad(f"{path}: {name!r} has shape {shortly(entry['shape'])}; expected at most {AXES} axes of 63 bits")
     begin, end = entry["data_offsets"]
     expected = math.prod(entry["shape"]) * np.dtype(DTYPES[entry["dtype"]]).itemsize
     if end - begin != expected:
@@ -162,27 +136,40 @@ def read_tensors(path: str | Path, dtype: Any = None, keys: Any = None) -> dict[
     Raises `Bad` as `read_header` does, and for keys that are not there.
     """
     path = Path(path)
-    header = read_header(path)
-    names = [n for n in header if n != "__metadata__"]
-    if keys is not None:
-        for k in keys:
-            if k not in header:
+    with opened(path) as (f, size):
+        header, start = header_of(path, f, size)
+        names = [n for n in header if n != "__metadata__"]
+        for k in keys or ():
+            if k not in header or k == "__metadata__":
                 raise Bad(f"{path}: no tensor {k!r}{near(k, names)}")
-        names = list(keys)
-    chosen = set(names)
-    out = {}
-    try:
-        entries = safetensors.deserialize(path.read_bytes())
-    except safetensors.SafetensorError as why:
-        raise Bad(f"{path}: {why}") from None
-    for name, entry in entries:
-        if name not in chosen:
-            continue
-        a = np.frombuffer(entry["data"], np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<")).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            a = (a.astype(np.uint32) << 16).view(np.float32)
-        out[name] = a.astype(dtype, copy=False) if dtype is not None and a.dtype.kind == "f" else a
+        names = names if keys is None else list(keys)
+        spans = {name: header[name]["data_offsets"] for name in names}
+        if (needed := sum(end - begin for begin, end in spans.values())) > (memory := _memory()):
+            raise Bad(f"{path}: its tensors take {needed:,} bytes, this machine has {memory:,}")
+        out = {}
+        for name in sorted(names, key=spans.__getitem__):
+            begin, end = spans[name]
+            f.seek(start + begin)
+            a = _array(f"{path}: {name!r}", header[name], exactly(path, f, end - begin))
+            if header[name]["dtype"] == "BF16":
+                a = (a.astype(np.uint32) << 16).view(np.float32)
+            out[name] = a.astype(dtype, copy=False) if dtype is not None and a.dtype.kind == "f" else a
     return out
+
+
+def _array(what: str, entry: Mapping[str, Any], data: bytearray) -> np.ndarray:
+    a = np.frombuffer(data, np.dtype(DTYPES[entry["dtype"]]).newbyteorder("<")).reshape(entry["shape"])
+    if entry["dtype"] == "BOOL" and (a.view(np.uint8) > 1).any():
+        raise Bad(f"{what} is of BOOL and has bytes that are neither 0 nor 1")
+    return a
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has; without end where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
 
 
 def read_folder(
@@ -212,7 +199,7 @@ def read_folder(
                 f"{folder}: found only {pickles[0]}, a pickle, which can run any code when it is read; save the model as safetensors"
             )
         raise Bad(
-            f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found) or 'nothing'}"
+            f"{folder}: expected model.safetensors or model.safetensors.index.json, found {', '.join(found[:20]) or 'nothing'}{', …' if len(found) > 20 else ''}"
         )
     for name, a in tensors.items():
         if not isinstance(a, Weight) and a.dtype.kind == "f" and not (finite := np.isfinite(a)).all():
@@ -225,12 +212,17 @@ def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Any
     where = about.get("weight_map") if isinstance(about, dict) else None
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
         raise Bad(f"{index}: expected a weight_map from tensor names to files")
+    if len(where) > TENSORS:
+        raise Bad(f"{index}: expected at most {TENSORS:,} tensors, found {len(where):,}")
+    shards: dict[str, set[str]] = {}
+    for name, shard in where.items():
+        shards.setdefault(shard, set()).add(name)
+    for shard in shards:
+        if shard in ("", "..") or "\0" in shard or Path(shard).name != shard:
+            raise Bad(f"{index}: names the file {shortly(shard)}, which is outside of the folder")
     tensors: dict[str, Any] = {}
-    for shard in sorted(set(where.values())):
-        if Path(shard).name != shard:
-            raise Bad(f"{index}: names the file {shard!r}, which is outside of the folder")
+    for shard, expected in sorted(shards.items()):
         held = read(folder / shard)
-        expected = {k for k, v in where.items() if v == shard}
         if lost := sorted(expected ^ set(held)):
             raise Bad(f"{folder / shard}: disagrees with the index about {len(lost)} tensors, the first {lost[0]}")
         tensors |= held
@@ -285,7 +277,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         if a.dtype not in {np.dtype(t) for t in DTYPES.values()}:
             raise Bad(f"{path}: {name} has dtype {a.dtype}, which safetensors cannot hold")
         held[name] = a.reshape(np.shape(plain[name]))  # ascontiguousarray makes scalars vectors
-    data = safetensors.numpy.save(held, dict(metadata) if metadata else None)
+    from safetensors.numpy import save
+
+    data = save(held, dict(metadata) if metadata else None)
     write_bytes(path, _as_bfloat16(data, halves) if halves else data)
 
 

@@ -7,24 +7,27 @@ of the codes; `weight.nested_absmax` and `weight.nested_quant_map`, if the const
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minipeft.checkpoints.regular import parsed
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import rounded
 from minipeft.engine.weight import form, widened
 from minipeft.errors import Bad
+from minipeft.limits import AXES, WHOLE
 from minipeft.model.arch import Arch
 from minipeft.model.parts import kind_of
 from minipeft.quantize import NF4, NF4_CODEBOOK, quantize
+from minipeft.settings import LARGEST, shortly
 
 STATE = ".quant_state.bitsandbytes__"
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 HALVES = ("float16", "bfloat16")
+STATE_BYTES = 1 << 16  # of JSON with a few numbers, and perhaps the values of the codes
 
 
 def read_packed(
@@ -50,11 +53,11 @@ def read_packed(
         if found:
             parts = {b: tensors[f"{weight}.{b}"] for b in BESIDE if f"{weight}.{b}" in tensors}
             try:
-                W = _unpacked(json.loads(bytes(packed)), tensors[weight], parts)
+                W = _unpacked(_state(packed), tensors[weight], parts)
                 out[weight] = W.T if type(W) is np.ndarray and transposed(weight) else W
             except KeyError as why:
                 raise Bad(f"{folder}: {weight}: its four-bit form lacks {why.args[0]!r}") from None
-            except (Bad, ValueError, TypeError, AttributeError) as why:
+            except (ValueError, TypeError, AttributeError, OverflowError) as why:
                 raise Bad(f"{folder}: {weight}: {why}") from None
     if bytes_left := sorted(k for k, a in out.items() if getattr(a, "dtype", None) in (np.uint8, np.int8)):
         raise Bad(
@@ -63,10 +66,21 @@ def read_packed(
     return out
 
 
+def _state(packed: Any) -> Mapping[str, Any]:
+    """What the bytes beside the codes say. Raises `Bad` for what is no object of JSON."""
+    if packed.size > STATE_BYTES:
+        raise Bad(f"expected at most {STATE_BYTES:,} bytes beside the codes, found {packed.size:,}")
+    if not isinstance(state := parsed(bytes(packed)), dict):
+        raise Bad(f"expected an object beside the codes, found {shortly(state)}")
+    return state
+
+
 def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) -> Any:
-    shape, block, dtype = tuple(state["shape"]), state["blocksize"], state["dtype"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, block)) or dtype not in (*HALVES, "float32"):
-        raise Bad(f"expected a shape, a block size and a dtype, found {state}")
+    shape, block, dtype = state["shape"], state["blocksize"], state["dtype"]
+    whole = isinstance(shape, list) and all(type(n) is int and 0 <= n <= WHOLE for n in (*shape, block))
+    if not whole or len(shape) > AXES or dtype not in (*HALVES, "float32"):
+        raise Bad(f"expected a shape, a block size and a dtype, found {shortly(state)}")
+    shape = tuple(shape)
     nested = "nested_absmax" in parts
     values, absmax = parts["quant_map"].astype(np.float32), parts["absmax"]
     arrays = dict(codes=codes.reshape(-1), absmax=absmax, like=np.empty(0, np.float32))
@@ -74,6 +88,8 @@ def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) ->
     if nested:
         arrays |= dict(scale=parts["nested_absmax"], offset=np.float32(state["nested_offset"]))
         arrays |= dict(table=parts["nested_quant_map"])
+        if not abs(state["nested_offset"]) <= LARGEST:
+            raise Bad(f"expected an offset of at most {LARGEST:g}, found {shortly(state['nested_offset'])}")
         if state["nested_blocksize"] != 256:
             raise Bad(f"expected constants in blocks of 256, found {state['nested_blocksize']}")
     if dtype in HALVES:
@@ -85,7 +101,9 @@ def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) ->
         return held
     constants = to_host(held.constants())
     pairs = np.stack(np.divmod(codes.reshape(-1), 16), 1).reshape(-1)[: held.size]
-    product = (values[pairs] * np.repeat(constants, block)[: held.size]).reshape(shape).astype(np.float32)
+    product = (
+        (values[pairs] * np.repeat(constants, min(block, held.size))[: held.size]).reshape(shape).astype(np.float32)
+    )
     return np.asarray(rounded(product)) if dtype == "bfloat16" else product.astype(dtype).astype(np.float32)
 
 

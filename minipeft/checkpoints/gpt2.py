@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, TEXT, WHOLE, Fields, activation, divides
+from minipeft.checkpoints.config import COUNT, FLAG, LAYERS, POSITIVE, TEXT, WHOLE, Fields, activation, divides
 from minipeft.model.arch import Arch
 
 FIELDS = Fields(
     read=dict(
         n_embd=WHOLE,
-        n_layer=COUNT,
+        n_layer=LAYERS,
         n_head=WHOLE,
         n_inner=COUNT.or_(None),
         n_positions=WHOLE.or_(1024),

@@ -10,6 +10,7 @@ from typing import Any
 from minipeft.checkpoints.config import (
     COUNT,
     FLAG,
+    LAYERS,
     OBJECT,
     POSITIVE,
     TEXT,
@@ -21,10 +22,11 @@ from minipeft.checkpoints.config import (
 )
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
+from minipeft.settings import shortly
 
 _SHARED = dict(
     hidden_size=WHOLE,
-    num_hidden_layers=COUNT,
+    num_hidden_layers=LAYERS,
     num_attention_heads=WHOLE,
     num_key_value_heads=WHOLE.or_(None),
     head_dim=WHOLE.or_(None),
@@ -85,9 +87,9 @@ def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     given = {k: v for k, v in (config["rope_scaling"] or config["rope_parameters"] or {}).items() if v is not None}
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
-    if kind not in ROPE:
+    if not isinstance(kind, str) or kind not in ROPE:
         raise Bad(
-            f"config.json: rope scaling {kind!r} is not supported; expected one of {', '.join(ROPE)}{near(str(kind), ROPE)}"
+            f"config.json: rope scaling {shortly(kind)} is not supported; expected one of {', '.join(ROPE)}{near(str(kind), ROPE)}"
         )
     theta = given.pop("rope_theta", config["rope_theta"] or 10000.0)
     if given.pop("partial_rotary_factor", 1) != 1:
@@ -96,11 +98,11 @@ def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         given.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     for name, value in {"rope_theta": theta, **{k: given.get(k) for k in ROPE[kind]}}.items():
         if not POSITIVE.fits(value):
-            raise Bad(f"config.json: {name} of {kind} rope: expected {POSITIVE.expected}, found {value!r}")
+            raise Bad(f"config.json: {name} of {kind} rope: expected {POSITIVE.expected}, found {shortly(value)}")
     if strange := sorted(
         given.keys() - set(ROPE[kind]) - (set() if kind != "default" else {k for v in ROPE.values() for k in v})
     ):
-        raise Bad(f"config.json: {kind} rope with {strange[0]}={given[strange[0]]!r} is not supported")
+        raise Bad(f"config.json: {kind} rope with {strange[0]}={shortly(given[strange[0]])} is not supported")
     if kind == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
         raise Bad("config.json: high_freq_factor of llama3 rope must be above low_freq_factor")
     return float(theta), {"rope_type": kind, **{k: given[k] for k in ROPE[kind]}}

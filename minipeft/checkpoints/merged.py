@@ -20,13 +20,14 @@ import numpy as np
 
 from minipeft.adapted import Adapted
 from minipeft.checkpoints import _ours, _theirs, load
-from minipeft.checkpoints.files import refuse_read, write_bytes
+from minipeft.checkpoints.files import read_file, refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import form, widened
 from minipeft.errors import Bad, note
+from minipeft.limits import JSON_BYTES
 from minipeft.merging import merge
 from minipeft.model.base import Model
 from minipeft.model.batch import Batch, batch
@@ -128,7 +129,7 @@ def carried(base: Path) -> dict[str, bytes]:
     """The other files of a checkpoint folder that belong to it, by name: tokenizers of every kind, generation settings, templates."""
     wanted = [p for p in sorted(base.iterdir()) if p.suffix in CARRIED or p.name.startswith(("LICENSE", "NOTICE"))]
     names = [p.name for p in wanted if p.is_file() and p.name not in OWN and not p.name.endswith(".index.json")]
-    return {name: (base / name).read_bytes() for name in names if not name.startswith(".")}
+    return {name: bytes(read_file(base / name, JSON_BYTES)) for name in names if not name.startswith(".")}
 
 
 def _place(folder: Path, out: Path) -> None:

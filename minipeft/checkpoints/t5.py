@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from minipeft.checkpoints.config import FLAG, POSITIVE, TEXT, TOKEN, WHOLE, Fields, activation
+from minipeft.checkpoints.config import FLAG, POSITIVE, STACK, TEXT, TOKEN, WHOLE, Fields, activation
 from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 
@@ -14,8 +14,8 @@ FIELDS = Fields(
         d_model=WHOLE,
         d_kv=WHOLE,
         d_ff=WHOLE,
-        num_layers=WHOLE,
-        num_decoder_layers=WHOLE.or_(None),
+        num_layers=STACK,
+        num_decoder_layers=STACK.or_(None),
         num_heads=WHOLE,
         vocab_size=WHOLE,
         layer_norm_epsilon=POSITIVE.or_(1e-6),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.checkpoints.config import COUNT, FLAG, POSITIVE, SIZE, TEXT, WHOLE, Fields, activation, divides
+from minipeft.checkpoints.config import FLAG, LAYERS, POSITIVE, SIZE, TEXT, WHOLE, Fields, activation, divides
 from minipeft.model.arch import Arch
 
 FIELDS = Fields(
     read=dict(
         hidden_size=WHOLE,
-        num_hidden_layers=COUNT,
+        num_hidden_layers=LAYERS,
         num_attention_heads=WHOLE,
         head_dim=WHOLE.or_(None),
         intermediate_size=WHOLE,

@@ -9,9 +9,10 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-from minipeft.checkpoints.files import existing
+from minipeft.checkpoints.files import existing, read_file
 from minipeft.data.splits import SPLITS, Splits, grouped, split_of
 from minipeft.errors import Bad, near
+from minipeft.limits import TABLE_BYTES
 
 FIELD = 1 << 24  # characters that a field may have
 MANY = 50  # classes from which on a label column is worth a look
@@ -62,14 +63,15 @@ def read_csv(path: str | Path) -> Splits:
 
 
 def _text(path: Path) -> str:
-    opened = gzip.open if path.suffix == ".gz" else open
+    data: bytes | bytearray = read_file(path, TABLE_BYTES)
     try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as f:
-            return f.read()  # type: ignore[return-value]
+        if path.suffix == ".gz":
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(TABLE_BYTES + 1)
+            if len(data) > TABLE_BYTES:
+                raise Bad(f"{path}: expected at most {TABLE_BYTES:,} bytes of CSV, it unpacks to more")
+        return data.decode("utf-8-sig")
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as why:
         raise Bad(f"{path}: expected a CSV file in UTF-8: {why}") from None
-    except OSError as why:
-        raise Bad(f"{path}: cannot be read: {why.strerror}") from None
 
 
 def _records(path: Path, lines: list[str]) -> list[tuple[int, int, list[str]]]:

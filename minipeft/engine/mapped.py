@@ -60,7 +60,9 @@ class Mapped(Weight):
     def held(self) -> Any:
         """What is computed with, an array or a `Bfloat16`. Raises `Bad` for numbers that are not finite in that type."""
         if "_held" not in self.__dict__:
-            a: Any = np.ascontiguousarray(self.source)
+            a: Any = np.require(
+                self.source, None, ["C", "A"]
+            )  # another writer's file may hold it where no number can stand
             a = Bfloat16(a) if self.bits else a
             with np.errstate(over="ignore"):
                 made = (a if self.bits else bfloat16(a)) if self.form else widened(a).astype(self.dtype, copy=False)

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minipeft import limits
 from minipeft.adapted import Adapted
 from minipeft.checkpoints import _family, load, read_arch
 from minipeft.checkpoints.config import ACTS, Fields, activation
+from minipeft.checkpoints.config import READ as OF_ALL
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad, Note
 from minipeft.model.activations import ACTIVATIONS
@@ -240,3 +243,83 @@ def test_an_adapter_of_vit_under_its_older_names(tmp_path):
     outs = [load_peft(model, p).forward(batch(pixel_values=pixels)).logits for p in (home / "lora-vit" / "adapter", tmp_path / "adapter")]  # fmt: skip
     np.testing.assert_array_equal(*outs)
     assert abs(outs[0] - Adapted(model).forward(batch(pixel_values=pixels)).logits).max() > 0.1
+
+
+JUNK = (10**9, 10**12, 10**400, -(10**400), -1, 0, 1.5, 1e300, True, "8", "", [], [[1]], {}, {"0": [1]}, {"rope_type": []},
+        {"type": "linear", "factor": 10**400}, {"rope_type": "yarn"}, {"quant_method": [1]})  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_junk_in_any_field_is_one_line_or_is_read(name):
+    """No number is too long, no value of too odd a kind; nothing of the size that a field claims is made."""
+    began = time.process_time()
+    for field in sorted({*OF_ALL, *fields(CONFIGS[name]).read} - {"model_type"}):
+        for value in JUNK:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    read_arch(CONFIGS[name] | {field: value}, {field: value})
+                except Bad as why:
+                    assert "\n" not in str(why) and len(str(why)) < 500
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_configuration_claims_is_not_made(name, tmp_path):
+    """Every count of a configuration, at what no model has: the folder is refused, or read, within a second."""
+    shutil.copytree(ROOT / name, tmp_path / "base")
+    kinds = fields(CONFIGS[name]).read
+    for field in [f for f, kind in kinds.items() if kind.fits(1) and not kind.fits("")]:
+        for value in (limits.LAYERS, limits.WHOLE) if field == "num_hidden_layers" else (limits.WHOLE,):
+            (tmp_path / "base" / "config.json").write_text(json.dumps(CONFIGS[name] | {field: value}))
+            began = time.process_time()
+            try:
+                load(tmp_path / "base")
+            except Bad as why:
+                assert "\n" not in str(why)
+            assert time.process_time() - began < 1, (field, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("llama", dict(num_hidden_layers=10**9), r"num_hidden_layers: expected a whole number in 0 … 4,096, found 1000000000"),
+        ("qwen2", dict(num_hidden_layers=10**9, layer_types=None), "num_hidden_layers: expected a whole number"),
+        ("t5", dict(num_decoder_layers=10**9), "num_decoder_layers: expected a whole number in 1 … 4,096"),
+        ("llama", dict(rms_norm_eps=10**400), r"rms_norm_eps: expected a number above 0, found 1000\d*…"),
+        ("llama", dict(rope_scaling={"rope_type": []}), r"rope scaling \[\] is not supported"),
+        ("bert", dict(id2label={"a": "b"}), "id2label: expected an object from numbers to the labels' names"),
+        ("bert", dict(id2label={"0": {}}), "id2label: expected an object from numbers"),
+        ("bert", dict(id2label={"1": "a", "01": "b"}), "id2label: expected an object from numbers"),
+        ("gpt2", dict(vocab_size=10**12), "vocab_size: expected a whole number"),
+        ("gpt2", dict(eos_token_id=list(range(10**5))), "eos_token_id: expected a token id or a list of them"),
+    ],
+)  # fmt: skip
+def test_values_that_no_model_has(name, change, says):
+    with pytest.raises(Bad, match=says) as told:
+        read_arch(CONFIGS[name] | change)
+    assert len(str(told.value)) < 300
+
+
+def test_names_of_tensors_that_are_none(tmp_path):
+    """Wrappers alone, an empty word, axes that a layout has not: a line each."""
+    for name, (key, shape), says in [
+        ("gpt2", ("_orig_mod", (1,)), "not known to gpt2"),
+        ("gpt2", ("", (1,)), "not known to gpt2"),
+        ("vit", ("vit.embeddings.patch_embeddings.projection.weight", ()), "expected shape"),
+        ("vit", ("vit.embeddings.patch_embeddings.projection.weight", (0, 2)), "expected shape"),
+        ("vit", ("vit.embeddings.position_embeddings", (2, 3, 4)), "expected shape"),
+    ]:
+        folder = shutil.copytree(ROOT / name, tmp_path / f"{name}{len(list(tmp_path.iterdir()))}")
+        tensors = read_tensors(folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", tensors | {key: np.zeros(shape, np.float32)})
+        with pytest.raises(Bad, match=says):
+            load(folder)
+
+
+def test_more_tensors_than_a_model_has(tmp_path):
+    folder = shutil.copytree(ROOT / "gpt2", tmp_path / "base")
+    tensors = read_tensors(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", tensors | {f"x.{n}": np.zeros(0) for n in range(20_000)})
+    with pytest.raises(Bad, match=r"expected at most 1,\d+ tensors, as config.json tells of \d layers, found 20,\d+"):
+        load(folder)

@@ -332,7 +332,7 @@ DAMAGE = {
         lambda f: ((f / USUAL / "in.safetensors").unlink(), os.mkfifo(f / USUAL / "in.safetensors")), "expected a file, found a pipe",
     ),
     "no JSON": (lambda f: (f / USUAL / "case.json").write_text("[" * 10**5), "case.json: expected JSON"),
-    "no case": (lambda f: shutil.rmtree(f / USUAL), "case.json: cannot be read: No such file"),
+    "no case": (lambda f: shutil.rmtree(f / USUAL), "case.json: no such file"),
     "link": (lambda f: (shutil.move(f / USUAL, f / "elsewhere"), (f / USUAL).symlink_to(f / "elsewhere")), "or a link to elsewhere"),
     "path": (lambda f: indexed(f, lambda c, i: c.update(path=f"../cases/{USUAL}")), "to lie at ia3/forward/usual, found '../cases"),
     "absolute": (lambda f: indexed(f, lambda c, i: c.update(path=f"{f}/{USUAL}")), "to lie at ia3/forward/usual, found '/"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import CLASSIFIERS, HEADS, _ours, family_names, headed, with_head
+from minipeft.checkpoints import CLASSIFIERS, HEADS, _ours, _theirs, family_names, headed, with_head
 from minipeft.checkpoints.native import OF_VOCABULARY
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.weight import again, widened
@@ -127,6 +127,12 @@ def with_brought_base(model: Model, parts: Parts, folder: Path) -> tuple[Model, 
         if not same:
             params[name] = again(new, held)
             changed.append(name)
+    if strange := [n for n in changed if n not in OF_VOCABULARY]:
+        theirs = _theirs(model.names, strange[0]) or strange[0]
+        raise Bad(
+            f"{folder}: changes {len(strange)} parameters of its base, the first {theirs}, which adapter_config.json neither "
+            "targets nor saves whole"
+        )
     if not changed:
         return model, []
     size = {"vocab_size": arch.vocab} if "vocab_size" in model.config else {}

@@ -29,7 +29,6 @@ SPEC = Spec(
     keys={"k": Key("c3a_kernel", size="(out/β, in/β, β)")},
     settings=dict(block="block_size"),
     patterns=dict(block_size_pattern="block"),
-    sizes=("block",),
     wide=("peft.tuners.c3a.layer",),
     trials=(Trial("llama", dict(block=4), inexact="PEFT computes in float32"),),
 )

@@ -11,6 +11,9 @@ from typing import Any
 from minipeft.errors import Bad, note
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.registry import kind_of, peft_types
+from minipeft.settings import shortly
+
+MANY = 20  # fields that are named in one line
 
 
 def checked(config: Mapping[str, Any], where: Any = "adapter_config.json") -> Config:
@@ -31,12 +34,10 @@ def checked(config: Mapping[str, Any], where: Any = "adapter_config.json") -> Co
         elif field.fate == "refused" and config[name] and config[name] != field.default:
             raise Bad(f"{where}: {name} is not supported for {kind}: {field.why}")
         elif not field.kind.holds(config[name]):
-            raise Bad(f"{where}: {name}: expected {field.kind.words}, found {_short(config[name])}")
+            raise Bad(f"{where}: {name}: expected {field.kind.words}, found {shortly(config[name])}")
     if strange := sorted(set(config) - set(known)):
-        note(f"{where}: {', '.join(map(repr, strange))}: unknown to PEFT 0.21.2 for {kind}, and not honoured")
+        named = ", ".join(map(shortly, strange[:MANY])) + (
+            f" and {len(strange) - MANY} more" if len(strange) > MANY else ""
+        )
+        note(f"{where}: {named}: unknown to PEFT 0.21.2 for {kind}, and not honoured")
     return out
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -8,13 +8,17 @@ fields of PEFT 0.21.2 for its tuner; `minipeft.interop.peft.config` judges a con
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from minipeft.errors import Bad
+from minipeft.limits import LAYERS as LAYERS_MOST
+from minipeft.limits import NAMES as NAMES_MOST
+from minipeft.limits import PATTERNS
+from minipeft.limits import WHOLE as WHOLE_MOST
 from minipeft.model.arch import Arch
+from minipeft.patterns import ENDING, is_plain, refuse_broken
 
 Config = dict[str, Any]
 
@@ -52,23 +56,23 @@ def is_number(v: Any) -> bool:
 
 
 def _is_regex(text: Any, template: str = "{}") -> bool:
-    if not isinstance(text, str):
-        return False
     try:
-        re.compile(template.replace("{}", text))
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
+        if isinstance(text, str):
+            refuse_broken(template.replace("{}", text), "")
+            return True
+    except Bad:
+        pass
+    return False
 
 
 def _are(v: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(v, list) and all(holds(x) for x in v)
+    return isinstance(v, list) and len(v) <= NAMES_MOST and all(holds(x) for x in v)
 
 
-def whole(low: int, high: int = 2**31 - 1) -> Kind:
+def whole(low: int, high: int = WHOLE_MOST) -> Kind:
     """Integers of a range."""
     return Kind(
-        f"an integer of at least {low}" if high == 2**31 - 1 else f"an integer in {low} … {high}",
+        f"an integer of at least {low}" if high == WHOLE_MOST else f"an integer in {low} … {high}",
         lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
     )
 
@@ -93,7 +97,11 @@ def pattern(kind: Kind) -> Kind:
         f"a dictionary from regular expressions to {kind.words}",
         lambda v: (
             v is None
-            or (isinstance(v, dict) and all(_is_regex(k, r"(.*\.)?({})$") and kind.holds(x) for k, x in v.items()))
+            or (
+                isinstance(v, dict)
+                and len(v) <= PATTERNS
+                and all((is_plain(k) or _is_regex(k, ENDING)) and kind.holds(x) for k, x in v.items())
+            )
         ),
     )
 
@@ -115,11 +123,17 @@ NAMES = Kind(
     "a list of names or a regular expression",
     lambda v: v is None or _are(v, lambda x: isinstance(x, str)) or _is_regex(v),
 )
-LIST = Kind("a list of names", lambda v: v is None or _are(v, lambda x: isinstance(x, str)))
+LIST = Kind(
+    "a list of names",
+    lambda v: v is None or (_are(v, lambda x: isinstance(x, str)) and len(v) <= PATTERNS),
+)
 NAME_OR_NAMES = Kind(
     "a name or a list of names", lambda v: v is None or isinstance(v, str) or _are(v, lambda x: isinstance(x, str))
 )
-LAYERS = Kind("an integer or a list of integers", lambda v: v is None or whole(0).holds(v) or _are(v, whole(0).holds))
+LAYERS = Kind(
+    "an integer or a list of integers",
+    lambda v: v is None or whole(0).holds(v) or (_are(v, whole(0).holds) and len(v) <= LAYERS_MOST),
+)
 IDS = Kind("a list of token ids", lambda v: _are(v, whole(0).holds), tuple)
 TOKENS = Kind(
     "a list of token ids, or such a list for each module",

@@ -36,7 +36,6 @@ SPEC = Spec(
     settings=dict(n_frequency="n_frequency", scaling="scaling", seed="random_loc_seed"),
     writes=lambda m, arch: transposed(arch),
     patterns=dict(n_frequency_pattern="n_frequency"),
-    sizes=("n_frequency",),
     notes="the places are drawn again by PyTorch from the seed",
     trials=(Trial("llama", dict(n_frequency=9, scaling=20.0), dict(patterns={"v_proj": dict(n_frequency=5)})),),
 )

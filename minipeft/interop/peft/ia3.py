@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from minipeft.adapted import Adapter
 from minipeft.interop.peft.fields import COMMON, CONV, EXCLUDED, NAMES, ONLY_STARTS, TARGETS, WHOLE, Config, plain, read
 from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
 from minipeft.method import Site
+from minipeft.patterns import matching
 
 KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | CONV | {
     "feedforward_modules": read(NAMES),
@@ -28,10 +28,14 @@ def _absent(
     given = config.get("feedforward_modules")
     if given is None:
         return
+    modules = {site: own[site].rpartition(".")[0] for site in found}
+    named = (
+        matching(given, modules.values(), "adapter_config.json: feedforward_modules:") if isinstance(given, str) else ()
+    )
     for site, arrays in found.items():
-        module = own[site].rpartition(".")[0]
-        declared = re.fullmatch(given, module) if isinstance(given, str) else any(module.endswith(n) for n in given)
-        if bool(declared) != ("l_ff" in arrays):
+        module = modules[site]
+        declared = module in named if isinstance(given, str) else any(module.endswith(n) for n in given)
+        if declared != ("l_ff" in arrays):
             yield f"{module}.ia3_l as feedforward_modules declares it, a scale of its {'in' if declared else 'out'}puts"
 
 

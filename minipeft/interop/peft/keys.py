@@ -199,6 +199,8 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             if kind == "base" and param == HEAD and model.arch.shares_table:
                 param = TABLE
             once(key, param, kind)
+            if mark == "modules_to_save" and not is_whole(config, plain):
+                raise Bad(f"{folder}: {key} was trained whole, and modules_to_save does not name its module")
             (parts.whole if kind == "whole" else parts.base)[param] = a
     if strange:
         known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]

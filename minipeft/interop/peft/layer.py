@@ -56,7 +56,7 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
     if strange := [key for key in tensors if key not in known]:
         raise Bad(f"unexpected key {strange[0]!r}{near(strange[0], known)}")
     found = arrays_of(spec, tensors)
-    method = cls(**settings | spec.read_at(config, LAYER, found))
+    method = cls(**settings | spec.read_at(config, {LAYER: LAYER}, {LAYER: found})[LAYER])
     drawn, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
 
     def name(array: str) -> str:

@@ -81,7 +81,6 @@ SPEC = Spec(
     on_blocks=True,
     tasked=True,
     plain=_as_adaption,
-    sizes=("K",),
     wide=("peft.tuners.adaption_prompt.layer", "peft.tuners.adaption_prompt.utils"),
     on_layer=False,
     trials=(

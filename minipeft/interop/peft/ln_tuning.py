@@ -28,7 +28,8 @@ class Norms(Naming):
 
 def _load(model: Model | Adapted, config: Config, tensors: Mapping[str, Any], folder: Path, name: str) -> Adapted:
     """The general way, but for target_modules: they name norms."""
-    adapted = load_peft_parts(model, config | dict(target_modules=None), tensors, folder, name)
+    others = {k: v for k, v in config.items() if k != "target_modules"}
+    adapted = load_peft_parts(model, others, tensors, folder, name)
     naming = Norms.of(adapted.model, map(body_of, tensors))
     wanted, idle = targeted(config, naming) or set(), adapted.adapter(name).options["idle"]
     found = {s for s, m in adapted.adapter(name).at.items() if m.name == "ln_tuning"}

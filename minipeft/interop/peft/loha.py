@@ -41,6 +41,5 @@ SPEC = Spec(
     },
     settings={k: k for k in ("r", "alpha", "rank_dropout", "module_dropout")},
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
-    sizes=("r",),
     trials=(Trial("llama", dict(r=3, alpha=5.0), dict(patterns={"v_proj": dict(alpha=2.0)})),),
 )

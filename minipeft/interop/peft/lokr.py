@@ -74,4 +74,4 @@ SPEC = Spec(
         Trial("llama", dict(r=1, alpha=5.0), dict(patterns={"v_proj": dict(r=7, alpha=2.0)})),
         Trial("llama", dict(r=1, alpha=5.0, factor=6, decompose_both=True), name="both"),
     ),
-)  # no `sizes`: a rank that no axis has means that the matrices are whole
+)

@@ -167,7 +167,6 @@ TUNER = Spec(
     writes=written,
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
     settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
-    sizes=("r",),
     wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )

@@ -10,7 +10,6 @@ Source: PEFT 0.21, tuners/tuners_utils.py (check_target_module_exists, _maybe_in
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,11 @@ from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.names import Names
+from minipeft.patterns import first_ending, matches, matching
 from minipeft.targets import sites
 
 Config = Mapping[str, Any]
+HERE = "adapter_config.json"
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch, around a module
 CLASSIFIERS = ("classifier", "score")  # which PEFT saves whole for these tasks, named or not
 CLASSIFYING = ("SEQ_CLS", "TOKEN_CLS")
@@ -122,14 +123,11 @@ def targeted(config: Config, naming: Naming) -> set[str] | None:
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = _all_linear(config, naming, modules)
 
-    def meant(name: str) -> bool:
-        if _named(without, name, "exclude_modules") or is_saved(config, name):
-            return False
-        if isinstance(targets, str) or name in map(unwrapped, targets):
-            return _named(targets, name, "target_modules")
-        return _named(targets, name, "target_modules") and _in_layers(config, name)
-
-    return {site for name, site in modules.items() if meant(name)}
+    left = _named(without, modules, "exclude_modules") | _saved(config, modules)
+    wanted = _named(targets, modules, "target_modules")
+    if not isinstance(targets, str):
+        wanted &= set(map(unwrapped, targets)) | _in_layers(config, modules)
+    return {site for name, site in modules.items() if name in wanted - left}
 
 
 def _all_linear(config: Config, naming: Naming, modules: Mapping[str, str]) -> list[str]:
@@ -140,56 +138,63 @@ def _all_linear(config: Config, naming: Naming, modules: Mapping[str, str]) -> l
     return [n for n, s in modules.items() if every[s].kind == "linear" and s not in left and n not in heads]
 
 
-def _regex(what: str, pattern: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except re.error as why:
-        raise Bad(f"adapter_config.json: {what}: {pattern!r} is no regular expression: {why}") from None
-
-
-def _named(wanted: str | Iterable[str], name: str, what: str) -> bool:
-    """Whether a regular expression is all of a name, or one of a list is the name or ends it after a dot."""
+def _named(wanted: str | Iterable[str], names: Iterable[str], what: str) -> set[str]:
+    """The names that a regular expression is all of, or that one of a list is or ends after a dot."""
     if isinstance(wanted, str):
-        return _regex(what, wanted).fullmatch(name) is not None
-    return any(name == w or name.endswith(f".{w}") for w in map(unwrapped, wanted))
+        return matching(wanted, names, f"{HERE}: {what}:")
+    given = set(map(unwrapped, wanted))
+    return {name for name in names if not given.isdisjoint(_ends(name))}
 
 
-def _in_layers(config: Config, name: str) -> bool:
-    """Whether the first number in a module's name, or the first after a layers_pattern, is in layers_to_transform."""
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[n:]) for n in range(len(parts))]
+
+
+def _in_layers(config: Config, names: Iterable[str]) -> set[str]:
+    """The names whose first number, or the first after a layers_pattern, is in layers_to_transform."""
     only = config.get("layers_to_transform")
     if only is None or only == []:
-        return True
+        return set(names)
+    layers = {only} if isinstance(only, int) else set(only)
     patterns = config.get("layers_pattern") or ()
     patterns = [patterns] if isinstance(patterns, str) else patterns
     starts = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in patterns] or [r".*?\.[^.]*\.(\d+)\."]
-    found = next((m for s in starts if (m := _regex("layers_pattern", s).match(name))), None)
-    return found is not None and int(found[1]) in ([only] if isinstance(only, int) else only)
+    found: dict[str, str | None] = {}
+    for one in matches(starts, names, f"{HERE}: layers_pattern:", "match"):
+        found = {**one, **found}
+    if strange := [n for n in found.values() if n is None or not n.isdecimal()]:
+        raise Bad(f"{HERE}: layers_pattern: expected no group of its own, found one that is {strange[0]!r}")
+    return {name for name, n in found.items() if int(str(n)) in layers}
 
 
-def _saved(config: Config) -> list[str]:
+def _whole(config: Config) -> list[str]:
     """The modules that are saved whole, those of a classifying task among them."""
     own = CLASSIFIERS if config.get("task_type") in CLASSIFYING else ()
-    return [*map(unwrapped, config.get("modules_to_save") or ()), *own]
+    return list(dict.fromkeys([*map(unwrapped, config.get("modules_to_save") or ()), *own]))
 
 
-def is_saved(config: Config, name: str) -> bool:
-    """Whether a module is, or is in, one that modules_to_save names: then it is not adapted."""
-    return any(_regex("modules_to_save", rf"(?:^|.*\.){m}(?:$|\..*)").match(name) for m in _saved(config))
+def _saved(config: Config, names: Iterable[str]) -> set[str]:
+    """The modules that are, or are in, one that modules_to_save names: they are not adapted."""
+    plain = {m for m in _whole(config) if m.isidentifier()}  # a part of a name between dots; others are patterns
+    own = [rf"(?:^|.*\.){m}(?:$|\..*)" for m in _whole(config) if m not in plain]
+    found = matches(own, names, f"{HERE}: modules_to_save:", "match")
+    return {n for n in names if not plain.isdisjoint(n.split("."))}.union(*found)
 
 
 def is_whole(config: Config, name: str) -> bool:
     """Whether a parameter is in a module that is saved whole. PEFT asks here for the end of a name, dot or no dot."""
     parts = name.split(".")
     above = [".".join(parts[:n]) for n in range(1, len(parts))]
-    return any(module.endswith(m) for module in above for m in _saved(config))
+    return any(module.endswith(m) for module in above for m in _whole(config))
 
 
-def by_pattern(config: Config, which: str, module: str, default: Any) -> Any:
-    """rank_pattern, alpha_pattern or their like for a module: that of the first key that ends its name, as a regular
+def by_pattern(config: Config, which: str, modules: Iterable[str], default: Any) -> dict[str, Any]:
+    """rank_pattern, alpha_pattern or their like for each module: that of the first key that ends its name, as a regular
 
     expression; else the default.
     """
-    for key, v in (config.get(which) or {}).items():
-        if _regex(which, rf"(.*\.)?({key})$").match(module):
-            return v
-    return default
+    given = config.get(which) or {}
+    modules = tuple(modules)
+    first = first_ending(list(given), modules, f"{HERE}: {which}:")
+    return {m: given[first[m]] if m in first else default for m in modules}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from minipeft.errors import Bad
 from minipeft.interop.peft.fields import (
     BIASES,
     COMMON,
@@ -27,6 +28,7 @@ from minipeft.interop.peft.fields import (
     whole,
 )  # fmt: skip
 from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
+from minipeft.method import Site
 from minipeft.model.arch import Arch
 
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
@@ -59,6 +61,26 @@ def _at_site(config: Config, arrays: Mapping[str, Any]) -> Config:
     return fields
 
 
+def _nearest(size: int, width: int) -> int:
+    """The divisor of a width that PEFT takes for a size that is none: the nearest, of two the smaller."""
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    return min(divisors, key=lambda n: (abs(n - size), n))
+
+
+def _absent(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Blocks of the size that is declared, or as many as are. Raises `Bad` where the file has others."""
+    size, number = config["oft_block_size"], config["r"]
+    for site, arrays in found.items():
+        width, has = every[site].shape[-1], _at_site(config, arrays).get("block")
+        declared = _nearest(size, width) if size else width // _nearest(number, width)
+        if has not in (None, declared):
+            what = f"oft_block_size={size}" if size else f"r={number}"
+            raise Bad(f"adapter_config.json: {what} means blocks of {declared} at {own[site]}, the file's are of {has}")
+    yield from ()
+
+
 SPEC = Spec(
     "OFT",
     KNOWN,
@@ -75,6 +97,7 @@ SPEC = Spec(
     reads=_reads,
     writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann"),
     at_site=_at_site,
+    absent=_absent,
     trials=(
         Trial("llama", dict(block=4, r=0)),
         Trial("llama", dict(block=4, r=0, cayley="exact", block_share=True), name="exact"),

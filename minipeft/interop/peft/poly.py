@@ -25,6 +25,5 @@ SPEC = Spec(
     settings={k: k for k in SIZES},
     writes=lambda m, arch: dict(poly_type="poly"),
     tasked=True,
-    sizes=SIZES,
     trials=(Trial("llama", dict(r=2, n_tasks=2, n_skills=3, n_splits=2)),),
 )

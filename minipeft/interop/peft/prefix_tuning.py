@@ -77,7 +77,6 @@ SPEC = Spec(
     reads=_reads,
     writes=_writes,
     plain=_as_prefixes,
-    sizes=("p", "blocks"),
     tasked=True,
     on_layer=False,
     trials=(

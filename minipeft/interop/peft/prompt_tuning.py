@@ -80,7 +80,6 @@ SPEC = Spec(
     writes=lambda m, arch: sized(m, arch) | dict(prompt_tuning_init="RANDOM"),
     settled=rows,
     plain=pooled,
-    sizes=("p",),
     tasked=True,
     on_layer=False,
     trials=(

@@ -6,7 +6,7 @@ What stands where says the file of each method in this folder. Module names go t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
-from minipeft.drawing import expected, wrong_in
+from minipeft.drawing import There, expected, wrong_in
 from minipeft.engine.backend import read_only, to_device
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head
@@ -23,13 +23,13 @@ from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import ROOT, TOKENS, WHOLE, body_of, module_of, sorted_keys
-from minipeft.interop.peft.names import Naming, targeted
+from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec
-from minipeft.method import Method, method_class
+from minipeft.method import Method, method_class, refuse_unfit
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
-from minipeft.targets import sites
+from minipeft.targets import select, sites
 
 
 def read_config(folder: str | Path) -> Config:
@@ -69,6 +69,7 @@ def load_peft_parts(
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     cls = method_class(method_name(config))
     spec = spec_of(cls).of(config, adapted.model.arch)
+    refuse_odd(folder, spec, tensors, adapted.model)
     if spec.load:
         return spec.load(model, config, tensors, folder, name)
     base = with_fitting_head(adapted.model, config, tensors, folder)
@@ -85,10 +86,7 @@ def load_peft_parts(
     every = sites(base)
     found = {site: parts.at[site] for site in every if site in parts.at}  # in the model's order, whatever the file's
     modules = {site: module_of(naming, spec, site) for site in found}
-    per_site = {site: spec.read_at(config, modules[site], arrays) for site, arrays in found.items()}
-    for site, arrays in [*found.items(), ("", parts.shared)]:
-        for size in spec.sizes:
-            refuse_huge(folder, size, per_site.get(site, {}).get(size, settings.get(size)), arrays)
+    per_site = spec.read_at(config, modules, found)
     method = cls(**settings)
     if not spec.on_blocks and found:
         _same_targets(naming, config, spec, found, parts.idle_sites(naming, "whole", "adapted"), folder)
@@ -103,11 +101,15 @@ def load_peft_parts(
     targets = list(found) or method.targets
     if spec.on_blocks:
         targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
+    own: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
+    arrays = declared_at(base, method, targets, per_site)
+    own |= {next((full for full in arrays if full.endswith(f":{k}")), f":{k}"): v for k, v in parts.shared.items()}
+    there_are = {k: it.shape for k, it in arrays.items()}
+    needed = {k for k, it in arrays.items() if it.trained and (k in own or k.partition(":")[0] in found)}
+    needed |= {f":{k}" for k in spec.root_keys} if spec.keeps(config) else set()
+    refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
     adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
-    new: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
-    new |= {f"{site}:W1": v for site, v in parts.whole.items()}
-    held = adapted.adapter(name).arrays
-    new |= {next((full for full in held if full.endswith(f":{k}")), f":{k}"): v for k, v in parts.shared.items()}
+    new = own | {f"{site}:W1": v for site, v in parts.whole.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
     options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
@@ -119,6 +121,8 @@ def _same_targets(
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
     wanted = targeted(config, naming)
     if wanted is None:
+        if "target_modules" in config:
+            raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")
         return
     every = sites(naming.model)
     if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
@@ -132,15 +136,77 @@ def _same_targets(
         raise Bad(f"{folder}: {len(more)} modules have tensors and are no target_modules, the first {first}")
 
 
-def refuse_huge(folder: Path, size: str, declared: Any, arrays: Mapping[str, Any]) -> None:
-    """A size that no axis of the file's arrays has is refused before anything of that size is made."""
-    longest = max((n for a in arrays.values() for n in a.shape), default=0)
-    if (
-        arrays and declared is not None and declared > max(longest, 1024)
-    ):  # smaller ones cost nothing, and are told better below
+def refuse_odd(folder: Path, spec: Spec, tensors: Mapping[str, Any], model: Model) -> None:
+    """Raises `Bad` for more tensors than an adapter of this base has, for two of one name, and for numbers of another kind."""
+    ends = {k.suffix for k in (*spec.keys.values(), *(spec.embedding_keys or {}).values())}
+    most = len(sites(model)) * (len(ends) + BESIDE) + len(spec.root_keys)
+    if len(tensors) > most:
         raise Bad(
-            f"{folder}: {size} is {declared} by adapter_config.json, but no axis of the file's arrays is longer than {longest}"
+            f"{folder}: expected at most {most:,} tensors, which an adapter of this base has, found {len(tensors):,}"
         )
+    places = {k.suffix for k in spec.keys.values() if k.row is not None}
+    plain: dict[str, str] = {}
+    for key, a in tensors.items():
+        if (other := plain.setdefault(unwrapped(key), key)) != key:
+            raise Bad(f"{folder}: {other} and {key} are the same tensor; expected one adapter in a file")
+        if key.endswith(tuple(places)):
+            if a.dtype.kind != "i":
+                raise Bad(f"{folder}: {key}: expected integers, found {a.dtype}")
+        elif a.dtype.kind != "f":
+            raise Bad(f"{folder}: {key}: expected floating-point numbers, found {a.dtype}")
+        elif not np.isfinite(a).all():
+            raise Bad(f"{folder}: {key} has NaN or infinite values")
+
+
+BESIDE = (
+    8  # tensors of a module that are no method's: its weight and bias, as they were and as they are, and trained tokens
+)
+
+
+def declared_at(
+    model: Model, method: Method, targets: Any, per_site: Mapping[str, Mapping[str, Any]]
+) -> dict[str, There]:
+    """The arrays that a method has on a model by its declarations, {"site:name": array}; nothing is drawn."""
+    every = sites(model)
+    at = {s.name: dataclasses.replace(method, **per_site.get(s.name, {})) for s in select(model, targets)}
+    for name, own in at.items():
+        refuse_unfit(own, every[name])
+    return dict(expected(method, at, every))
+
+
+def refuse_misfits(
+    folder: Path,
+    label: Callable[[str], str],
+    new: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    needed: Collection[str],
+) -> None:
+    """Raises `Bad` unless a file's arrays are all that are `needed`, and have these shapes."""
+    if lost := sorted(set(needed) - set(new)):
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise Bad(f"{folder}: adapter_model.safetensors lacks {label(lost[0])}{more}")
+    if odd := sorted(set(new) - set(shapes)):
+        raise Bad(f"{folder}: unexpected tensor {label(odd[0])} for this configuration")
+    for key, a in sorted(new.items()):
+        expected, found = tuple(shapes[key]), tuple(a.shape)
+        if found != expected:
+            turned = "; it looks transposed" if found[::-1] == expected else ""
+            array = key.rpartition(":")[2]
+            raise Bad(f"{folder}: {label(key)} as {array}: expected shape {expected}, found {found}{turned}")
+
+
+def labels(spec: Spec, every: Mapping[str, Any], modules: Mapping[str, str]) -> Callable[[str], str]:
+    """What an array of ours is called in a file."""
+
+    def label(key: str) -> str:
+        site, _, array = key.rpartition(":")
+        if site in modules and array in (keys := spec.keys_of(every[site].kind)):
+            return f"{ROOT}{modules[site]}.{keys[array].suffix}"
+        if array in spec.root_keys:
+            return spec.root_keys[array].suffix
+        return f"{site}:{array}" if site else array
+
+    return label
 
 
 def settings_of(spec: Spec, config: Config, arch: Arch, folder: Path) -> Config:
@@ -184,36 +250,22 @@ def filled(
     dtype = adapted.model.dtype
     every = sites(adapted.model)
 
-    def label(key: str) -> str:
-        site, _, array = key.rpartition(":")
-        if site in modules and array in (keys := spec.keys_of(every[site].kind)):
-            return f"{ROOT}{modules[site]}.{keys[array].suffix}"
-        return f"{site}:{array}" if site else spec.root_keys[array].suffix if array in spec.root_keys else array
-
     stored = {
         k for k in adapter.arrays if (s := k.rpartition(":"))[0] in modules and s[2] in spec.keys_of(every[s[0]].kind)
     }
-    if lost := sorted((adapter.trained | stored) - set(new)):
-        raise Bad(
-            f"{folder}: adapter_model.safetensors lacks {label(lost[0])}"
-            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
-        )
-    if odd := sorted(set(new) - set(adapter.arrays)):
-        raise Bad(f"{folder}: unexpected tensor {label(odd[0])} for this configuration")
+    label = labels(spec, every, modules)
+    refuse_misfits(folder, label, new, {k: a.shape for k, a in adapter.arrays.items()}, adapter.trained | stored)
     arrays = dict(adapter.arrays)
-    for key, a in sorted(new.items()):
-        shape = tuple(arrays[key].shape)
-        if tuple(a.shape) != shape:
-            turned = "; it looks transposed" if tuple(a.shape[::-1]) == shape else ""
-            raise Bad(
-                f"{folder}: {label(key)} as {key.rpartition(':')[2]}: expected shape {shape}, found {tuple(a.shape)}{turned}"
-            )
     own = adapter.grouped({**arrays, **new})
     for key, it in expected(adapter.method, adapter.at, every):
         if key in new and (wrong := wrong_in(it, new[key], own[key.rpartition(":")[0]])):
             raise Bad(f"{folder}: {label(key)}: {wrong}")
     for key, a in sorted(new.items()):
-        held = to_device(np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype))
+        with np.errstate(over="ignore"):
+            a = np.ascontiguousarray(a).astype(dtype if a.dtype.kind == "f" else a.dtype)
+        if a.dtype.kind == "f" and not np.isfinite(a).all():
+            raise Bad(f"{folder}: {label(key)} has values that are NaN, infinite or beyond the range of {a.dtype}")
+        held = to_device(a)
         arrays[key] = held if key in adapter.trained else read_only(held)
     trained = frozenset(k for k in adapter.trained if k.rpartition(":")[2] not in spec.fixed)
     options = {**options, "fixed": list(spec.fixed)} if spec.fixed else options

@@ -13,6 +13,7 @@ from minipeft.errors import Bad, near
 from minipeft.interop.peft.fields import Config, Field
 from minipeft.interop.peft.spec import Spec
 from minipeft.method import METHODS, Method, load_methods
+from minipeft.settings import shortly
 
 HERE = Path(__file__).parent
 
@@ -67,7 +68,7 @@ def kind_of(config: Mapping[str, Any], where: Any = "adapter_config.json") -> st
     kind, known = config.get("peft_type"), peft_types()
     if not isinstance(kind, str) or kind not in known:
         raise Bad(
-            f"{where}: peft_type {kind!r} is not supported; expected one of {', '.join(sorted(known))}"
+            f"{where}: peft_type {shortly(kind)} is not supported; expected one of {', '.join(sorted(known))}"
             f"{near(str(kind), known)}"
         )
     return kind

@@ -39,7 +39,6 @@ SPEC = Spec(
     settings=dict(r="r", seed="random_seed"),
     writes=lambda m, arch: dict(mask_type="random"),
     plain=_scaled,
-    sizes=("r",),
     unasked=lambda m: "" if m.scale == 1.0 else "SHiRA's scale is no setting of PEFT",
     trials=(Trial("llama", dict(r=2, seed=3)),),
 )

@@ -135,6 +135,10 @@ class Spec:
         [Config, Mapping[str, Site], Mapping[str, str], Mapping[str, Mapping[str, Any]]], Iterable[str]
     ] = lambda config, every, own, found: ()  # what a configuration declares and its file has not
 
+    keeps: Callable[[Config], bool] = lambda config: (
+        False
+    )  # whether what its sites share must be in the file, trained or not
+
     # oddities
     on_blocks: bool = (
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
@@ -142,7 +146,6 @@ class Spec:
     tasked: bool = False  # PEFT reads it with a task_type only
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
-    sizes: tuple[str, ...] = ()  # our settings that are the length of an axis of its arrays
     load: Callable[..., Adapted] | None = None  # reads a folder, in place of the general way
     save: Callable[[Adapted, Adapter, Any], None] = lambda adapted, adapter, folder: (
         None
@@ -178,14 +181,17 @@ class Spec:
         same = {ours: self.known[theirs].kind.of(config[theirs]) for ours, theirs in self.settings.items()}
         return {k: v for k, v in same.items() if v is not None} | self.reads(config, arch)
 
-    def read_at(self, config: Config, module: str, arrays: Mapping[str, Any]) -> Config:
-        """Our settings that differ from site to site, at their module with these arrays of ours."""
-        out = {}
+    def read_at(
+        self, config: Config, modules: Mapping[str, str], arrays: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Config]:
+        """Our settings that differ from site to site, at their modules with these arrays of ours."""
+        out: dict[str, Config] = {site: {} for site in modules}
         for theirs, ours in self.patterns.items():
             if self.known[theirs].fate == "read":
-                value = by_pattern(config, theirs, module, config[self.settings[ours]])
-                out[ours] = self.known[self.settings[ours]].kind.of(value)
-        return out | self.at_site(config, arrays)
+                values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
+                for site, module in modules.items():
+                    out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
+        return {site: own | self.at_site(config, arrays[site]) for site, own in out.items()}
 
     def write(self, method: Any, arch: Arch) -> Config:
         """Their configuration, of a method of ours."""

@@ -7,6 +7,7 @@ from minipeft.interop.peft.fields import (
     COMMON,
     CONV,
     COUNT,
+    FLAG,
     INIT,
     LAYERED,
     NUMBER,
@@ -16,7 +17,6 @@ from minipeft.interop.peft.fields import (
     WHOLE,
     needed,
     optional,
-    plain,
     read,
 )  # fmt: skip
 from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
@@ -24,7 +24,7 @@ from minipeft.interop.peft.spec import Key, Spec, Trial, transposed
 KNOWN = COMMON | TARGETS | LAYERED | WHOLE | CONV | BIASES | INIT | {
     "r": needed(COUNT, 256),
     "projection_prng_key": needed(SEED, 0),
-    "save_projection": plain("A and B are made from projection_prng_key where the file has them not", True),
+    "save_projection": read(FLAG, True),
     "vera_dropout": read(optional(RATE), 0.0),
     "d_initial": needed(NUMBER, 0.1),
 }  # fmt: skip
@@ -35,7 +35,7 @@ SPEC = Spec(
     keys={"lambda_d": Key("vera_lambda_d", size="(r)"), "lambda_b": Key("vera_lambda_b", size="(out)")},
     root_keys={"A": Key("base_model.vera_A", size="(r, in)"), "B": Key("base_model.vera_B", size="(out, r)")},
     settings=dict(r="r", d_initial="d_initial", seed="projection_prng_key", dropout="vera_dropout"),
+    keeps=lambda config: bool(config["save_projection"]),
     writes=lambda m, arch: transposed(arch) | dict(save_projection=True),
-    sizes=("r",),
     trials=(Trial("llama", dict(r=4)),),
 )

@@ -26,11 +26,13 @@ from minipeft.interop.peft.fields import (
     whole,
 )
 from minipeft.interop.peft.reading import (
+    declared_at,
     filled,
+    labels,
     load_peft_parts,
     read_adapter_tensors,
     read_config,
-    refuse_huge,
+    refuse_misfits,
     settings_of,
 )
 from minipeft.interop.peft.spec import Key, Spec, Trial
@@ -38,8 +40,10 @@ from minipeft.interop.peft.writing import save_peft
 from minipeft.method import method_class
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
+from minipeft.settings import shortly
 
 FOLDERS = Kind("a dictionary of folders", lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()))
+EXPERT = "LORA"
 KNOWN = COMMON | {
     "hidden_size": read(optional(COUNT)),
     "adapters": read(optional(FOLDERS)),
@@ -74,6 +78,15 @@ def _classifier(config: Config, arch: Arch) -> Config:
     return dict(root_keys=keys)
 
 
+def _holds(folder: Path, place: str) -> bool:
+    """Whether an expert is at a place that is named, and the place inside of the folder, whatever links there are."""
+    try:
+        inside = (folder / place).resolve().is_relative_to(folder.resolve())
+        return inside and (folder / place / "adapter_config.json").exists()
+    except (OSError, ValueError, RuntimeError):  # no name of a file, or a link to itself
+        return False
+
+
 def _load(
     model: Model | Adapted, config: Config, tensors: Mapping[str, np.ndarray], folder: Path, name: str
 ) -> Adapted:
@@ -82,34 +95,42 @@ def _load(
     arch = adapted.model.arch
     cls: Any = method_class("x_lora")
     experts = []
+    taken: dict[Path, str] = {}
     for k, (key, place) in enumerate((config.get("adapters") or {}).items()):
-        where = next(
-            (p for p in (folder / str(place), folder / key, folder / str(k)) if (p / "adapter_config.json").exists()),
-            None,
-        )
+        where = next((p for p in (place, key, str(k)) if _holds(folder, p)), None)
         if where is None:
-            raise Bad(f"{folder}: expert {key!r} of the XLORA adapter is neither in {folder / key} nor in {place}")
-        own = {}
+            told = f"{folder / shortly(key)[1:-1]} nor in {shortly(place)[1:-1]}"
+            raise Bad(
+                f"{folder}: expert {shortly(key)} of the XLORA adapter is neither in {told}, inside of the folder"
+            )
+        where = folder / where
+        if (other := taken.setdefault(where.resolve(), key)) != key:
+            raise Bad(f"{folder}: experts {other!r} and {key!r} of the XLORA adapter are in one folder, {where}")
+        own: dict[str, Any] = {}
         for full, a in read_adapter_tensors(where).items():
             if ".lora_" in (body := full.removeprefix("base_model.").removeprefix("lora_model.")):
+                if "base_model." + body in own:
+                    raise Bad(f"{where}: {full} is there twice, under two names")
                 own["base_model." + body] = a  # PEFT's copies hold the base and the classifier as well
-        expert = read_config(where) | dict(
-            task_type=None, modules_to_save=None, bias="none"
-        )  # PEFT takes an expert's factors alone
+        expert = read_config(where)
+        if expert["peft_type"] != EXPERT:
+            raise Bad(f"{where}: an expert of an XLORA adapter: expected {EXPERT}, found {expert['peft_type']}")
+        expert |= dict(task_type=None, modules_to_save=None, bias="none")  # PEFT takes an expert's factors alone
         experts.append(load_peft_parts(adapted.model, expert, own, where).adapters[0])
     if not experts:
         raise Bad(f"{folder / 'adapter_config.json'}: an XLORA adapter needs adapters, its experts")
     settings = settings_of(SPEC, config, arch, folder)
-    if settings["depth"] > 1:
-        refuse_huge(folder, "hidden", settings["hidden"], tensors)
     method = cls.from_adapters(experts, **settings)
     config = config | SPEC.write(method, arch)
     spec = SPEC.of(config, arch)
-    adapted = attach(adapted, method, name=name)
     names = {k.suffix: n for n, k in spec.root_keys.items()}
     if strange := sorted(set(tensors) - set(names)):
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in an XLORA adapter{near(strange[0], names, 1)}")
     new = {f":{names[k]}": a for k, a in tensors.items()}
+    shared = {k: it for k, it in declared_at(adapted.model, method, method.targets, {}).items() if k.startswith(":")}
+    label, needed = labels(spec, {}, {}), {k for k, it in shared.items() if it.trained}
+    refuse_misfits(folder, label, new, {k: it.shape for k, it in shared.items()}, needed)
+    adapted = attach(adapted, method, name=name)
     new |= {k: to_host(a) for k, a in adapted.adapter(name).arrays.items() if not k.startswith(":")}  # the experts'
     return filled(adapted, name, new, folder, spec, {}, dict(bias="none", train_whole=[], peft=config))
 

@@ -86,8 +86,9 @@ def test_the_first_pattern_that_ends_a_name_counts():
         "x.q_proj": 6,
         "q_proj": 6,
     }.items():
-        assert by_pattern(config, "rank_pattern", module, 3) == rank
-    assert by_pattern(config, "rank_pattern", "model.xq_proj", 3) == 3 == by_pattern({}, "rank_pattern", "q_proj", 3)
+        assert by_pattern(config, "rank_pattern", [module], 3) == {module: rank}
+    assert by_pattern(config, "rank_pattern", ["model.xq_proj"], 3) == {"model.xq_proj": 3}
+    assert by_pattern({}, "rank_pattern", ["q_proj"], 3) == {"q_proj": 3}
 
 
 @pytest.mark.parametrize(
