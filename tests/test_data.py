@@ -220,7 +220,7 @@ def test_files_that_are_none(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(Bad, match="expected a CSV file in UTF-8"):
             read_csv(tmp_path / name)
-    with pytest.raises(Bad, match="cannot be read"):
+    with pytest.raises(Bad, match="expected a file, found a folder"):
         read_csv(tmp_path)
 
 

@@ -52,7 +52,7 @@ def opened(path: str | Path, most: int | None = None, links: bool = True) -> Ite
     `most` bytes. What lies there may be exchanged for something else at any moment: what was opened is looked at as well.
     """
     try:
-        path = existing(path)
+        path = existing(path) if links else Path(path)
         _regular(path, path.stat() if links else path.lstat())
         flags = ("O_NONBLOCK", "O_BINARY", *(() if links else ("O_NOFOLLOW",)))
         handle = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in flags))

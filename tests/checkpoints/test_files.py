@@ -208,9 +208,9 @@ def test_what_is_not_there(tmp_path):
         read_header(tmp_path / "modle.safetensors")
     with pytest.raises(Bad, match=r"no such file$"):
         read_header(tmp_path / "nowhere" / "at" / "all")
-    with pytest.raises(Bad, match="cannot be read"):
+    with pytest.raises(Bad, match="expected a file, found a folder"):
         read_tensors(tmp_path)
-    with pytest.raises(Bad, match="cannot be read"):
+    with pytest.raises(Bad, match="expected a file, found a folder"):
         read_json(tmp_path)
 
 

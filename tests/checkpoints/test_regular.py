@@ -44,13 +44,13 @@ def test_only_regular_files_are_opened(tmp_path):
 
 def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    one_line(load, tmp_path, "config.json: cannot be read")
+    one_line(load, tmp_path, "config.json: expected a file, found a pipe")
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text("{}")
     os.mkfifo(tmp_path / "model.safetensors")
-    one_line(load, tmp_path, "model.safetensors: cannot be read")
+    one_line(load, tmp_path, "model.safetensors: expected a file, found a pipe")
     os.mkfifo(tmp_path / "tokenizer.json")
-    one_line(load_tokenizer, tmp_path, "tokenizer.json: cannot be read")
+    one_line(load_tokenizer, tmp_path, "tokenizer.json: expected a file, found a pipe")
 
 
 def sparse(path, start, size):
@@ -192,7 +192,7 @@ def test_shards_stay_in_their_folder(tmp_path, name):
 def test_an_index_of_what_is_no_shard(tmp_path):
     folder = folder_of(tmp_path / "m", {"x": "a.safetensors"})
     os.mkfifo(folder / "a.safetensors")
-    one_line(read_folder, folder, "cannot be read")
+    one_line(read_folder, folder, "expected a file, found a pipe")
     folder_of(folder, {str(n): f"{n}.safetensors" for n in range(limits.TENSORS + 1)})
     one_line(read_folder, folder, "expected at most 262,144 tensors, found 262,145")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "a", "x": "b"}}')

@@ -58,8 +58,7 @@ class AdaLoRA(Method):
     P = trained("out", "k", start=normal(0.02))
     lam = trained("k")
     Q = trained("k", "in", start=normal(0.02))
-    I = U = keeps()  # Ī and Ū
-    keep = keeps(of="lam", truth=True)
+    I, U, keep = keeps(), keeps(), keeps(of="lam", truth=True)  # Ī and Ū; which triplets stay
 
     @property
     def scale(self) -> float:
@@ -76,10 +75,8 @@ class AdaLoRA(Method):
         return total * (self.gamma / len(grams)) if self.gamma and grams else None
 
     def after_backward(self, step: Step) -> None:
-        if self.tinit >= step.total - self.tfinal:
-            raise Bad(
-                f"{self.name}: tinit + tfinal must be less than the {step.total} steps, found {self.tinit} + {self.tfinal}"
-            )
+        if (both := self.tinit + self.tfinal) >= step.total:
+            raise Bad(f"{self.name}: tinit + tfinal must be less than the {step.total} steps, found {both}")
         self._sense(step, "before")
 
     def after_step(self, step: Step) -> None:
@@ -103,15 +100,13 @@ class AdaLoRA(Method):
 
     def _choose(self, step: Step) -> None:
         """Which triplets of the whole model are kept, into the state."""
-        S = {
-            k: step.state.get(f"I/{k}", 0) * step.state.get(f"U/{k}", 0 * w) for k, w in self._every(step)
-        }  # at first 0
+        state = step.state  # at first empty
+        S = {k: state.get(f"I/{k}", 0) * state.get(f"U/{k}", 0 * w) for k, w in self._every(step)}
         scores = [S[f"{site}:lam"] + S[f"{site}:P"].mean(axis=0) + S[f"{site}:Q"].mean(axis=1) for site in step.theta]
         place = xp.argsort(xp.argsort(-xp.concatenate(scores), kind="stable"))
         keep = place < self.budget(step.t, step.total, len(place), self.target_r * len(scores))
-        step.state |= {
-            f"keep/{s}:lam": k for s, k in zip(step.theta, xp.split(keep, list(accumulate(map(len, scores)))))
-        }
+        split = xp.split(keep, list(accumulate(map(len, scores))))
+        state |= {f"keep/{site}:lam": part for site, part in zip(step.theta, split)}
 
     def budget(self, t: int, total: int, start: int, end: int) -> int:
         """b(t): how many triplets are kept in step t, from `start` to `end`."""

@@ -33,6 +33,7 @@ from minipeft.method import Base
 from minipeft.methods.lowrank.lora import LoRA
 
 FIRST, LAST = "hidden if n else d_model", "hidden if n + 1 < depth else gates"  # of layer n of the classifier
+NUMBER = found(lambda method, facts: np.array([facts.index]), "its number")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ class XLoRA(OverAdapters):
         "depth", V=trained(LAST, FIRST, start=uniform(FIRST)), v=trained(LAST, start=uniform(FIRST)), shared=True
     )
     own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
-    index = stored(
-        "1", start=found(lambda method, facts: np.array([facts.index]), "its number"), when="layerwise", below="sites"
-    )
+    index = stored("1", start=NUMBER, when="layerwise", below="sites")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
