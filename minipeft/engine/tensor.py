@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import wraps
 from itertools import count
 from typing import Any, NamedTuple
@@ -89,17 +90,29 @@ class _Unchosen(dict):
 
 
 _replaced: dict[str, Replacement] = _Unchosen()
+_here: ContextVar[dict[str, Replacement] | None] = ContextVar("replacements", default=None)  # of this thread alone
 
 
 def take(replacements: dict[str, Replacement]) -> dict[str, Replacement]:
-    """From now on these stand for the functions of their names; returns those that did."""
+    """From now on these stand for the functions of their names, in every thread; returns those that did."""
     global _replaced
     before, _replaced = _replaced, replacements
     return before
 
 
+@contextlib.contextmanager
+def taking(replacements: dict[str, Replacement]) -> Iterator[None]:
+    """Within this context these do, whatever other threads do."""
+    token = _here.set(replacements)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
 def _instead(name: str, args: tuple, constants: dict[str, Any]) -> Replacement | None:
-    found = _replaced.get(name)
+    here = _here.get()
+    found = (_replaced if here is None else here).get(name)
     return found if found is None or found.when is None or found.when(*args, **constants) else None
 
 
@@ -264,23 +277,22 @@ def value_and_grad(f: Callable) -> Callable:
     return call
 
 
-_stopping = True
+_flowing: ContextVar[bool] = ContextVar("gradients flow", default=False)
 
 
 def stop_gradient(x: Any) -> Any:
     """x as a constant: its value goes on, its gradient ends here."""
-    return x.value if type(x) is Tensor and _stopping else x
+    return x.value if type(x) is Tensor and not _flowing.get() else x
 
 
 @contextlib.contextmanager
 def gradients_flow() -> Iterator[None]:
     """Within this context `stop_gradient` does nothing, so that a function can be compared with finite differences."""
-    global _stopping
-    before, _stopping = _stopping, False
+    token = _flowing.set(True)
     try:
         yield
     finally:
-        _stopping = before
+        _flowing.reset(token)
 
 
 def value(x: Any) -> Any:

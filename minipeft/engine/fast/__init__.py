@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 
 from minipeft.engine import backend
-from minipeft.engine.tensor import Replacement, take
+from minipeft.engine.tensor import Replacement, take, taking
 
 FILES = {"numpy": ("host",), "cupy": ("cuda", "host")}  # of this folder, which register a backend's replacements
 REPLACEMENTS: dict[str, dict[str, Replacement]] = {}  # backend -> name -> replacement
@@ -40,11 +40,8 @@ def install(name: str, fast: bool) -> None:
 @contextlib.contextmanager
 def text() -> Iterator[None]:
     """Within this context the text is computed, without any replacement."""
-    before = take({})
-    try:
+    with taking({}):
         yield
-    finally:
-        take(before)
 
 
 backend.when_chosen(install)

@@ -6,7 +6,8 @@ interpreter, which one thread at a time may hold, is not what they wait for.
 
 Inside `sharing_cores()` the blocks are shared out among threads, matrix products included: the BLAS library, which would
 otherwise let its own threads wait in a loop and hold the cores, is told to use one. Which thread computes a block, and
-when, changes no bit of it.
+when, changes no bit of it; how many threads the library uses does, and it uses as many in every thread of the process. So
+who tells it waits until nobody else is inside, and others wait for him: trainings side by side give the bits of one after another.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import contextlib
 import contextvars
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,9 @@ UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
 FEW = 24  # rows
 PAYS_SHARING = 1e8  # operations of the largest product from which on to share at all
 
-_threads = 1  # more inside sharing_cores()
+_threads: ContextVar[int] = ContextVar(
+    "threads", default=0
+)  # 0 outside of sharing_cores(), 1 where it does not pay to share
 
 
 def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
@@ -47,10 +52,10 @@ def over_products(f: Callable[[slice], None], rows: int, flops: float, nbytes: i
     `nbytes` is the size of what f goes over again beside its products. Without threads of our own f is called once, and the
     BLAS library's do the work. Few pieces: each packs the other factor of a product anew.
     """
-    if _threads == 1 or flops < PAYS_FLOPS:
+    if (threads := _threads.get()) <= 1 or flops < PAYS_FLOPS:
         f(slice(0, rows))
     else:
-        _share(f, rows, max(_blocks(nbytes), _threads), True)
+        _share(f, rows, max(_blocks(nbytes), threads), True)
 
 
 def pieces(at: slice, size: int) -> list[slice]:
@@ -82,10 +87,10 @@ def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> Non
         for block in blocks:  # the next block belongs to whichever thread asks for it
             f(block)
 
-    if _threads == 1 or count == 1 or not pays:
+    if count == 1 or not pays or (threads := _threads.get()) <= 1:
         work()
         return
-    others = [_helpers().submit(contextvars.copy_context().run, work) for _ in range(_threads - 1)]  # numpy.errstate
+    others = [_helpers().submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]  # numpy.errstate
     try:
         work()
     finally:
@@ -93,28 +98,57 @@ def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> Non
             other.result()
 
 
+class _Turns:
+    """Any number of threads may be inside, or one that is there alone."""
+
+    def __init__(self) -> None:
+        self.changed, self.inside, self.alone, self.waiting = threading.Condition(), 0, False, 0
+
+    @contextlib.contextmanager
+    def taken(self, alone: bool) -> Iterator[None]:
+        """Within this context the caller is inside. Who wants to be alone goes before others that come later."""
+        with self.changed:
+            self.waiting += alone
+            try:
+                self.changed.wait_for(lambda: not self.alone and not (self.inside if alone else self.waiting))
+            finally:
+                self.waiting -= alone
+            self.inside, self.alone = self.inside + 1, alone
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.inside, self.alone = self.inside - 1, False
+                self.changed.notify_all()
+
+
+_turns = _Turns()
+
+
 @contextlib.contextmanager
 def sharing_cores(largest: float = float("inf")) -> Iterator[None]:
     """Within this context the work is shared out among threads: as many as the BLAS library had, which now has one.
 
     `largest` is the operations of the largest matrix product: where that is small, the library's waiting threads are sooner
-    at work than ours. Does nothing then, on a GPU, and for a library that does not let itself be told (other than OpenBLAS on
-    Linux).
+    at work than ours. Does nothing then but wait for whoever shares, nothing at all on a GPU, inside of another such context, and for a library that does
+    not let itself be told (other than OpenBLAS on Linux).
     """
-    global _threads
-    blas = _openblas() if backend.name() == "numpy" and largest >= PAYS_SHARING else None
-    if blas is None or _threads > 1:
+    blas = _openblas() if backend.name() == "numpy" and not _threads.get() else None
+    if blas is None:
         yield
         return
-    get, put = blas
-    had = get()
-    try:
-        put(1)
-        _threads = had
-        yield
-    finally:
-        _threads = 1
-        put(had)
+    (get, put), pays = blas, largest >= PAYS_SHARING
+    with _turns.taken(alone=pays):
+        had = get()
+        token = _threads.set(had if pays else 1)
+        try:
+            if pays:
+                put(1)
+            yield
+        finally:
+            if pays:
+                put(had)
+            _threads.reset(token)
 
 
 @cache
@@ -139,5 +173,11 @@ def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "minipeft-rows")
 
 
+def _forked() -> None:
+    """Threads do not survive a fork, nor those that were inside."""
+    _helpers.cache_clear()
+    _turns.__init__()  # type: ignore[misc]
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_forked)

@@ -1,13 +1,29 @@
 """Sharing the work out among threads changes no bit, and long attention in blocks equals attention in one."""
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from minipeft.engine import ops
+from minipeft.attaching import attach
+from minipeft.bench.cases import settings
+from minipeft.bench.ours import our_model
+from minipeft.engine import fast, ops
 from minipeft.engine.backend import read_only
 from minipeft.engine.fast import attention, blocks
 from minipeft.engine.gradcheck import gradcheck
 from minipeft.engine.tensor import value_and_grad
+from minipeft.model.batch import batch
+from minipeft.train import fit
+
+
+@pytest.fixture
+def threads():
+    """As many share the work as it is called with, until the end of the test."""
+    before = blocks._threads.get()
+    yield blocks._threads.set
+    blocks._threads.set(before)
 
 
 def normal(*shapes, dtype=np.float64):
@@ -96,15 +112,15 @@ def test_thin_products_in_a_stack_equal_whole_ones(monkeypatch, rows):
             np.testing.assert_allclose(grads[name], want_grads[name], rtol=1e-9, atol=1e-9)
 
 
-def test_sharing_changes_no_bit_of_the_rows(monkeypatch):
+def test_sharing_changes_no_bit_of_the_rows(threads):
     x, y = normal((1024, 512), (1024, 512), dtype=np.float32)
     alone = ops.silu_mul(x, y)
-    monkeypatch.setattr(blocks, "_threads", 3)
+    threads(3)
     np.testing.assert_array_equal(ops.silu_mul(x, y), alone)
 
 
 @pytest.mark.parametrize("op", ["linear_lowrank", "matmul", "block_matmul", "attention"])
-def test_sharing_products_agrees_with_one_thread(monkeypatch, op):
+def test_sharing_products_agrees_with_one_thread(monkeypatch, threads, op):
     x, W, A, B = normal((300, 64), (96, 64), (8, 64), (96, 8))
     q = normal((2, 4, 32, 8))[0]
     if op == "attention":
@@ -119,27 +135,27 @@ def test_sharing_products_agrees_with_one_thread(monkeypatch, op):
     loss, grads = value_and_grad(f)(theta)
     monkeypatch.setattr(blocks, "PAYS_FLOPS", 0)
     with blocks.sharing_cores():
-        monkeypatch.setattr(blocks, "_threads", 3)
+        threads(3)
         shared, found = value_and_grad(f)(theta)
     np.testing.assert_allclose(shared, loss, rtol=1e-12)
     for name in grads:
         np.testing.assert_allclose(found[name], grads[name], rtol=1e-9, atol=1e-9)
 
 
-def test_the_forward_pass_alone_below_the_size_from_which_sharing_pays(monkeypatch):
+def test_the_forward_pass_alone_below_the_size_from_which_sharing_pays(monkeypatch, threads):
     """The backward pass has twice the operations, so only it is shared out."""
     q = normal((2, 4, 32, 8))[0]
     (loss, one), flops = attended(q, q, q, causal(32)), 2 * 2 * 4 * 32 * 32 * 16
     monkeypatch.setattr(blocks, "PAYS_FLOPS", 1.5 * flops)
-    monkeypatch.setattr(blocks, "_threads", 2)
+    threads(2)
     shared, two = attended(q, q, q, causal(32))
     np.testing.assert_allclose(shared, loss, rtol=1e-12)
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-9, atol=1e-12)
 
 
-def test_an_error_in_a_block_is_raised(monkeypatch):
-    monkeypatch.setattr(blocks, "_threads", 2)
+def test_an_error_in_a_block_is_raised(threads):
+    threads(2)
 
     def f(at):
         raise ValueError(f"rows {at.start}")
@@ -151,6 +167,32 @@ def test_an_error_in_a_block_is_raised(monkeypatch):
 def test_sharing_is_over_afterwards():
     with blocks.sharing_cores():
         pass
-    assert blocks._threads == 1
+    assert blocks._threads.get() == 0
     with blocks.sharing_cores(largest=1.0):
-        assert blocks._threads == 1
+        assert blocks._threads.get() <= 1
+
+
+@pytest.mark.skipif(blocks._openblas() is None, reason="another BLAS library than OpenBLAS")
+def test_trainings_side_by_side_give_the_bits_of_one_after_another():
+    """Two share cores, one is too small to, one computes the text: none changes what another computes."""
+    sizes = ["M,layers=1,b=4,t=64", "M,layers=1,b=3,t=96", "S,layers=1", "S,d=96,layers=1"]
+    models = [our_model(size) for size in sizes]
+
+    def trained(i):
+        adapted, s = attach(models[i], "lora", targets="all-linear", seed=i), settings(sizes[i])
+        ids = np.random.default_rng(i).integers(0, s["vocab"], (s["b"], s["t"]))
+        with fast.text() if i == 3 else contextlib.nullcontext():
+            return fit(adapted, [batch(input_ids=ids, labels=ids)], steps=2).adapted.theta
+
+    get, put = blocks._openblas()
+    had = get()
+    try:
+        put(2)  # more than the tests' own
+        alone = [trained(i) for i in range(len(sizes))]
+        with ThreadPoolExecutor(len(sizes)) as pool:
+            together = list(pool.map(trained, range(len(sizes))))
+        assert get() == 2
+    finally:
+        put(had)
+    for one, other in zip(alone, together, strict=True):
+        assert all(np.array_equal(one[k], other[k]) for k in one)
