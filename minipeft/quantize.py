@@ -39,7 +39,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minipeft.engine.backend import once, to_device, to_host, xp
+from minipeft.engine.backend import once, read_only, to_device, to_host, xp
 from minipeft.engine.bfloat16 import rounded
 from minipeft.engine.weight import Weight
 from minipeft.errors import Bad
@@ -105,6 +105,11 @@ class NF4(Weight):
     table: Any = None
     form: ClassVar[str] = "nf4"
     rounds: str = ""  # "float16" or "bfloat16": values are rounded to it first, as bitsandbytes does in such a base
+
+    def __post_init__(self) -> None:
+        for name in ("codes", "absmax", "scale", "offset", "table"):
+            if (a := getattr(self, name)) is not None:
+                object.__setattr__(self, name, read_only(a))
 
     @property
     def size(self) -> int:

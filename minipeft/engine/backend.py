@@ -144,10 +144,14 @@ def once(f: Callable) -> Callable:
         if key not in kept:
             found = f(*args)
             with _lasting():
-                kept[key] = tuple(map(to_device, found)) if isinstance(found, tuple) else to_device(found)
+                kept[key] = tuple(map(_constant, found)) if isinstance(found, tuple) else _constant(found)
         return kept[key]
 
     return call
+
+
+def _constant(x: Any) -> Any:
+    return read_only(to_device(x))
 
 
 def _lasting() -> Any:
@@ -223,11 +227,11 @@ def _memory() -> str:
 
 
 def read_only(x: Any) -> Any:
-    """x, made unwritable where the library knows such a flag (NumPy does; CuPy arrays are guarded by digests)."""
-    if name() == "numpy":
-        x = x.view()
-        x.flags.writeable = False
-    return x
+    """x, which cannot be written to through what is returned, its flags or its base: NumPy sees a read-only buffer. CuPy's arrays
+    know no such thing, and are guarded by digests."""
+    if name() != "numpy" or (not x.flags.writeable and isinstance(x.base, memoryview)):
+        return x
+    return xp.asarray(memoryview(x).toreadonly())
 
 
 def keep_freed_memory() -> None:

@@ -61,6 +61,18 @@ def _check_parameter(name: str, W: Any) -> None:
         raise Bad(f"{name}: {why}") from None
 
 
+class Parameters(dict):
+    """Weights by name, none of which is exchanged for another."""
+
+    def _refuse(self, *args: Any, **more: Any) -> Any:
+        raise TypeError("the parameters of a model are not exchanged; dataclasses.replace makes another model")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return Parameters, (dict(self),)
+
+
 @dataclass(frozen=True)
 class Model:
     """A base model: facts, read-only arrays by our names, and the other names of its modules.
@@ -83,7 +95,7 @@ class Model:
             if not isinstance(v, Weight):
                 _check_parameter(k, v)
         held = {k: v if isinstance(v, Weight) else read_only(v) for k, v in self.params.items()}
-        object.__setattr__(self, "params", held)
+        object.__setattr__(self, "params", Parameters(held))
 
     def __repr__(self) -> str:
         half = "bfloat16 and " if "bfloat16" in self.forms else ""

@@ -138,7 +138,7 @@ def test_generation_is_the_same_with_and_without_asking_for_a_cache():
 
 def test_mistakes_are_named():
     model = tiny.model()
-    with pytest.raises(Bad, match="top_k must be at most len\(experts\) = 2, found 3"):
+    with pytest.raises(Bad, match=r"top_k must be at most len\(experts\) = 2, found 3"):
         XLoRA(top_k=3)
     with pytest.raises(Bad, match="one stack"):
         attach(tiny.model("t5"), XLoRA())
