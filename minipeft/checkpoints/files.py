@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from minipeft.checkpoints.regular import exactly, existing, opened, parsed, read_json
+from minipeft.checkpoints.regular import exactly, existing, opened, parsed, place_of, read_json
 from minipeft.checkpoints.regular import read_file as read_file
 from minipeft.checkpoints.regular import read_text as read_text
 from minipeft.engine.weight import Weight, factor, form, widened
@@ -233,8 +233,8 @@ def _read_shards(folder: Path, index: Path, read: Callable[[Path], dict[str, Any
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises `Bad` if the disk is full or the place cannot be written to."""
-    path = Path(path)
+    """Write a file whole or not at all. Raises `Bad` if the disk is full, or the place cannot be written to or holds what is no file."""
+    path = place_of(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,17 @@ def _regular(path: Path, about: os.stat_result) -> None:
         raise Bad(f"{path}: expected a file, found {KINDS.get(stat.S_IFMT(about.st_mode), 'something else')}")
 
 
+def place_of(path: str | Path) -> Path:
+    """Where a file of this name lies or would lie, links followed. Raises `Bad` for what is there and is no file."""
+    real = Path(os.path.realpath(path))
+    try:
+        if real.exists():
+            _regular(Path(path), real.stat())
+    except OSError as why:
+        raise Bad(f"{path}: cannot be written: {why.strerror or why}") from None
+    return real
+
+
 def exactly(path: Path, f: BinaryIO, n: int) -> bytearray:
     """The next bytes of a file that is open, so many. Raises `Bad` if it has become shorter."""
     data = bytearray(n)

@@ -100,6 +100,8 @@ def _status(argv: Sequence[str] | None, run: Callable) -> int:
     try:
         from minipeft.engine.backend import explained  # NumPy, which takes a while: Ctrl-C may come meanwhile
 
+        if "" in (sys.argv[1:] if argv is None else argv):
+            raise Bad("expected a word, found an empty one")
         with explained(), warnings.catch_warnings():
             warnings.showwarning = _noted
             return run(argv, prog_name="minipeft", standalone_mode=False) or 0

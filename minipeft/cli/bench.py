@@ -42,7 +42,7 @@ def bench(
         typer.Option(help="step, forward or generate (default: step).", autocompletion=one_of(*TASKS)),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for both sides.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads for both sides.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,

@@ -59,7 +59,7 @@ class Outputs:
         if (path := self.paths.get(name)) is None:
             return
         made_ = made()
-        data = made_.encode() if isinstance(made_, str) else made_
+        data = made_.encode("utf-8", "backslashreplace") if isinstance(made_, str) else made_
         if str(path) != "-":
             write_bytes(path, data)
         elif hasattr(sys.stdout, "buffer"):
@@ -76,8 +76,12 @@ class Outputs:
 
 def writable(flag: str, path: Path) -> None:
     """Raises `Bad` if no file can be written there."""
-    if path.is_dir():
-        raise Bad(f"{flag} {path}: expected a file, found a folder")
+    from minipeft.checkpoints.files import place_of
+
+    try:
+        place_of(path)
+    except Bad as why:
+        raise Bad(f"{flag} {why}") from None
     there = next(p for p in (path.absolute().parent, *path.absolute().parent.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise Bad(f"{flag} {path}: cannot be written: {there} is {'read-only' if there.is_dir() else 'no folder'}")

@@ -11,7 +11,15 @@ import pytest
 
 from minipeft import limits
 from minipeft.checkpoints import load
-from minipeft.checkpoints.files import read_file, read_folder, read_header, read_json, read_tensors, write_tensors
+from minipeft.checkpoints.files import (
+    read_file,
+    read_folder,
+    read_header,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_tensors,
+)
 from minipeft.checkpoints.mapped import map_tensors
 from minipeft.data.table import read_csv
 from minipeft.errors import Bad
@@ -228,3 +236,19 @@ def test_a_model_of_70_billion_numbers_is_opened(tmp_path):
     finally:
         tracemalloc.stop()
     assert model.size == sum(int(np.prod(s)) for s in shapes.values()) > 68e9
+
+
+def test_a_file_is_written_where_a_link_points_and_in_place_of_a_file_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "away").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "away" / "x")
+    for name, kind in (("pipe", "a pipe"), ("folder", "a folder")):
+        with pytest.raises(Bad, match=f"{name}: expected a file, found {kind}"):
+            write_bytes(tmp_path / name, b"1")
+    with pytest.raises(Bad, match="/dev/null: expected a file, found a device"):
+        write_bytes("/dev/null", b"1")
+    for data in (b"1", b"2"):
+        write_bytes(tmp_path / "link", data)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "away" / "x").read_bytes() == data
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["away", "folder", "link", "pipe"]
