@@ -7,11 +7,21 @@ import warnings
 from collections.abc import Iterable
 from itertools import islice
 
+from minipeft.limits import MESSAGE
+from minipeft.plain import plain
+
 FAR, MANY = 200, 10_000  # a word of more characters is no slip; among more options looking takes seconds
 
 
 class Bad(ValueError):
-    """A mistake in what was given: one line naming the thing, what was expected and what was found."""
+    """A mistake in what was given: one line naming the thing, what was expected and what was found.
+
+    What came from a file is made harmless in it, and what is too long loses its end.
+    """
+
+    def __init__(self, line: object = "") -> None:
+        said = plain(line)
+        super().__init__(said if len(said) <= MESSAGE else f"{said[: MESSAGE - 1]}…")
 
 
 def near(word: str, options: Iterable[str], n: int = 3) -> str:

@@ -5,6 +5,7 @@ Honest large files pass all of them: the index of a model of 70 billion numbers,
 
 from __future__ import annotations
 
+MESSAGE = 2000  # letters of a line that says what is wrong; a path may have hundreds, a list of names too
 JSON_BYTES = 64 << 20  # of a JSON file; a tokenizer of 256,000 words has 33 MB, an index of 50,000 tensors 5 MB
 JSON_DEPTH = 64  # brackets inside one another; the deepest that is written has six
 TENSORS = 1 << 18  # of one safetensors file; 256 experts in 60 layers are 46,000

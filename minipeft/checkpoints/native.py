@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from minipeft.model.parts import shapes as shapes_of
 from minipeft.settings import shortly
 from minipeft.targets import sites
 
-FORMAT = 3  # 2, without a digest of the arrays, is read too
+FORMAT = 3  # 2, without a digest of what both files say, is read too
 BROUGHT = "base:"  # in front of parameters of the base that came with the adapter: the table of a resized vocabulary
 OF_VOCABULARY = ("embed.tokens.weight", "head.weight", "head.bias")  # a row for every token
 
@@ -94,11 +96,17 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
     for n in about["brought"]:
         W = adapted.model.params[n]
         arrays[BROUGHT + n] = factor(W) if form(W) == "bfloat16" else np.ascontiguousarray(to_host(widened(W)))
-    about["digest"] = digest({k: widened(a) for k, a in arrays.items()})
+    about["digest"] = seal(about, {k: widened(a) for k, a in arrays.items()})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", arrays, {"format": "minipeft"})
     write_json(folder / "adapter.json", about)
+
+
+def seal(about: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """SHA-256 of all that an adapter.json says and of the arrays that belong to it."""
+    said = json.dumps({k: v for k, v in about.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(f"{said} {digest(arrays)}".encode()).hexdigest()
 
 
 def replaced(at: Mapping[str, Method]) -> set[str]:
@@ -205,7 +213,7 @@ def load_adapter(
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already")
     arrays = read_tensors(beside)
-    if ("digest" in about or about["format"] > 2) and about.get("digest") != digest(arrays):
+    if ("digest" in about or about["format"] > 2) and about.get("digest") != seal(about, arrays):
         raise Bad(
             f"{folder}: adapter.json and adapter.safetensors are not of one save: it was interrupted, or one of them changed; "
             f"save the adapter again (a training that is started again goes on to its end)"

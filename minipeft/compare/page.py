@@ -16,6 +16,7 @@ from minipeft.compare.outcomes import JUDGES
 from minipeft.compare.table import with_interval
 from minipeft.errors import Bad
 from minipeft.method import METHODS
+from minipeft.plain import plain
 
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "method": ("The method; it leads to its paper.", lambda r: r.method),
@@ -251,8 +252,11 @@ def _links(rows: Sequence[Row]) -> dict[str, str]:
 
 def html_page(found: Findings, about: str = "") -> str:
     """One page: sentences, the table, plots, and what the columns mean. Raises `Bad` without matplotlib."""
-    plt, e = plotting(), html.escape
+    plt = plotting()
     links = _links(found.rows)
+
+    def e(text: str, quote: bool = False) -> str:
+        return html.escape(plain(text), quote)
 
     def cell(name: str, text: str, r: Row) -> str:
         url = links.get(r.method) if name == "method" else None

@@ -309,7 +309,9 @@ def _checked(path: Path, data: bytes, schema: Mapping[str, Any]) -> Any:
 def _files(folder: Path) -> Iterator[str]:
     """The names of all files of a case."""
     for entry in _entries(folder):
-        yield from (f"{entry.name}/{e.name}" for e in _entries(folder / entry.name)) if entry.is_dir() else [entry.name]
+        yield from (
+            (f"{entry.name}/{e.name}" for e in _entries(folder / entry.name)) if os.path.isdir(entry) else [entry.name]
+        )
 
 
 def _read(folder: Path, dtype: Any) -> Case:

@@ -14,6 +14,7 @@ from minipeft.conformance.schema import ID, TEXT, fault
 from minipeft.errors import Bad
 from minipeft.limits import WORDS
 from minipeft.plain import escaped
+from minipeft.settings import shortly
 
 TEXTS = ("implementation", "version", "id", "outcome", "tensor", "dtype", "reason", "url", "expected_outcome")
 NUMBERS = ("expected", "found", "ratio", "relative")
@@ -102,8 +103,9 @@ def from_lines(text: str) -> list[Result]:
         try:
             for k in NUMBERS:
                 row[k] = None if row[k] is None else float(row[k])
+            row["seconds"] = float(row.get("seconds", 0.0))
             worst = None if row["worst"] is None else tuple(row["worst"])
             out.append(Result(**row | dict(worst=worst, diagnosis=tuple(row["diagnosis"]))))
         except (ValueError, TypeError, KeyError, OverflowError) as why:
-            raise Bad(f"result {n}: expected one of minipeft verify: {why}") from None
+            raise Bad(f"result {n}: expected one of minipeft verify: {shortly(str(why))}") from None
     return out

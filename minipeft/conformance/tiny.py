@@ -73,7 +73,8 @@ def example(model: Model, rows: int = 3, t: int = 7, seed: int = 1, padding: str
     task_ids = rng.integers(0, tasks, rows)
     if arch.patch:
         pixels = rng.standard_normal((rows, arch.channels, arch.image, arch.image)).astype(model.dtype)
-        return batch(pixel_values=pixels, labels=rng.integers(0, arch.labels, rows), task_ids=task_ids)
+        labels = rng.integers(0, arch.labels, rows) if arch.labels else None
+        return batch(pixel_values=pixels, labels=labels, task_ids=task_ids)
     ids = rng.integers(2, arch.vocab, (rows, t))
     mask = np.ones((rows, t), int)
     if padding != "none":

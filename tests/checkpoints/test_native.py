@@ -11,11 +11,10 @@ from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints import files, load, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
-from minipeft.checkpoints.native import encode, load_adapter, save_adapter, trained_in
+from minipeft.checkpoints.native import encode, load_adapter, save_adapter, seal, trained_in
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.interop.peft.reading import load_peft
-from minipeft.merging import digest
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.selective.bitfit import BitFit
@@ -209,7 +208,7 @@ def altered(folder, change=lambda arrays: None, said=lambda about: None, digest_
     change(arrays)
     said(about)
     if digest_too:
-        about["digest"] = digest(arrays)
+        about["digest"] = seal(about, arrays)
     else:
         about |= {"format": 2}
         del about["digest"]

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 def page():
     made = outcomes(lora=-0.3, dora=-0.25, ia3=-0.1)
     made["bitfit"] = [Outcome("bitfit", s, note="no <biases>") for s in SEEDS]
-    return html_page(summarise(made), "about & so on")
+    return html_page(summarise(made), "about & so on, $\\frac[red]\x1b[31m\u202e")
 
 
 class Tags(HTMLParser):
@@ -29,6 +29,10 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+
+
+def test_labels_of_others_do_nothing_to_the_page(page):
+    assert r"$\frac[red]\x1b[31m\u202e" in page and not {"\x1b", "\u202e"} & set(page)
 
 
 def test_every_column_says_what_it_means(page):
