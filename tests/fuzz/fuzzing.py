@@ -30,6 +30,9 @@ from minipeft import limits
 from minipeft.errors import Bad
 
 SECONDS, BYTES = 5.0, 500 << 20  # a file may take, read and used
+PATIENCE = (
+    300  # seconds until a process that does not answer is killed: a file of a million tensors is drawn in there too
+)
 PAGE = Path(__file__).parents[2] / "docs" / "robustness.md"
 OUTCOMES = ("clear", "same", "altered", "unclear", "other exception", "hang", "memory", "knowable")
 SOUND = OUTCOMES[:3]
@@ -147,7 +150,7 @@ class Worker:
 
 
 def run(n: int, seed: int = 0, jobs: int = 2, tell: Any = lambda done, found: None) -> list[tuple]:
-    """Judge n files in processes of their own; one that dies, or does not answer in a minute, is judged by that."""
+    """Judge n files in processes of their own; one that dies, or does not answer, is judged by that."""
     found: list[tuple] = []
     rest = iter(range(n))
     workers = [Worker(seed) for _ in range(jobs)]
@@ -169,12 +172,12 @@ def run(n: int, seed: int = 0, jobs: int = 2, tell: Any = lambda done, found: No
                 busy.remove(w)
                 w = Worker(seed)
             else:
-                if answer is None and time.monotonic() - w.since < 60:
+                if answer is None and time.monotonic() - w.since < PATIENCE:
                     continue
                 busy.remove(w)
                 if answer is None:
                     w.process.kill()
-                    answer = (w.asked, *lost(seed, w.asked, "hang", "killed after a minute"))
+                    answer = (w.asked, *lost(seed, w.asked, "hang", f"killed after {PATIENCE} s"))
                     w = Worker(seed)
             found.append(answer)
             tell(len(found), found)
