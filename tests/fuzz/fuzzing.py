@@ -233,9 +233,9 @@ def bounds() -> str:
 
 
 def put(page: str, mark: str, text: str) -> str:
-    begin, end = f"<!-- {mark} -->\n", f"\n<!-- end of {mark} -->"
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
     before, _, rest = page.partition(begin)
-    return before + begin + text + end + rest.partition(end)[2]
+    return before + begin + text + "\n" + end + rest.partition(end)[2]
 
 
 def main() -> None:
