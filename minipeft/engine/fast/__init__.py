@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 
 from minipeft.engine import backend
+from minipeft.engine.fast import blocks
 from minipeft.engine.tensor import Replacement, take, taking
 
 FILES = {"numpy": ("host",), "cupy": ("cuda", "host")}  # of this folder, which register a backend's replacements
@@ -40,7 +41,7 @@ def install(name: str, fast: bool) -> None:
 @contextlib.contextmanager
 def text() -> Iterator[None]:
     """Within this context the text is computed, without any replacement."""
-    with taking({}):
+    with taking({}), blocks.in_turn():  # sums in another order would be other bits of the text
         yield
 
 

@@ -33,9 +33,8 @@ UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
 FEW = 24  # rows
 PAYS_SHARING = 1e8  # operations of the largest product from which on to share at all
 
-_threads: ContextVar[int] = ContextVar(
-    "threads", default=0
-)  # 0 outside of sharing_cores(), 1 where it does not pay to share
+# how many share the work: 0 outside of in_turn() and sharing_cores(), 1 where nobody does
+_threads: ContextVar[int] = ContextVar("threads", default=0)
 
 
 def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
@@ -126,28 +125,47 @@ _turns = _Turns()
 
 
 @contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Within this context, which waits for whoever shares, nobody changes how many threads the BLAS library uses.
+
+    Does nothing inside of another such context.
+    """
+    if _threads.get():
+        yield
+        return
+    with _turns.taken(alone=False):
+        token = _threads.set(1)
+        try:
+            yield
+        finally:
+            _threads.reset(token)
+
+
+@contextlib.contextmanager
 def sharing_cores(largest: float = float("inf")) -> Iterator[None]:
     """Within this context the work is shared out among threads: as many as the BLAS library had, which now has one.
 
     `largest` is the operations of the largest matrix product: where that is small, the library's waiting threads are sooner
-    at work than ours. Does nothing then but wait for whoever shares, nothing at all on a GPU, inside of another such context, and for a library that does
-    not let itself be told (other than OpenBLAS on Linux).
+    at work than ours. It is `in_turn` then, and for a library that does not let itself be told (other than OpenBLAS on Linux).
+    Does nothing on a GPU and inside of another such context.
     """
-    blas = _openblas() if backend.name() == "numpy" and not _threads.get() else None
-    if blas is None:
+    if backend.name() != "numpy" or _threads.get():
         yield
         return
-    (get, put), pays = blas, largest >= PAYS_SHARING
-    with _turns.taken(alone=pays):
+    blas = _openblas() if largest >= PAYS_SHARING else None
+    if blas is None:
+        with in_turn():
+            yield
+        return
+    get, put = blas
+    with _turns.taken(alone=True):
         had = get()
-        token = _threads.set(had if pays else 1)
+        token = _threads.set(had)
         try:
-            if pays:
-                put(1)
+            put(1)
             yield
         finally:
-            if pays:
-                put(had)
+            put(had)
             _threads.reset(token)
 
 
