@@ -242,7 +242,8 @@ class Method:
     offset: ClassVar[int] = 0  # position of the first text token
 
     if TYPE_CHECKING:  # a dataclass would take them for fields, of which a method has but one or two
-        # What it does with its arrays: one of these, or both of the first two, where the most derived counts.
+        # What it does with its arrays: one of these; or both of the first two, where the most derived counts; or `forward`
+        # beside them, where a linear computes something else in training than what they say.
         change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
         weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
         apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h': an activation; a pair at attn.kv; a layer
@@ -292,7 +293,7 @@ def is_weight(method: Method | type[Method]) -> bool:
 
 def routes(method: Method | type[Method]) -> bool:
     """Whether it computes a linear's output by a way of its own, that no weight has."""
-    return hasattr(method, "forward")
+    return hasattr(method, "forward") and not is_weight(method)
 
 
 def is_whole(method: Method | type[Method]) -> bool:

@@ -193,15 +193,19 @@ class Run:
     def _over(self, base: Base, hook: _Hook, name: str) -> Base:
         """A linear with one more method on it."""
         method = hook.method
+
+        def own(x: Any) -> Any:
+            return method.forward(x, base, hook.here, **hook.arrays)
+
         if routes(method):
 
             def no_weight() -> Any:
                 raise Bad(f"what follows {method.name} at {name} cannot ask for its weight: that is no weight")
 
-            return Base(
-                base.held, base.b, base.table, lambda x: method.forward(x, base, hook.here, **hook.arrays), no_weight
-            )
+            return Base(base.held, base.b, base.table, own, no_weight)
         change, drop = self._change(hook, name), same_input
+        if self.train and hasattr(method, "forward"):
+            return Base(base.held, change.bias(base.b), base.table, own, lambda: change.onto(base.W))
         b = change.bias(base.b)
         if self.train:
             if (p := getattr(method, "module_dropout", 0.0)) and self.rng.random() < p:

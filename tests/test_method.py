@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import one_part
 import pytest
 
 import minipeft.methods
-from minipeft.arrays import declared, intervenes, rate
+from minipeft.arrays import declared, intervenes, rate, trained
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class
+from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class, weight_of
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.settings import small
 from minipeft.targets import sites
@@ -120,6 +121,7 @@ OWN = '''
 """A method of the user's own."""
 from dataclasses import dataclass
 import numpy as np
+import one_part
 from minipeft import Method
 from minipeft.declare import fill, setting, stored, trained
 
@@ -216,3 +218,25 @@ def test_the_protocol_has_twelve_members():
     guide = (Path(__file__).parents[1] / "docs" / "guide.md").read_text(encoding="utf-8")
     table = guide[guide.index("| member | says |") : guide.index("All else follows.")]
     assert own == set(re.findall(r"^\| `(\w+)", table, re.M))
+
+
+def test_what_is_sampled_is_sampled_in_training_alone(registry):
+    """`forward` beside `change`: the change says what is merged and what is computed otherwise."""
+
+    @dataclass(frozen=True)
+    class Noisy(Method):
+        D = trained("out", "in")
+
+        def change(self, *, D):
+            return D
+
+        def forward(self, x, base, here, *, D):
+            return base(x) + x @ (D * here.random(D.shape)).T
+
+    rng = np.random.default_rng(0)
+    W, D, x = rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), rng.standard_normal((3, 4))
+    noise = np.random.default_rng(7).random(D.shape)
+    np.testing.assert_allclose(one_part.output(Noisy(), dict(D=D), x, W), x @ (W + D).T, atol=1e-13)
+    sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
+    np.testing.assert_allclose(sampled, x @ (W + D * noise).T, atol=1e-13)
+    np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)

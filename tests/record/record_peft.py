@@ -3,10 +3,14 @@
 Writes tests/data/peft/<base>/base/, a tiny checkpoint, and for every case <base>/<case>/adapter/, as PEFT saved it, and
 expected.safetensors: inputs, logits, loss and gradients. These are computed in float64 from the checkpoint read back, with
 the libraries' own casts to float32 redirected (see `as_float64`). Running it again gives the same bytes.
+
+Cases of one method alone are in peft/<method>.py: `cases(on)` lists `on.<base>(name, config, padding, …)`, and DOWNCASTING the modules
+of PEFT that cast to float32.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -31,14 +35,29 @@ from float64 import OnlyFloat64, as_float64  # noqa: E402
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from peft.tuners.adaption_prompt import layer as adaption_layer  # noqa: E402
 from peft.tuners.adaption_prompt import utils as adaption_utils  # noqa: E402
-from peft.tuners.c3a import layer as c3a_layer  # noqa: E402
 from peft.tuners.lora import layer as lora_layer  # noqa: E402
 from peft.tuners.osf import utils as osf_utils  # noqa: E402
 from peft.utils import AuxiliaryTrainingWrapper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_num_threads(1)
-DOWNCASTING = (adaption_layer, adaption_utils, c3a_layer, lora_layer, osf_utils)
+
+
+def methods_own() -> list[Any]:
+    """The files of methods, as modules."""
+    found = []
+    for path in sorted((Path(__file__).parent / "peft").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"recorded_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(module)
+    return found
+
+
+OWN = methods_own()
+DOWNCASTING = (
+    adaption_layer, adaption_utils, lora_layer, osf_utils, *(m for own in OWN for m in getattr(own, "DOWNCASTING", ()))
+)  # fmt: skip
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 VOCAB = 43
 Tensors = dict[str, torch.Tensor]
@@ -52,7 +71,7 @@ LLAMA = COMMON | dict(
     hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
     max_position_embeddings=32, tie_word_embeddings=False, attention_bias=True, mlp_bias=True,
 )  # fmt: skip
-BASES: dict[str, tuple[Any, Any, str]] = {
+BASES: dict[str, tuple[Any, Any, str | None]] = {
     "llama": (tf.LlamaForCausalLM, tf.LlamaConfig(**LLAMA), "CAUSAL_LM"),
     "llama-cls": (tf.LlamaForSequenceClassification, tf.LlamaConfig(**LLAMA, num_labels=3), "SEQ_CLS"),
     "gpt2": (
@@ -77,6 +96,13 @@ BASES: dict[str, tuple[Any, Any, str]] = {
         "SEQ_2_SEQ_LM",
     ),
 }  # fmt: skip
+RECORDED = {"vit": (tf.ViTForImageClassification, None, None)}  # bases that stay as they are
+BASES |= RECORDED
+PADDING = dict.fromkeys(BASES, "none") | {
+    "bert-cls": "right",
+    "llama-cls": "right",
+    "t5": "right",
+}  # unless said otherwise
 
 
 def generator(*what: str) -> torch.Generator:
@@ -116,8 +142,10 @@ def load_base(base: str, dtype: torch.dtype, case: Case | None = None) -> Any:
 
 
 def inputs(base: str, padding: str, task_ids: bool, task: str, vocabulary: int) -> Tensors:
-    """Batch 3, length 7; `padding` is left, right or none."""
+    """Batch 3, length 7; `padding` is left, right or none. Images are a batch of 2."""
     rng = generator("inputs", base)
+    if base == "vit":
+        return dict(pixel_values=torch.randn(2, 3, 12, 12, generator=rng), labels=torch.tensor([4, 1]))
     ids = torch.randint(3, vocabulary, (3, 7), generator=rng)
     mask = torch.ones_like(ids)
     for row, pads in enumerate((2, 0, 3) if padding != "none" else ()):
@@ -309,6 +337,18 @@ def on(task: str, cls: Any, **options: Any) -> Any:
     return cls(task_type=task, **options)
 
 
+class On:
+    """`on.llama(name, PeftConfig, padding="left", **options)`: a case on a base of this name; `-` is written `_`."""
+
+    def __getattr__(self, base: str) -> Callable[..., Case]:
+        base = base.replace("_", "-")
+
+        def case(name: str, cls: Any, padding: str = PADDING[base], case: Any = (), **options: Any) -> Case:
+            return Case(base, name, cls(task_type=BASES[base][2], **options), padding, **dict(case))
+
+        return case
+
+
 def cases() -> list[Case]:
     lm, cls, s2s = "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM"
     qv = ["q_proj", "v_proj"]
@@ -390,7 +430,6 @@ def cases() -> list[Case]:
         llama("lokr", on(lm, peft.LoKrConfig, r=1, alpha=5, decompose_both=True, decompose_factor=6, target_modules=qv), "left"),
         llama("lokr-pattern", on(lm, peft.LoKrConfig, r=1, alpha=5, target_modules=["q_proj", "k_proj", "up_proj"],
                                  rank_pattern={"k_proj": 7}, alpha_pattern={"up_proj": 7, "0.self_attn.q_proj": 4})),
-        llama("c3a", on(lm, peft.C3AConfig, block_size=2, target_modules=qv), "left"),  # its gradient by x is wrong from 3 on
         llama("ln-tuning", on(lm, peft.LNTuningConfig), "left"),
         bert("ln-tuning-bert", on(cls, peft.LNTuningConfig, target_modules=["output.LayerNorm"])),
         llama("ia3", on(lm, peft.IA3Config, target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]), "left"),
@@ -428,6 +467,7 @@ def cases() -> list[Case]:
     mlp, lstm = "MLP", "LSTM"
     return [
         *out,
+        *(case for own in OWN for case in own.cases(On())),
         llama("prompt-tuning-left", on(lm, peft.PromptTuningConfig, num_virtual_tokens=3), "left"),
         llama("prefix-tuning-left", on(lm, peft.PrefixTuningConfig, num_virtual_tokens=3), "left"),
         llama("p-tuning-mlp", on(lm, peft.PromptEncoderConfig, num_virtual_tokens=3, encoder_reparameterization_type=mlp, encoder_hidden_size=10)),
@@ -438,7 +478,7 @@ def cases() -> list[Case]:
 
 def main(wanted: list[str]) -> None:
     if not wanted:
-        for base in BASES:  # the others were recorded elsewhere
+        for base in BASES.keys() - RECORDED.keys():  # the others were recorded elsewhere
             shutil.rmtree(ROOT / base, ignore_errors=True)
             record_base(base)
     for case in cases():
