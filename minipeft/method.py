@@ -308,6 +308,16 @@ def whole_method() -> Method:
     return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
 
 
+def low_rank_method() -> type[Method]:
+    """The method of which W' = W + s B A is all: what adapters are made into when they are combined."""
+    load_methods()
+    pair = {"A": ("r", "in"), "B": ("out", "r")}
+    for cls in METHODS.values():
+        if cls.__mro__[1] is Method and {k: a.shape for k, a in declared(cls).arrays.items() if not a.when} == pair:
+            return cls
+    raise LookupError("no method has A (r, in) and B (out, r) alone")
+
+
 def ties(method: Method) -> bool:
     """Whether a change of the token table changes a tied head too."""
     return is_weight(method) and method.takes not in ALONE

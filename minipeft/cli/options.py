@@ -32,6 +32,14 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
     return completed
 
 
+def combinations(incomplete: str) -> list[str]:
+    """Kinds of `combine` that begin so."""
+    from minipeft.arithmetic import Combination
+    from minipeft.settings import choices
+
+    return one_of(*choices(Combination)["kind"].options)(incomplete)
+
+
 def known(flag: str, word: str, words: Sequence[str]) -> str:
     """The word, if it is one of these. Raises `Bad` with near misses."""
     if word not in words:
@@ -119,6 +127,14 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict", help="Allow nothing: neither float32's rounding for float64's nor a reading other than the usual."
+    ),
+]
+Weight = Annotated[
+    Optional[list[float]],  # noqa: UP045
+    typer.Option(
+        "--weight",
+        help="For each adapter in turn: what is computed is W + Σ weight · its change of W. Without weights, `merge` stacks "
+        "adapters up in order, and `combine` counts each once.",
     ),
 ]
 Backend = Annotated[
