@@ -43,7 +43,7 @@ from minipeft.declare import (
 )  # fmt: skip
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.method import METHODS, Site, load_methods
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import FourBits, quantize
 from minipeft.targets import sites
 
 load_methods()
@@ -376,10 +376,10 @@ class Held(Plain, register=False):
 def test_how_the_base_is_held():
     model = tiny.model()
     adapted = attach(model, Held())
-    assert isinstance(adapted.model.params["layers.0.attn.q.weight"], NF4)
+    assert isinstance(adapted.model.params["layers.0.attn.q.weight"], FourBits)
     assert np.shares_memory(*(m.params["layers.1.attn.q.weight"] for m in (adapted.model, model)))
-    assert not isinstance(model.params["layers.0.attn.q.weight"], NF4)
-    assert isinstance(attach(Adapted(model), Held()).model.params["layers.0.attn.q.weight"], NF4)
+    assert not isinstance(model.params["layers.0.attn.q.weight"], FourBits)
+    assert isinstance(attach(Adapted(model), Held()).model.params["layers.0.attn.q.weight"], FourBits)
 
     class Free(Held, register=False):
         W = None

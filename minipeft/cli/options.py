@@ -49,7 +49,7 @@ def known(flag: str, word: str, words: Sequence[str]) -> str:
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
-DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double")
+DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 def _use(name: str | None) -> str | None:
@@ -148,8 +148,8 @@ Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--dtype", callback=_dtype, autocompletion=one_of(*DTYPES),
-        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, nf4-double: its "
-        "linears are held in four bits, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
+        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, fp4, "
+        "each perhaps with -double, int8: its linears are held in four bits or eight, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
     ),
 ]  # fmt: skip
 

@@ -164,7 +164,7 @@ def test_the_table_of_files_is_the_one_that_is_generated():
 def test_the_page_tells_the_four_bit_codebook():
     from minipeft.quantize import NF4_CODEBOOK
 
-    told = PAGE.split("The codebook t")[1].split("A block's")[0].split(":", 1)[1].replace("−", "-").strip().rstrip(".")
+    told = PAGE.split("the codebook t")[1].split("A block's")[0].split(":", 1)[1].replace("−", "-").strip().rstrip(".")
     assert np.array_equal(np.array([float(t) for t in told.split(",")], np.float32), NF4_CODEBOOK)
 
 
