@@ -45,6 +45,20 @@ def setting(name: str) -> Start:
     return Start(name, lambda facts, shape, _: np.full(shape, float(facts[name])))
 
 
+def inverse(n: str) -> Start:
+    """Every element 1/n, n being an expression."""
+    return Start(f"1/{_factor(n)}", lambda facts, shape, _: np.full(shape, 1 / facts.value(n)))
+
+
+def distinct(n: str) -> Start:
+    """Along the last axis distinct whole numbers below n, an expression, uniformly chosen."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return np.argsort(facts.rng.random((*shape[:-1], facts.value(n))), axis=-1)[..., : shape[-1]]
+
+    return Start(f"distinct, below {n}", draw)
+
+
 def normal(deviation: float = 1.0) -> Start:
     """N(0, deviation²)."""
 
@@ -62,12 +76,13 @@ def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Sta
         most = bound if bound is not None else gain * float(facts.value(fan)) ** -0.5
         return facts.rng.uniform(-most, most, shape)
 
-    told = (
-        f"±{bound:g}"
-        if bound is not None
-        else f"±{gain:.3g}/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
-    )
+    told = f"±{bound:g}" if bound is not None else f"±{gain:.3g}/√{_factor(fan)}"
     return Start(f"U({told})", draw)
+
+
+def _factor(expression: str) -> str:
+    """In brackets, unless it is a name."""
+    return expression if re.fullmatch(r"[A-Za-z_]+", expression) else f"({expression})"
 
 
 def xavier(fan_in: str, fan_out: str) -> Start:

@@ -19,6 +19,7 @@ from minipeft.declare import (
     at_least,
     choice,
     count,
+    distinct,
     each,
     either,
     fact,
@@ -27,6 +28,7 @@ from minipeft.declare import (
     found_together,
     free,
     held,
+    inverse,
     normal,
     of_parts,
     orthonormal,
@@ -136,6 +138,17 @@ def test_setting_and_same():
     assert (own["x"] == 2.5).all() and np.array_equal(own["A0"], own["A"]) and own["A"].any()
     starts = {name: a.start.says for name, a in declared(Made).arrays.items()}
     assert starts == dict(x="d_initial", A="N(0, 1)", A0="A")
+
+
+def test_inverse_and_distinct_numbers():
+    assert (of(inverse("2 in"), LINEAR) == 1 / 18).all()
+    x = of(distinct("2 in"), WIDE, shape=("out", "3"))
+    assert (
+        x.shape == (200, 3) and x.dtype.kind == "i" and x.min() >= 0 and distinct("2 in").says == "distinct, below 2 in"
+    )
+    assert 550 < x.max() < 600 and all(len(set(row)) == 3 for row in x.tolist())
+    assert len(set(map(tuple, x.tolist()))) > 190 and all(70 < n < 130 for n in (np.diff(x) > 0).sum(axis=0))
+    assert np.array_equal(np.sort(of(distinct("5"), shape=("4", "5"))), np.tile(np.arange(5), (4, 1)))
 
 
 def test_either_and_zero_if():

@@ -144,13 +144,13 @@ def refuse_odd(folder: Path, spec: Spec, tensors: Mapping[str, Any], model: Mode
         raise Bad(
             f"{folder}: expected at most {most:,} tensors, which an adapter of this base has, found {len(tensors):,}"
         )
-    places = {k.suffix for k in spec.keys.values() if k.row is not None}
+    places = {k.suffix for k in spec.keys.values() if k.row is not None or k.whole}
     plain: dict[str, str] = {}
     for key, a in tensors.items():
         if (other := plain.setdefault(unwrapped(key), key)) != key:
             raise Bad(f"{folder}: {other} and {key} are the same tensor; expected one adapter in a file")
         if key.endswith(tuple(places)):
-            if a.dtype.kind != "i":
+            if a.dtype.kind != "i" and a.dtype != np.uint8:
                 raise Bad(f"{folder}: {key}: expected integers, found {a.dtype}")
         elif a.dtype.kind != "f":
             raise Bad(f"{folder}: {key}: expected floating-point numbers, found {a.dtype}")

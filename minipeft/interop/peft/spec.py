@@ -49,6 +49,7 @@ class Key:
     theirs: Callable[[Any, Arch], Any] = _same  # ours -> theirs; linear, so it serves gradients too
     shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
+    whole: bool = False  # theirs is of integers
     holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
     size: str = ""  # of theirs in symbols, for docs/format.md
 
