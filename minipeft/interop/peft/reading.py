@@ -144,7 +144,7 @@ def refuse_odd(folder: Path, spec: Spec, tensors: Mapping[str, Any], model: Mode
         raise Bad(
             f"{folder}: expected at most {most:,} tensors, which an adapter of this base has, found {len(tensors):,}"
         )
-    places = {k.suffix for k in spec.keys.values() if k.row is not None}
+    places = {k.suffix for k in spec.keys.values() if k.row is not None or k.integers}
     plain: dict[str, str] = {}
     for key, a in tensors.items():
         if (other := plain.setdefault(unwrapped(key), key)) != key:

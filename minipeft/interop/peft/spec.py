@@ -49,6 +49,7 @@ class Key:
     theirs: Callable[[Any, Arch], Any] = _same  # ours -> theirs; linear, so it serves gradients too
     shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
+    integers: bool = False  # theirs is of integers, of 32 bits
     holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
     size: str = ""  # of theirs in symbols, for docs/format.md
 
@@ -75,7 +76,7 @@ def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np
             continue
         a = np.ascontiguousarray(key.theirs(arrays[name], arch))
         if key.row is None:
-            out[key.suffix] = a
+            out[key.suffix] = a.astype(np.int32) if key.integers else a
         else:
             rows.setdefault(key.suffix, {})[key.row] = a
     return out | {s: np.stack([own[n] for n in sorted(own)]).astype(np.int32) for s, own in rows.items()}
