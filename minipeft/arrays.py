@@ -41,7 +41,7 @@ class Array:
     rate: str = ""  # a factor on the learning rate
     late: bool = False  # drawn after those that are not
     below: str = ""  # of an index: whole numbers from 0 up to this
-    distinct_with: str = ""  # the array that is the index's other half: no place is named twice
+    distinct_with: str = ""  # the array that is the index's other half, or itself: no place is named twice
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def stored(
 ) -> Any:
     """An array that belongs to the adapter and is not trained: it has no gradient and no optimiser state.
 
-    An index holds whole numbers from 0 up to what `below` says; together with the index `distinct_with` it names no place twice.
+    An index holds whole numbers from 0 up to what `below` says; together with the index `distinct_with`, which may
+    be itself, it names no place twice.
     """
     return Array(shape, False, start, when, shared, below=below, distinct_with=distinct_with)
 

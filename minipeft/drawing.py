@@ -170,9 +170,12 @@ def wrong_in(it: There, a: np.ndarray, beside: Mapping[str, np.ndarray]) -> str:
     if (out := (a < 0) | (a > most)).any():
         return f"expected whole numbers from 0 to {most}, found {a[out][0]}"
     if other := it.array.distinct_with:
-        place = beside[other].astype(np.int64) * (most + 1) + a.astype(np.int64)
+        alone = other == it.own
+        place = a.astype(np.int64) if alone else beside[other].astype(np.int64) * (most + 1) + a.astype(np.int64)
         found, times = np.unique(place, return_counts=True)
-        if (twice := found[times > 1]).size:
+        if (twice := found[times > 1]).size and alone:
+            return f"it names {twice[0]} twice"
+        if twice.size:
             return f"with {other} it names {tuple(map(int, divmod(twice[0], most + 1)))} twice"
     return ""
 

@@ -72,9 +72,12 @@ def _values(made: Any) -> dict[str, Any]:
     return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
 
 
-def _declared(default: Any, *rules: Any, small: Any = None, tried: Any = None) -> Any:
-    """A field: its rules, what suits a `small` model (a value, or a function of its architecture), what cases are `tried` with."""
-    return dataclasses.field(default=default, metadata=dict(rules=rules, small=small, tried=tried))
+def _declared(default: Any, *rules: Any, small: Any = None, tried: Any = None, also: tuple[Any, ...] = ()) -> Any:
+    """A field: its rules, what suits a `small` model (a value, or a function of its architecture), what cases are `tried` with.
+
+    `also` are values under which something else is computed: each is tried too.
+    """
+    return dataclasses.field(default=default, metadata=dict(rules=rules, small=small, tried=tried, also=also))
 
 
 def _most(most: float | str) -> Any:

@@ -12,7 +12,7 @@ from minipeft.arrays import declared, needs
 from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import config_of
-from minipeft.conformance.places import IN, OTHER_ARCH, OTHERS, OUT, Arrays, Place, arrays_at, place_of
+from minipeft.conformance.places import ARCH, IN, OTHER_ARCH, OTHERS, OUT, Arrays, Place, arrays_at, place_of
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
@@ -161,6 +161,7 @@ def checks_of_usual(
         yield started(case, *begun)
     spec = spec_named(cls.name)
     if spec and spec.on_layer and spec.keys and place.name == "linear" and "m_emb" not in arrays:
+        spec = spec.of(spec.write(method, ARCH), ARCH)
         yield from files_of(spec, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
 
 

@@ -2,6 +2,7 @@
 
 A file has the name of its method. Its `closed(m, t)` takes the method, for its settings, and all tensors of a forward case
 by name; it gives the outputs by name. A variant that computes the same imports it. What several need is here.
+Where dropout does not act on the input of the whole change, `dropped(m, t)` is the form in training: t["kept"] is what it leaves of x.
 
 Where training starts from something computed, `start_NAME(m, t)` gives the array NAME, or what is derived of the arrays under
 that name, as it is then. `TINY` are settings, and shapes of arrays, for the tiny tier.
@@ -30,6 +31,11 @@ def _module(name: str) -> Any:
 def closed_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
     """The closed form of the method of this name, None if it has none."""
     return getattr(_module(name), "closed", None)
+
+
+def dropped_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
+    """The closed form of the method of this name in training, where its dropout is not the rule's; None where it is."""
+    return getattr(_module(name), "dropped", None)
 
 
 def starts_of(name: str) -> tuple[str, Callable[..., np.ndarray]] | None:

@@ -47,7 +47,7 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
         raise Bad("a load case lies in a folder")
     config, tensors = read_config(folder), read_adapter_tensors(folder)
     cls: Any = method_class(method_name(config))
-    spec = spec_of(cls)
+    spec = spec_of(cls).of(config, ARCH)
     try:
         settings = spec.read(config, ARCH)
     except KeyError as why:

@@ -35,6 +35,11 @@ def vector(a: Any, arch: Arch) -> Any:
     return a.reshape(-1)
 
 
+def int32(a: Any, arch: Arch) -> Any:
+    """Integers of 32 bits."""
+    return a.astype(np.int32)
+
+
 def column(a: Any, arch: Arch) -> Any:
     """The numbers below each other."""
     return a.reshape(-1, 1)
