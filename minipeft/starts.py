@@ -45,14 +45,16 @@ def setting(name: str) -> Start:
     return Start(name, lambda facts, shape, _: np.full(shape, float(facts[name])))
 
 
-def normal(deviation: float = 1.0) -> Start:
-    """N(0, deviation²)."""
+def normal(deviation: float = 1.0, over: str = "") -> Start:
+    """N(0, deviation²), or N(0, (deviation/over)²) with an expression `over`."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         drawn = facts.rng.standard_normal(shape)
-        return drawn if deviation == 1.0 else deviation * drawn
+        size = deviation / facts.value(over) if over else deviation
+        return drawn if size == 1.0 else size * drawn
 
-    return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
+    told = f"({deviation:g}/{over})²" if over else "1" if deviation == 1.0 else f"{deviation:g}²"
+    return Start(f"N(0, {told})", draw)
 
 
 def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Start:
@@ -96,6 +98,16 @@ def either(condition: str, one: Start, other: Start = ZERO) -> Start:
         return (one if facts.value(condition) else other).draw(facts, shape, name)
 
     return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
+
+
+def by(setting: str, usual: Start, **others: Start) -> Start:
+    """The start that a setting names, `usual` for words that are not among the others."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return others.get(facts[setting], usual).draw(facts, shape, name)
+
+    told = "".join(f"; {start.says} with {plainly(f'{setting} == {word!r}')}" for word, start in others.items())
+    return Start(usual.says + told, draw, tuple(n for s in (usual, *others.values()) for n in s.needs))
 
 
 def zero_if(condition: str, start: Start) -> Start:
