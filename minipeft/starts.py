@@ -155,8 +155,19 @@ def _qr_part(method: Any, facts: Facts) -> dict[str, Any]:
     return dict(A=A, B=B)
 
 
+def _opposed(method: Any, facts: Facts) -> dict[str, Any]:
+    r, normal = method.r, facts.rng.standard_normal
+    Q, _ = np.linalg.qr(normal((r, r)))
+    A = normal((facts["in"], (r + 1) // 2)) @ Q[::2]
+    return dict(A=A.T / 10, B=normal((r // 2, facts["out"])).T @ Q[1::2] / 10)
+
+
 SVD_PART = found(_svd_part, "√(Σ_r/s) V_rᵀ or U_r √(Σ_r/s), of W's first r triples")  # s B A is that part of W = U Σ Vᵀ
 QR_PART = found(_qr_part, "R_r or Q_r, W = Q R")  # the first r rows of R, and columns of Q
+OPPOSED = found(_opposed, "normal, A's rows and B's columns in opposite halves of a basis")  # neither is 0, but B A is
+DRAWN = by("start", uniform("in"), gaussian=normal(over="r"), orthogonal=OPPOSED)
+DOWN = either("embedding", normal(), DRAWN)  # the factor A, as a setting `start` has it on a linear
+UP = either("not embedding", by("start", ZERO, orthogonal=OPPOSED))  # and B
 
 
 def norms(axis: int) -> Start:

@@ -124,6 +124,11 @@ def refuse_transposed(factors: str, arch: Arch) -> None:
         )
 
 
+def _drawn(config: Config, arch: Arch) -> Config:
+    """How they were drawn, if not as usual."""
+    return dict(start=began(config)) if began(config) in ("gaussian", "orthogonal") else {}
+
+
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
     if (found := began(config)) in BASE_CHANGED:
@@ -171,8 +176,16 @@ TUNER = Spec(
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )
 
+
+def _writes(m: Any, arch: Arch) -> Config:
+    # PEFT refuses "gaussian" beside a bias, and "orthogonal" for odd ranks, when it loads what it then replaces
+    return written(m, arch, init_lora_weights="gaussian" if m.start == "gaussian" and not m.lora_bias else True)
+
+
 SPEC = dataclasses.replace(
     TUNER,
+    reads=_drawn,
+    writes=_writes,
     examine=_examine,
     variants=_patterns,
     combined=True,

@@ -67,6 +67,7 @@ class LoRAGA(LoRA):
     reading: str = choice("paper", "peft", reading=True)
 
     no_bias = requires("not lora_bias", "lora_bias goes with factors that start at 0; expected False")
+    drawn = requires("start == 'uniform'", "start is of factors that are drawn; expected 'uniform', found {start}")
     rank = requires("2 r <= min(in, out)", "r must be at most {min(in, out) / 2}, found {r}", when="not embedding")
     A = trained("r", "in", start=either("embedding", LoRA.A.start, GRADIENT))
     B = trained("out", "r", start=either("embedding", LoRA.B.start, GRADIENT))

@@ -38,6 +38,7 @@ class PiSSA(LoRA):
     factors: str = choice("svd", "qr", varied=False)
 
     no_bias = requires("not lora_bias", "lora_bias goes with factors that start at 0; expected False")
+    drawn = requires("start == 'uniform'", "start is of factors that are drawn; expected 'uniform', found {start}")
     rank = requires("r <= min(in, out)", "r must be at most {min(in, out)}, found {r}", when="not embedding")
     A = trained("r", "in", start=either("embedding", LoRA.A.start, PART))
     B = trained("out", "r", start=either("embedding", LoRA.B.start, PART))
