@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipeft.engine.factors import finite, leading, principal
+from minipeft.engine.factors import finite, leading, principal, sketched
 from minipeft.expressions import plainly
 from minipeft.torch_random import permutation
 
@@ -150,6 +150,11 @@ def _svd_part(method: Any, facts: Facts) -> dict[str, Any]:
     return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
 
 
+def _fast_part(method: Any, facts: Facts) -> dict[str, Any]:
+    A, B = sketched(finite(f"{method.name}: {facts['site']}", facts.W), method.r, method.niter, facts.rng)
+    return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
+
+
 def _qr_part(method: Any, facts: Facts) -> dict[str, Any]:
     A, B = leading(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
     return dict(A=A, B=B)
@@ -163,6 +168,7 @@ def _opposed(method: Any, facts: Facts) -> dict[str, Any]:
 
 
 SVD_PART = found(_svd_part, "√(Σ_r/s) V_rᵀ or U_r √(Σ_r/s), of W's first r triples")  # s B A is that part of W = U Σ Vᵀ
+FAST_PART = found(_fast_part, "nearly those, from random directions")  # by `niter` rounds of subspace iteration
 QR_PART = found(_qr_part, "R_r or Q_r, W = Q R")  # the first r rows of R, and columns of Q
 OPPOSED = found(_opposed, "normal, A's rows and B's columns in opposite halves of a basis")  # neither is 0, but B A is
 DRAWN = by("start", uniform("in"), gaussian=normal(over="r"), orthogonal=OPPOSED)
