@@ -17,6 +17,7 @@ from minipeft.declare import (
     Method,
     Unfit,
     at_least,
+    by,
     choice,
     count,
     distinct,
@@ -101,6 +102,7 @@ def test_an_array_starts_at_0_unless_told_otherwise():
     [
         (normal(), stats.norm(), "N(0, 1)"),
         (normal(0.02), stats.norm(scale=0.02), "N(0, 0.02²)"),
+        (normal(over="in"), stats.norm(scale=1 / 300), "N(0, (1/in)²)"),
         (uniform("in"), stats.uniform(-(300**-0.5), 2 * 300**-0.5), "U(±1/√in)"),
         (uniform("in / 3"), stats.uniform(-0.1, 0.2), "U(±1/√(in / 3))"),
         (uniform(bound=0.5), stats.uniform(-0.5, 1.0), "U(±0.5)"),
@@ -165,6 +167,20 @@ def test_either_and_zero_if():
     says = {name: a.start.says for name, a in declared(Made).arrays.items()}
     assert says["x"] == 'N(0, 1) with start = "normal" and linear, else 3'
     assert says["y"] == 'N(0, 1); 0 with start = "zero"' and says["z"] == "N(0, 1) with embedding, else 0"
+
+
+def test_a_start_by_a_setting():
+    @dataclass(frozen=True)
+    class Made(Plain, register=False):
+        start: str = choice("three", "normal", "grads", "other")
+        x = trained(
+            "out", start=by("start", fill(3), normal=normal(), grads=found(lambda m, f: 0, "G", needs=("grads",)))
+        )
+
+    assert (drawn(Made())["x"] == 3).all() and (drawn(Made(start="other"))["x"] == 3).all()
+    assert (drawn(Made(start="normal"))["x"] == np.random.default_rng(0).standard_normal(7)).all()
+    says = declared(Made).arrays["x"].start.says
+    assert says == '3; N(0, 1) with start = "normal"; G with start = "grads"' and needs(Made) == ("grads",)
 
 
 def test_found_is_called_once_at_a_site():

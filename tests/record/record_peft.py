@@ -185,6 +185,7 @@ class Case:
     build: Callable[[Case, Path], None] | None = None  # saves the adapter by other means
     cls: Any = None  # the model that is trained, if it has another head than the base
     rows: int = 0  # of the vocabulary, if it is resized
+    converted: bool = False  # saved as plain LoRA of twice the rank: what it began as is subtracted
 
     @property
     def is_prompt(self) -> bool:
@@ -208,8 +209,14 @@ def save_adapter(case: Case, folder: Path) -> None:
     model = get_peft_model(model, case.config).eval()
     if case.after:
         case.after(model, case)
-    jitter(trainable(model), case.size, generator(case.base, case.name))
-    model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto")
+    with tempfile.TemporaryDirectory() as began:
+        options = {}
+        if case.converted:
+            model.peft_config["default"].init_lora_weights = True
+            model.save_pretrained(f"{began}/first")
+            options = dict(path_initial_model_for_weight_conversion=f"{began}/first")
+        jitter(trainable(model), case.size, generator(case.base, case.name))
+        model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto", **options)
 
 
 def gradient(v: torch.Tensor) -> torch.Tensor:

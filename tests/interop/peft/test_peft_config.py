@@ -146,10 +146,13 @@ def test_what_only_says_how_arrays_began_changes_nothing(bases):
     """A converted adapter is plain LoRA, whatever it was converted from."""
     case = "llama/lora"
     plain = attached(bases, case, {})
-    for left in (dict(corda_config={"corda_method": "kpm"}), dict(eva_config={"rho": 2.0}), dict(init_lora_weights="gaussian"),
+    for left in (dict(corda_config={"corda_method": "kpm"}), dict(eva_config={"rho": 2.0}), dict(init_lora_weights="eva"),
                  dict(lora_ga_config={"direction": "ArB2r"}), dict(loftq_config={"loftq_bits": 4})):  # fmt: skip
         again = attached(bases, case, left)
         assert again.adapters[0].method == plain.adapters[0].method
+    for start in ("gaussian", "orthogonal"):
+        again = attached(bases, case, dict(init_lora_weights=start))
+        assert again.adapters[0].method == dataclasses.replace(plain.adapters[0].method, start=start)
 
 
 JUNK = st.recursive(
