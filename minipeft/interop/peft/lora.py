@@ -15,6 +15,7 @@ from minipeft.interop.peft.fields import (
     EXCLUDED,
     FLAG,
     LAYERED,
+    LIST,
     NUMBER,
     ONLY_STARTS,
     RATE,
@@ -23,6 +24,7 @@ from minipeft.interop.peft.fields import (
     WHOLE,
     Config,
     Kind,
+    group,
     needed,
     optional,
     pattern,
@@ -89,7 +91,10 @@ KNOWN = FACTORS | {
     "lora_bias": read(FLAG, False),
     "init_lora_weights": read(START, True),
     "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
+    "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
 }
+
+VARIANTS = ("use_dora", "use_bdlora")  # of which PEFT takes one
 
 
 def began(config: Config) -> str | None:
@@ -126,6 +131,11 @@ def refuse_transposed(factors: str, arch: Arch) -> None:
 
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False)]
+    if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
+        chosen.append(f"init_lora_weights={start!r}")
+    if len(chosen) > 1:
+        raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
     if (found := began(config)) in BASE_CHANGED:
         raise Bad(
             f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "
