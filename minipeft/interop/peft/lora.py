@@ -92,9 +92,11 @@ KNOWN = FACTORS | {
     "init_lora_weights": read(START, True),
     "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
+    "use_qalora": read(FLAG, False),
+    "qalora_group_size": read(COUNT, 16),
 }
 
-VARIANTS = ("use_dora", "use_bdlora")  # of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora")  # of which PEFT takes one
 
 
 def began(config: Config) -> str | None:
