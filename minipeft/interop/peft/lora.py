@@ -19,6 +19,7 @@ from minipeft.interop.peft.fields import (
     EXCLUDED,
     FLAG,
     LAYERED,
+    LIST,
     NUMBER,
     ONLY_STARTS,
     RATE,
@@ -27,6 +28,7 @@ from minipeft.interop.peft.fields import (
     WHOLE,
     Config,
     Kind,
+    group,
     needed,
     optional,
     pattern,
@@ -95,7 +97,12 @@ KNOWN = FACTORS | {
     "lora_bias": read(FLAG, False),
     "init_lora_weights": read(START, True),
     "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
+    "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
+    "use_qalora": read(FLAG, False),
+    "qalora_group_size": read(COUNT, 16),
 }
+
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora")  # of which PEFT takes one
 
 
 def began(config: Config) -> str | None:
@@ -137,6 +144,11 @@ def _drawn(config: Config, arch: Arch) -> Config:
 
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False)]
+    if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
+        chosen.append(f"init_lora_weights={start!r}")
+    if len(chosen) > 1:
+        raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
     if (found := began(config)) in BASE_CHANGED:
         raise Bad(
             f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "

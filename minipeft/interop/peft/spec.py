@@ -126,6 +126,7 @@ class Spec:
         default_factory=dict
     )  # their dictionary of what differs by module -> our setting
     at_site: Callable[[Config, Mapping[str, Any]], Config] = lambda config, arrays: {}  # settings that our arrays tell
+    at_module: Callable[[Config, str], Config] = lambda config, module: {}  # settings that a module's name tells
     of_adapter: Callable[[Adapter, Mapping[str, str], Any], Config] = (
         lambda adapter, modules, folder: {}
     )  # their fields that tell of a whole adapter, whose sites are their modules, written to a folder
@@ -197,7 +198,10 @@ class Spec:
                 values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
                 for site, module in modules.items():
                     out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
-        return {site: own | self.at_site(config, arrays[site]) for site, own in out.items()}
+        return {
+            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site])
+            for site, own in out.items()
+        }
 
     def write(self, method: Any, arch: Arch) -> Config:
         """Their configuration, of a method of ours."""
