@@ -112,7 +112,7 @@ def combine(
 def low_rank(adapted: Adapted, name: str = "default", rank: int | float | None = None) -> Adapted:
     """One adapter as a plain low-rank one on the same base: exactly where its change is a sum of B A and no rank is given.
 
-    So PiSSA's becomes one of twice the rank, on the base that the first factors are still in. Any other change of a weight is
+    So one that began as a part of the base becomes one of twice the rank, on the base that holds this part still. Any other change of a weight is
     decomposed; `rank` is an integer or a share, as in `Combination`. Raises `Bad` as `combine`.
     """
     return combine(adapted, {name: 1.0}, Combination("cat" if rank is None else "svd", rank), name=name)
