@@ -1,7 +1,7 @@
 """All that a method file needs, by one import."""
 
 from minipeft.arrays import each, fact, held, keeps, of_parts, requires, size, stored, trained, when
-from minipeft.changes import circulant, lowrank, replaced, rotated, scaled, shift, skew, steady, swapped
+from minipeft.changes import circulant, lowrank, replaced, rotated, scaled, shift, skew, steady, swapped, through
 from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method, Site, Step, globbed
 from minipeft.over import OverAdapters
@@ -18,6 +18,6 @@ __all__ = [
     "Step", "Unfit", "at_least", "by", "choice", "circulant", "count", "distinct", "each", "either", "fact", "fill",
     "found", "found_together", "free", "globbed", "held", "inverse", "keeps", "lowrank", "normal", "norms",
     "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires", "rotated", "same", "scaled",
-    "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "trained", "uniform", "when",
+    "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained", "uniform", "when",
     "within", "words", "xavier", "zero_if",
 ]  # fmt: skip
