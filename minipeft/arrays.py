@@ -163,7 +163,10 @@ def held(make: Callable[..., Any]) -> Any:
 
 
 def when(condition: str) -> Callable[[Any], Any]:
-    """On `after_backward` or `after_step`: the settings under which there is anything to do."""
+    """On `after_backward` or `after_step`: the settings under which there is anything to do; on a `forward` beside a change:
+
+    those under which a linear computes so in evaluation too.
+    """
 
     def mark(f: Any) -> Any:
         f.when = condition

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from minipeft.arrays import check_settings, declared
+from minipeft.arrays import check_settings, declared, settings_of
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
+from minipeft.expressions import evaluate
 from minipeft.model.arch import Arch
 from minipeft.settings import check
 
@@ -152,6 +153,10 @@ class Here:
         """Numbers of this pass, uniform in [0, 1), float64."""
         return to_device(self.run.rng.random(shape))
 
+    def normal(self, shape: tuple[int, ...]) -> Any:
+        """Numbers of this pass, of N(0, 1), float64."""
+        return to_device(self.run.rng.standard_normal(shape))
+
     def dropout(self, x: Any, p: float) -> Any:
         """x with each element zeroed with probability p and the rest divided by 1 − p, in training; x otherwise."""
         return self.run.dropout(x, p) if self.run.train and p else x
@@ -243,7 +248,7 @@ class Method:
 
     if TYPE_CHECKING:  # a dataclass would take them for fields, of which a method has but one or two
         # What it does with its arrays: one of these; or both of the first two, where the most derived counts; or `forward`
-        # beside them, where a linear computes something else in training than what they say.
+        # beside them, where a linear computes something else in training than what they say (`samples`).
         change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
         weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
         apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h': an activation; a pair at attn.kv; a layer
@@ -294,6 +299,13 @@ def is_weight(method: Method | type[Method]) -> bool:
 def routes(method: Method | type[Method]) -> bool:
     """Whether it computes a linear's output by a way of its own, that no weight has."""
     return hasattr(method, "forward") and not is_weight(method)
+
+
+def samples(method: Method, train: bool) -> bool:
+    """Whether a linear computes by `forward` what `change` or `weight` tells on average: in training, or as `when` says."""
+    if not (hasattr(method, "forward") and is_weight(method)):
+        return False
+    return train or bool(evaluate(getattr(type(method).forward, "when", "False"), settings_of(method)))
 
 
 def is_whole(method: Method | type[Method]) -> bool:

@@ -18,7 +18,7 @@ from minipeft.engine.backend import library, refuse_others, to_device, to_host, 
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import factor, widened
 from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, change_of, is_weight, routes, ties, weight_of
+from minipeft.method import Base, Here, Method, change_of, is_weight, routes, samples, ties, weight_of
 from minipeft.model.arch import Arch
 from minipeft.model.batch import Batch
 from minipeft.model.parts import tied
@@ -204,7 +204,7 @@ class Run:
 
             return Base(base.held, base.b, base.table, own, no_weight)
         change, drop = self._change(hook, name), same_input
-        if self.train and hasattr(method, "forward"):
+        if samples(method, self.train):
             return Base(base.held, change.bias(base.b), base.table, own, lambda: change.onto(base.W))
         b = change.bias(base.b)
         if self.train:

@@ -13,12 +13,23 @@ import one_part
 import pytest
 
 import minipeft.methods
-from minipeft.arrays import declared, intervenes, rate, trained
+from minipeft.arrays import declared, intervenes, rate, trained, when
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class, weight_of
+from minipeft.method import (
+    METHODS,
+    Here,
+    Method,
+    Site,
+    caches,
+    is_weight,
+    load_methods,
+    method_class,
+    samples,
+    weight_of,
+)
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.settings import small
 from minipeft.targets import sites
@@ -240,3 +251,19 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
     sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
     np.testing.assert_allclose(sampled, x @ (W + D * noise).T, atol=1e-13)
     np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)
+    assert samples(Noisy(), train=True) and not samples(Noisy(), train=False)
+
+    @dataclass(frozen=True)
+    class Always(Noisy):
+        always: bool = True
+
+        @when("always")
+        def forward(self, x, base, here, *, D):
+            return base(x) + x @ (D * here.normal(D.shape)).T
+
+    noise = np.random.default_rng(7).standard_normal(D.shape)
+    for always in (True, False):
+        made = Always(always=always)
+        got = one_part.output(made, dict(D=D), x, W, rng=np.random.default_rng(7))
+        np.testing.assert_allclose(got, x @ (W + (D * noise if always else D)).T, atol=1e-13)
+        np.testing.assert_allclose(weight_of(made, W, dict(D=D)), W + D)

@@ -117,6 +117,7 @@ class Spec:
     keys: Keys = field(default_factory=dict)  # our array at a site -> its key
     embedding_keys: Keys | None = None  # at a token table, if they differ
     root_keys: Keys = field(default_factory=dict)  # shared arrays, whose keys name no module
+    copied: bool = False  # these stand once more under every module; one is enough
 
     # the configuration
     settings: Mapping[str, str] = field(default_factory=dict)  # our setting -> their field of the same value

@@ -17,7 +17,7 @@ from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad
 from minipeft.interop.peft.keys import plain_key
 from minipeft.interop.peft.reading import load_peft
-from minipeft.interop.peft.registry import has, specs
+from minipeft.interop.peft.registry import has, spec_of, specs
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.model.batch import batch
@@ -48,8 +48,11 @@ def test_written_as_it_was_read(case, bases, tmp_path):
     for name, theirs in was.items():
         copies = {k for k in theirs if "base_layer.weight" in k or ".original_module." in k or ".modules_to_save." in k}
         copies |= {k for k in theirs if plain_key(base, k) != k}  # of a tied head
-        left = ("base_model.vera_A", "base_model.vera_B", ".supertuning_indices")  # what PEFT may leave out
-        stored = {k for k in now[name] if k.endswith(left)}
+        spec = spec_of(adapted.adapters[0].method)
+        roots = {k.suffix for k in spec.root_keys.values()}
+        copies |= {k for k in theirs if k not in roots and "base_model." + k.rpartition(".")[2] in roots}
+        places = tuple(f".{k.suffix}" for k in spec.keys.values() if k.whole)
+        stored = {k for k in now[name] if k in roots or k.endswith(places)}  # PEFT may leave them out
         assert set(theirs) - copies <= set(now[name]) <= set(theirs) | stored
         for k in set(theirs) & set(now[name]):
             a, b = theirs[k], now[name][k]
