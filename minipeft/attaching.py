@@ -97,8 +97,8 @@ def attach(
     alike: dict[Method, list[Site]] = {}
     for site in chosen:
         alike.setdefault(at[site.name], []).append(site)
-    numbers = {site.name: i for i, site in enumerate(chosen)}
-    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, numbers).items()}
+    methods = dict(at)
+    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, chosen, methods).items()}
     for site in chosen:
         if site.name in drawn:
             at[site.name], found = drawn[site.name]

@@ -296,6 +296,38 @@ def test_shared_arrays_are_drawn_once_for_all_sites():
     assert array_of(Made, "A").shared and array_of(Made, "V1").shared and not array_of(Made, "B").shared
 
 
+@dataclass(frozen=True)
+class Halves(Method, register=False):
+    """What is in front of a layer's middle has one A."""
+
+    takes = "linears"
+    r: int = count(2)
+    A = trained("r", "in", start=normal(), shared_by=lambda at: {s: s.replace("attn.v", "attn.q") for s in at})
+    B = trained("out", "r", start=normal())
+
+    def change(self, *, A, B):
+        return B @ A
+
+
+def test_some_sites_share_an_array_that_one_of_them_holds():
+    model, targets = tiny.model(), ["attn.v.weight", "attn.q.weight", "attn.o.weight"]
+    adapted = attach(model, Halves(), targets=targets)
+    own = adapted.adapters[0].grouped()
+    assert {s for s, a in own.items() if "A" in a} == {f"layers.{i}.attn.{k}.weight" for i in (0, 1) for k in "qo"}
+    q, v = (f"layers.1.attn.{k}.weight" for k in "qv")
+    run = adapted.run()
+    assert np.allclose(run.param(v), model.params[v] + own[v]["B"] @ own[q]["A"], rtol=0, atol=1e-14)
+    assert not np.array_equal(own[q]["A"], own["layers.0.attn.q.weight"]["A"])
+    moved = adapted.replace({f"default/{q}:A": own[q]["A"] + 1})
+    assert (moved.run().param(v) != run.param(v)).any() and (moved.run().param(q) != run.param(q)).any()
+
+
+def test_what_is_shared_has_one_shape_at_all_its_sites():
+    said = r"halves: layers.0.attn.v.weight shares A with layers.0.attn.q.weight, where it is \(2, 24\); here it would be \(3, 24\)"
+    with pytest.raises(Bad, match=said):
+        attach(tiny.model(), Halves(), targets="attn.q.weight attn.v.weight", patterns={"attn.v.weight": {"r": 3}})
+
+
 def test_the_sites_own_shape():
     class Made(Plain, register=False):
         W1 = trained(..., start=found(lambda method, facts: facts.W, "W"))

@@ -128,9 +128,15 @@ class Spec:
     )  # their dictionary of what differs by module -> our setting
     at_site: Callable[[Config, Mapping[str, Any]], Config] = lambda config, arrays: {}  # settings that our arrays tell
     at_module: Callable[[Config, str], Config] = lambda config, module: {}  # settings that a module's name tells
+    at_sites: Callable[[Config, Mapping[str, str], Mapping[str, Mapping[str, Any]]], Mapping[str, Config]] = (
+        lambda config, modules, arrays: {}
+    )  # settings that differ by site, at their modules with these arrays of ours
     of_adapter: Callable[[Adapter, Mapping[str, str], Any], Config] = (
         lambda adapter, modules, folder: {}
     )  # their fields that tell of a whole adapter, whose sites are their modules, written to a folder
+    named: Callable[[Model, Adapter, Mapping[str, str]], Config] = (
+        lambda model, adapter, modules: {}
+    )  # target_modules and what goes with them, where the names of the adapter's modules are not enough
     settled: Callable[[Config, Arch], Config] = (
         lambda config, arch: {}
     )  # fields of this class that a configuration changes
@@ -199,8 +205,9 @@ class Spec:
                 values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
                 for site, module in modules.items():
                     out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
+        every = self.at_sites(config, modules, arrays)
         return {
-            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site])
+            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site]) | every.get(site, {})
             for site, own in out.items()
         }
 
