@@ -4,7 +4,7 @@ from minipeft.arrays import each, fact, held, keeps, of_parts, requires, size, s
 from minipeft.changes import circulant, lowrank, replaced, rotated, scaled, shift, skew, steady, swapped, through
 from minipeft.errors import Bad, Unfit
 from minipeft.method import Here, Method, Site, Step, globbed
-from minipeft.over import OverAdapters
+from minipeft.over import OverAdapters, beginning
 from minipeft.settings import at_least, choice, count, free, parts, positive, such_that, within
 from minipeft.starts import (
     DOWN, FAST_PART, QR_PART, SVD_PART, UP, by, distinct, either, fill, found, found_together, inverse, normal,
@@ -15,9 +15,9 @@ QUERY_VALUE = "attn.q.weight attn.v.weight attn.qkv.weight"  # where most weight
 
 __all__ = [
     "DOWN", "FAST_PART", "QR_PART", "QUERY_VALUE", "SVD_PART", "UP", "Bad", "Here", "Method", "OverAdapters", "Site",
-    "Step", "Unfit", "at_least", "by", "choice", "circulant", "count", "distinct", "each", "either", "fact", "fill",
-    "found", "found_together", "free", "globbed", "held", "inverse", "keeps", "lowrank", "normal", "norms",
-    "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires", "rotated", "same", "scaled",
-    "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained", "uniform", "when",
-    "within", "words", "xavier", "zero_if",
+    "Step", "Unfit", "at_least", "beginning", "by", "choice", "circulant", "count", "distinct", "each", "either",
+    "fact", "fill", "found", "found_together", "free", "globbed", "held", "inverse", "keeps", "lowrank", "normal",
+    "norms", "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires", "rotated", "same",
+    "scaled", "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained",
+    "uniform", "when", "within", "words", "xavier", "zero_if",
 ]  # fmt: skip

@@ -157,7 +157,7 @@ def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
 
 
 def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:
-    """Arrays of trained adapters that a method is built over, {site: {name: array}}; none for others."""
+    """Arrays of trained adapters that a method is built over, or starts from, {site: {name: array}}; none for others."""
     return getattr(method, "given", None) or {}
 
 
@@ -216,7 +216,7 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
     if not shared:
         demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
-    given = given_to(facts.method).get(facts.site.name, {})
+    given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))
     for it in sorted(every, key=lambda it: it.array.late):
         if it.name in given:

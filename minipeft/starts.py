@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minipeft.engine.factors import finite, leading, principal, sketched
+from minipeft.errors import Bad
 from minipeft.expressions import plainly
 from minipeft.torch_random import permutation
 
@@ -208,11 +209,18 @@ def places(n: str, in_order: bool = False) -> Start:
     return found(draw, f"distinct elements{', in row-major order' if in_order else ''}, drawn from `seed`")
 
 
-def words(n: str) -> Start:
-    """n rows of the token table, uniformly chosen."""
+def words(n: str, text: str = "") -> Start:
+    """n rows of the token table: those of the ids in the setting `text` over and over, or, without any, uniformly chosen."""
 
     def draw(method: Any, facts: Facts) -> Any:
-        table = facts.param("embed.tokens.weight")
-        return table[facts.rng.integers(table.shape[0], size=facts.value(n))]
+        table, many = facts.param("embed.tokens.weight"), facts.value(n)
+        ids = facts[text] if text else ()
+        if not ids:
+            return table[facts.rng.integers(table.shape[0], size=many)]
+        if wrong := [i for i in ids if not 0 <= i < len(table)]:
+            raise Bad(f"{method.name}: {text} must lie in 0 … {len(table) - 1}, found {wrong[0]}")
+        return table[np.resize(ids, many)]
 
-    return found(draw, "rows of the token table, uniformly chosen")
+    return found(
+        draw, f"rows of the token table, {f'those of `{text}` over and over, or ' if text else ''}uniformly chosen"
+    )

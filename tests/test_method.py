@@ -185,7 +185,7 @@ def test_here_shows_what_the_transformer_shows():
     with pytest.raises(AttributeError, match=r"site encoder.layers.12.attn.q.weight shows no 'y'; it shows x"):
         _ = here.y
     with pytest.raises(Bad, match="this method routes by task; the batch has no task_ids"):
-        _ = here.task_ids
+        here.tasks(2, 1)
     assert (Here(run, "layers.1.mlp.out", {}).param("attn.k.weight") == run.param("layers.1.attn.k.weight")).all()
     assert Here(run, "embed.out", {}).layer == ""
 

@@ -60,6 +60,7 @@ DOWNCASTING = (
 )  # fmt: skip
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 VOCAB = 43
+BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")  # methods that need task_ids
 Tensors = dict[str, torch.Tensor]
 
 # --- bases: sizes differ from one another wherever the architecture lets them ------------------------------------------
@@ -194,7 +195,7 @@ class Case:
     @property
     def inputs(self) -> Tensors:
         task = self.config.task_type if self.cls else BASES[self.base][2]
-        return inputs(self.base, self.padding, self.config.peft_type == "POLY", task, self.rows or VOCAB)
+        return inputs(self.base, self.padding, self.config.peft_type in BY_TASK, task, self.rows or VOCAB)
 
 
 def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -244,7 +245,7 @@ def expect(case: Case, folder: Path) -> Tensors:
         if case.is_prompt:  # projections are folded on saving, and only the inference mode reads the folded prompt
             prompt = model.prompt_encoder["default"].embedding.weight
             for p in [
-                prompt,
+                *model.prompt_encoder["default"].parameters(),
                 *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters()),
             ]:
                 p.requires_grad_(True)
@@ -262,6 +263,7 @@ def expect(case: Case, folder: Path) -> Tensors:
     trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
     trained |= {k: grads[k] for k in saved if k in grads}
     if case.is_prompt:
+        trained |= {k: p.grad for k, p in model.prompt_encoder["default"].named_parameters()}
         trained["prompt_embeddings"] = prompt.grad
     wants = {
         k: trained[k]
