@@ -25,7 +25,9 @@ Packing  Two codes of four bits a byte, the first in the high half; an odd end i
 Differs  Codes, constants and values equal bitsandbytes 0.50.2 (on a weight of odd shape it divides the last, incomplete
          block where it multiplies by 1/c elsewhere; we always multiply, so a value within one rounding of a midpoint
          may differ there; and it holds 1e-38, not 0, for such a block of zeros). The eight-bit codes of constants are the nearest
-         ones here; the CPU code of bitsandbytes strays from the nearest in about 1 of 600, by up to three codes. It rounds
+         ones here; the CPU code of bitsandbytes strays from the nearest in about 1 of 600, by up to three codes. On a
+         processor with AVX-512 it also takes constants of other blocks for a matrix whose width is a multiple of 16 but not
+         of 64: codes and constants are right, the values off by as much as they are large. It rounds
          W to float16 before eight bits, which `int8` does too; what enters a linear it rounds to eight bits as well, which is not done here.
 
 >>> q = quantize(np.array([[8.0, -8.0, 0.0], [4.0, 1.0, -2.0]], np.float32))

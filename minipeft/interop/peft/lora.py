@@ -189,7 +189,6 @@ TUNER = Spec(
     settings=dict(r="r", alpha="lora_alpha", dropout="lora_dropout", rslora="use_rslora", lora_bias="lora_bias"),
     writes=written,
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
-    settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
     wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )
