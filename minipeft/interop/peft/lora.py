@@ -16,6 +16,7 @@ from minipeft.interop.peft.fields import (
     FLAG,
     LAYERED,
     LIST,
+    NOT_NEGATIVE,
     NUMBER,
     ONLY_STARTS,
     RATE,
@@ -94,9 +95,10 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora")  # of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config")  # of which PEFT takes one
 
 
 def began(config: Config) -> str | None:
