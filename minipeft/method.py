@@ -152,6 +152,10 @@ class Here:
         """Numbers of this pass, uniform in [0, 1), float64."""
         return to_device(self.run.rng.random(shape))
 
+    def normal(self, shape: tuple[int, ...]) -> Any:
+        """Numbers of this pass of N(0, 1), float64."""
+        return to_device(self.run.rng.standard_normal(shape))
+
     def dropout(self, x: Any, p: float) -> Any:
         """x with each element zeroed with probability p and the rest divided by 1 − p, in training; x otherwise."""
         return self.run.dropout(x, p) if self.run.train and p else x

@@ -132,6 +132,7 @@ def checks_of_usual(
                 case = dataclasses.replace(case, want={k: v for k, v in case.want.items() if k != "W"})
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
     dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
+    dropped = dropped and not hasattr(cls, "forward")  # which may sample beside it
     if dropped:
         keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}
         asked = about | dict(config=about["config"] | dict(dropout=0.3), roles=about["roles"] | {"keep": "base"})
