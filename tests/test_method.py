@@ -242,14 +242,15 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
             return D
 
         def forward(self, x, base, here, *, D):
-            return base(x) + x @ (D * here.random(D.shape)).T
+            return base(x) + x @ (D * here.random(D.shape) + here.normal(D.shape)).T
 
     rng = np.random.default_rng(0)
     W, D, x = rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), rng.standard_normal((3, 4))
-    noise = np.random.default_rng(7).random(D.shape)
+    drawn = np.random.default_rng(7)
+    noise, more = drawn.random(D.shape), drawn.standard_normal(D.shape)
     np.testing.assert_allclose(one_part.output(Noisy(), dict(D=D), x, W), x @ (W + D).T, atol=1e-13)
     sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
-    np.testing.assert_allclose(sampled, x @ (W + D * noise).T, atol=1e-13)
+    np.testing.assert_allclose(sampled, x @ (W + D * noise + more).T, atol=1e-13)
     np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)
     assert samples(Noisy(), train=True) and not samples(Noisy(), train=False)
 

@@ -119,6 +119,7 @@ def group(**kinds: Kind) -> Kind:
 ANY = Kind("anything", lambda v: True)
 FLAG = Kind("true or false", lambda v: v is None or isinstance(v, bool), bool)
 NUMBER = Kind("a finite number", is_number, float)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, float)
 POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0, float)
 RATE = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1, float)
 COUNT = whole(1)

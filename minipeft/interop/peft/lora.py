@@ -20,8 +20,10 @@ from minipeft.interop.peft.fields import (
     FLAG,
     LAYERED,
     LIST,
+    NOT_NEGATIVE,
     NUMBER,
     ONLY_STARTS,
+    POSITIVE,
     RATE,
     TARGETS,
     TOKENS,
@@ -100,9 +102,20 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "monteclora_config": read(
+        group(
+            num_samples=COUNT,
+            use_entropy=FLAG,
+            dirichlet_prior=POSITIVE,
+            sample_scaler=NOT_NEGATIVE,
+            kl_loss_weight=NOT_NEGATIVE,
+            buffer_size=COUNT,
+        )
+    ),
+    "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora")  # of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config")  # of which PEFT takes one
 
 
 def began(config: Config) -> str | None:

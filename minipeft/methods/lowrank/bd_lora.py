@@ -7,9 +7,8 @@
 The blocks stand below each other in one array: B is (out, r/N), or A is (r, in/N). N divides r and the width.
 
 Merges   exactly: W' is an ordinary weight.
-Dropout  acts on the input of A only.
-Differs  HF peft starts a block-diagonal A in U(±√(6N/in)), √6 times as wide as an A of so many inputs is there otherwise;
-         we do the same. Its manual says of either side that q, k, v belong to it; what avoids communication is as above.
+Differs  As in HF peft a block-diagonal A starts √6 times as wide as another A of so many inputs. Its manual says of either
+         side that q, k, v belong to it; what avoids communication is as above.
 
 >>> P = np.array([[1., 2.], [3., 4.]])
 >>> BDLoRA(r=2, alpha=2, blocks=2, side="A").change(A=P, B=np.eye(2)).onto(np.zeros((2, 4)))
@@ -17,7 +16,6 @@ array([[1., 2., 0., 0.],
        [0., 0., 3., 4.]])
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,21 +36,15 @@ class BDLoRA(LoRA):
     side: str = choice("B", "A")
 
     no_bias = requires("not lora_bias", "lora_bias is not part of it; expected False")
+    wide, m = size("in if side == 'A' else out"), size("in / blocks if side == 'A' else in")
     ranks = requires("r % blocks == 0", "blocks must divide r = {r}, found {blocks}")
-    even = requires(
-        "(out if side == 'B' else in) % blocks == 0",
-        "blocks must divide the width {out if side == 'B' else in}, found {blocks},",
-    )
-    m, n = size("in / (blocks if side == 'A' else 1)"), size("r / (blocks if side == 'B' else 1)")
-    A = trained("r", "m", start=either("side == 'A'", uniform("m", gain=math.sqrt(6)), uniform("in")))
-    B = trained("out", "n")
+    even = requires("wide % blocks == 0", "blocks must divide the width {wide}, found {blocks},")
+    A = trained("r", "m", start=either("side == 'A'", uniform("m", gain=6**0.5), uniform("in")))
+    B = trained("out", "r / blocks if side == 'B' else r")
 
     def change(self, *, A: Any, B: Any) -> Any:
-        A, B = (self._diagonal(A), B) if self.side == "A" else (A, self._diagonal(B))
-        return self.scale * lowrank(B, A)
-
-    def _diagonal(self, P: Any) -> Any:
-        """The N blocks of rows of P on the diagonal."""
-        (rows, c), N = P.shape, self.blocks
-        apart = xp.eye(N, dtype=P.dtype)[:, None, :, None]
-        return ops.reshape(ops.reshape(P, shape=(N, rows // N, 1, c)) * apart, shape=(rows, N * c))
+        P, N = A if self.side == "A" else B, self.blocks
+        rows, c = P.shape
+        apart = ops.reshape(P, shape=(N, rows // N, 1, c)) * xp.eye(N, dtype=P.dtype)[:, None, :, None]
+        P = ops.reshape(apart, shape=(rows, N * c))
+        return self.scale * (lowrank(B, P) if self.side == "A" else lowrank(P, A))

@@ -24,20 +24,20 @@ from typing import Any
 
 from minipeft.declare import Bad, choice, count, found, held, positive, requires, trained
 from minipeft.engine.factors import finite, principal
+from minipeft.engine.weight import quantised
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.model.parts import tied
-from minipeft.quantize import NF4, quantize
 
 
-def alternated(method: Any, facts: Any) -> tuple[NF4, dict[str, Any]]:
+def alternated(method: Any, facts: Any) -> tuple[Any, dict[str, Any]]:
     """Q, and A and B as they start."""
     what = f"{method.name}: {facts['site']}"
-    if isinstance(facts.site.W, NF4) or (facts.site.arch and facts["site"] in tied(facts.site.arch)):
-        raise Bad(f"{what}: expected a weight of its own in full precision, found one that is tied or in four bits")
+    if quantised(facts.site.W) or (facts.site.arch and facts["site"] in tied(facts.site.arch)):
+        raise Bad(f"{what}: expected a weight of its own in full precision, found one that is tied or quantised")
     W = finite(what, facts.W)
     D, s = 0 * W, method.scale if method.reading == "paper" else 1.0
     for _ in range(method.rounds):
-        Q = quantize((W - D).astype(facts.W.dtype), method.block, method.double_quant)
+        Q = method.quantized((W - D).astype(facts.W.dtype))
         A, B = principal(W - finite(what, Q.dequantize()), method.r)
         D = B @ A
     return Q, dict(A=s**-0.5 * A, B=s**-0.5 * B)

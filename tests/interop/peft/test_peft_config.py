@@ -111,7 +111,8 @@ LINES = [
     (dict(task_type="CLS"), "task_type: expected one of 'SEQ_CLS'"),
     (dict(layers_to_transform=[0.5]), "layers_to_transform: expected an integer or a list of integers"),
     (dict(init_lora_weights="ones"), "init_lora_weights: expected true, false or the name of a start, found 'ones'"),
-    (dict(kasa_config={"beta": 1}), "kasa_config is not supported for LORA: changes the base"),
+    (dict(kasa_config={"beta": -1}), "kasa_config: expected null or a dictionary of beta .a number of at least 0., gamma"),
+    (dict(layer_replication=[[0, 2]]), "layer_replication is not supported for LORA: another number of layers"),
     (dict(peft_type=["LORA"]), r"peft_type \['LORA'\] is not supported"),
 ]  # fmt: skip
 
