@@ -7,7 +7,7 @@ from minipeft.method import Here, Method, Site, Step, globbed
 from minipeft.over import OverAdapters, beginning
 from minipeft.settings import at_least, choice, count, free, parts, positive, such_that, within
 from minipeft.starts import (
-    QR_PART, SVD_PART, either, fill, found, found_together, normal, norms, orthonormal, places, same, setting, uniform, words,
+    QR_PART, SVD_PART, either, fill, found, found_together, memory, normal, norms, orthonormal, places, same, setting, uniform, words,
     xavier, zero_if,
 )  # fmt: skip
 
@@ -16,7 +16,7 @@ QUERY_VALUE = "attn.q.weight attn.v.weight attn.qkv.weight"  # where most weight
 __all__ = [
     "QR_PART", "QUERY_VALUE", "SVD_PART", "Bad", "Here", "Method", "OverAdapters", "Site", "Step", "Unfit",
     "at_least", "beginning", "choice", "circulant", "count", "each", "either", "fact", "fill", "found", "found_together", "free", "globbed",
-    "held", "keeps", "lowrank", "normal", "norms", "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires",
+    "held", "keeps", "lowrank", "memory", "normal", "norms", "of_parts", "orthonormal", "parts", "places", "positive", "replaced", "requires",
     "rotated", "same", "scaled", "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "trained",
     "uniform", "when", "within", "words", "xavier", "zero_if",
 ]  # fmt: skip

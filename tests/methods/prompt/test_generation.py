@@ -8,6 +8,7 @@ import pytest
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.methods.prompt.cartridge import Cartridge
 from minipeft.methods.prompt.mpt import MPT
 from minipeft.methods.prompt.p_tuning import PTuning
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
@@ -21,6 +22,7 @@ METHODS = {
     "prompt, positions dropped": PromptTuning(p=3, ignores="positions and types"),
     "p-tuning": PTuning(p=3, hidden=5),
     "mpt": MPT(p=3, r=2, n_tasks=2),
+    "cartridge prefix": Cartridge(p=3),
     "prefix": PrefixTuning(p=3),
     "prefix, positions from 0": PrefixTuning(p=3, positions="zero"),
     "prefix, projected": PrefixTuning(p=3, hidden=5),
