@@ -213,8 +213,7 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
     Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
     """
-    if not shared:
-        demand(facts.method, facts)
+    demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
     given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))

@@ -157,7 +157,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k.suffix), unwrapped(key))]
         if shared:
             once(key, "", shared[0])
-            parts.shared[shared[0]] = spec.root_keys[shared[0]].ours(a, model.arch)
+            parts.shared |= {name: spec.root_keys[name].ours(a, model.arch) for name in shared}
             continue
         body = body_of(key)
         if found := _split(body, suffixes):

@@ -116,7 +116,9 @@ class Spec:
     known: Mapping[str, Field]  # every field of its configuration
     keys: Keys = field(default_factory=dict)  # our array at a site -> its key
     embedding_keys: Keys | None = None  # at a token table, if they differ
-    root_keys: Keys = field(default_factory=dict)  # shared arrays, whose keys name no module
+    root_keys: Keys = field(
+        default_factory=dict
+    )  # shared arrays, whose keys name no module; parts of one tensor may have one key
     copied: bool = False  # these stand once more under every module; one is enough
 
     # the configuration

@@ -52,7 +52,9 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     for full, a in arrays.items():
         site, _, name = full.rpartition(":")
         if name in spec.root_keys and (not site or spec.is_prompt):
-            out[spec.root_keys[name].suffix] = spec.root_keys[name].theirs(to_host(a), arch)
+            key = spec.root_keys[name]
+            theirs = key.theirs(to_host(a), arch)
+            out[key.suffix] = out[key.suffix] + theirs if key.suffix in out else theirs  # each has 0 for the others
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
     for name, by in held_for(adapter.method, adapter.at).items():  # theirs has at every site what is shared
