@@ -94,11 +94,7 @@ def attach(
 
     if chosen:
         take(SHARED, draw(Facts(method, chosen[0], rng, chosen), shared=True))
-    alike: dict[Method, list[Site]] = {}
-    for site in chosen:
-        alike.setdefault(at[site.name], []).append(site)
-    numbers = {site.name: i for i, site in enumerate(chosen)}
-    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, numbers).items()}
+    drawn = draw_all(method, chosen, rng, at=at)
     for site in chosen:
         if site.name in drawn:
             at[site.name], found = drawn[site.name]

@@ -209,23 +209,30 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
 
 def draw_all(
-    method: Method, sites: Sequence[Site], rng: Any, numbers: Mapping[str, int] | None = None
+    method: Method, sites: Sequence[Site], rng: Any, at: Mapping[str, Method] | None = None
 ) -> dict[str, tuple[Method, dict[str, tuple[Any, bool]]]]:
-    """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out."""
-    every = [Facts(method, s, rng, sites, (numbers or {}).get(s.name, i)) for i, s in enumerate(sites)]
+    """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out.
+
+    `at` has the method at each site, where its settings differ; it is drawn at all sites of one setting, then at those of the next.
+    """
+    alike: dict[Method, list[Site]] = {}
+    for s in sites:
+        alike.setdefault((at or {}).get(s.name, method), []).append(s)
+    number = {s.name: i for i, s in enumerate(sites)}
+    every = {s.name: Facts(m, s, rng, where, number[s.name]) for m, where in alike.items() for s in where}
     deciding = {a.start.together for a in declared(type(method)).arrays.values() if a.start.together}
     decided: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
     for f in deciding:
-        result = f(method, every)
+        result = f(method, [every[s.name] for s in sites])
         decided = {name: own | result[name] for name, own in decided.items() if name in result}
     out = {}
     fields = {f.name for f in dataclasses.fields(method)}
-    for facts in every:
-        if facts.site.name not in decided:
+    for name, facts in every.items():
+        if name not in decided:
             continue
-        if own := decided[facts.site.name]:
-            settled = dataclasses.replace(method, **{k: v for k, v in own.items() if k in fields})
-            facts = Facts(settled, facts.site, rng, sites, facts.index)
+        if own := decided[name]:
+            settled = dataclasses.replace(facts.method, **{k: v for k, v in own.items() if k in fields})
+            facts = Facts(settled, facts.site, rng, facts.sites, facts.index)
             facts.decided = own
-        out[facts.site.name] = (facts.method, draw(facts))
+        out[name] = (facts.method, draw(facts))
     return out

@@ -9,7 +9,7 @@ with the centred batch and a row for the shift of the mean, and decomposed again
 
     [diag(σ) V;  X − x̄;  √(N k/(N + k)) (μ − x̄)],   k rows of mean x̄ after N of mean μ
 
-Ranks are shared out after every batch: of all sites' directions, the Σ r that explain the largest share σ_i²/Σ‖x − μ‖²
+Ranks are shared out after every batch: of all sites' directions, the Σ r (each site's own) that explain the largest share σ_i²/Σ‖x − μ‖²
 of the variance are kept. A site is done while each direction it keeps has a cosine of at least `tau` with what it was
 before the last batch; batches are repeated until all sites are. A site that keeps no direction is given up.
 
@@ -46,8 +46,9 @@ def distribute(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
         name, width = facts["site"], facts["in"]
         if not any(map(len, inputs[name])):
             raise Bad(f"{method.name}: expected linears that saw inputs, found {name}, which saw none")
-        fresh = PCA(f"{method.name}: inputs of {name}", min(round(method.rho * method.r), width), np.zeros((0, width)))
-        of[name] = pcas.setdefault(inputs[name][0].tobytes(), fresh)
+        n, key = min(round(method.rho * facts["r"]), width), inputs[name][0].tobytes()
+        of[name] = pcas.setdefault(key, PCA(f"{method.name}: inputs of {name}", n, np.zeros((0, width))))
+        of[name].n = max(of[name].n, n)
     ranks = {name: pca.n for name, pca in of.items()}
     batches = len(inputs[every[0]["site"]])
     for i in range(method.passes * batches):
@@ -62,9 +63,9 @@ def distribute(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
             if len(X):  # a batch of padding alone has none
                 pca.add(X, method.tau)
         shares = [(-share, name) for name, pca in of.items() for share in pca.explained]
-        best = [name for _, name in sorted(shares, key=lambda pair: pair[0])[: method.r * len(every)]]
+        best = [name for _, name in sorted(shares, key=lambda pair: pair[0])[: sum(f["r"] for f in every)]]
         ranks = {name: best.count(name) for name in of}
-    return {name: _settled(method, of[name], rank) for name, rank in ranks.items() if rank}
+    return {f["site"]: _settled(f.method, of[f["site"]], rank) for f in every if (rank := ranks[f["site"]])}
 
 
 def _settled(method: Any, pca: PCA, rank: int) -> dict[str, Any]:

@@ -69,6 +69,25 @@ def test_ranks_go_where_they_explain_most():
     assert len(set(best)) > 1 and best.count("b.weight") > 2
 
 
+def test_sites_of_other_ranks_share_one_budget():
+    """As a pattern gives them: Σ r goes where it explains most, and α follows from each site's own r."""
+    inputs = {n: spread(i, [4, 3, 2, 1, 0.5, 0.2]) for i, n in enumerate(("a.weight", "b.weight", "c.weight"))}
+    method = EVA(r=1, alpha=6.0, rho=3.0, tau=1.0, passes=1)
+    other = {"b.weight": dataclasses.replace(method, r=2, alpha=5.0)}
+    drawn = draw_all(method, [site(k, v) for k, v in inputs.items()], np.random.default_rng(0), other)
+    shares = []
+    for name, batches in inputs.items():
+        values, _ = principal(np.vstack(batches))
+        shares += [(v / values.sum(), name) for v in values[: 6 if name in other else 3]]
+    best = [name for _, name in sorted(shares, reverse=True)[:4]]
+    assert {name: m.r for name, (m, _) in drawn.items()} == {n: best.count(n) for n in inputs if n in best}
+    for name, (m, _) in drawn.items():
+        assert np.isclose(m.scale, other.get(name, method).scale)
+    same = dict.fromkeys(inputs, inputs["a.weight"])
+    drawn = draw_all(EVA(r=1, rho=1.0), [site(k, v) for k, v in same.items()], np.random.default_rng(0), other)
+    assert [m.r for m, _ in drawn.values()] == [2, 1, 1]  # equal inputs have as many directions as the largest
+
+
 def test_a_site_that_keeps_nothing_is_given_up_and_the_scale_stays():
     model = tiny.model()
     batch = tiny.example(model, padding="none")
@@ -112,8 +131,9 @@ def test_refuses():
 
 
 @pytest.mark.hf
+@pytest.mark.parametrize("ranks", [{}, {"b": 3}])
 @pytest.mark.parametrize("rho", [1.0, 2.0])
-def test_peft_finds_the_same_directions_and_ranks(rho):
+def test_peft_finds_the_same_directions_and_ranks(rho, ranks):
     import torch
     from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 
@@ -132,8 +152,9 @@ def test_peft_finds_the_same_directions_and_ranks(rho):
         hidden = [torch.tanh(net.a(x)) for x in data]
     inputs = dict(a=data, b=hidden, c=data)
     config = LoraConfig(
-        r=2, target_modules=["a", "b", "c"], init_lora_weights="eva", eva_config=EvaConfig(rho=rho, tau=0.9)
-    )
+        r=2, target_modules=["a", "b", "c"], init_lora_weights="eva", eva_config=EvaConfig(rho=rho, tau=0.9),
+        rank_pattern=ranks, lora_alpha=6,
+    )  # fmt: skip
     model = get_peft_model(net, config)
     own = dict(
         forward_fn=lambda m, x: m(x),
@@ -143,7 +164,11 @@ def test_peft_finds_the_same_directions_and_ranks(rho):
     )
     initialize_lora_eva_weights(model, data, **own)
     sites = [site(f"{n}.weight", [x.numpy() for x in xs], out=4) for n, xs in inputs.items()]
-    arrays = starts(EVA(r=2, rho=rho, tau=0.9), sites)
+    method = EVA(r=2, alpha=6.0, rho=rho, tau=0.9)
+    at = {f"{n}.weight": dataclasses.replace(method, r=r) for n, r in ranks.items()}
+    drawn = draw_all(method, sites, np.random.default_rng(0), at)
     for n in inputs:
-        A = getattr(model.base_model.model, n).lora_A["default"].weight.detach().numpy()
-        assert np.allclose(arrays[f"{n}.weight"]["A"], A, atol=1e-4)
+        theirs = getattr(model.base_model.model, n)
+        own, arrays = drawn[f"{n}.weight"]
+        assert np.allclose(arrays["A"][0], theirs.lora_A["default"].weight.detach().numpy(), atol=1e-4)
+        assert own.r == theirs.r["default"] and np.isclose(own.scale, theirs.scaling["default"])
