@@ -36,7 +36,8 @@ class Site:
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
     "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened`
     makes an array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for
-    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight. `labelled` are lists of
+    n truths, one a batch: which of these inputs are of tokens that have a label.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Site:
     dtype: Any = np.float64
     inputs: Any = None
     grad: Any = None
+    labelled: Any = None
     params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

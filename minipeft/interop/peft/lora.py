@@ -44,10 +44,11 @@ from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 
 STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
-    "pissa_niter_": "from a decomposition that begins at random",
-    "corda": "from a decomposition that needs the data",
-    "loftq": "by quantising it",
+CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell; what to do
+    "pissa_niter_": ("from a decomposition that begins at random", CONVERT),
+    "corda": ("from a decomposition that needs the data", CONVERT),
+    "loftq": ("by quantising it", "save the base as it became, and the adapter with init_lora_weights=true"),
 }
 
 
@@ -163,9 +164,10 @@ def _examine(config: Config) -> None:
     if len(chosen) > 1:
         raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
     if (found := began(config)) in BASE_CHANGED:
+        how, instead = BASE_CHANGED[found]
         raise Bad(
-            f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "
-            "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            f"adapter_config.json: init_lora_weights={start!r} changed the base, {how}: it cannot be made again from this file; "
+            f"{instead}, which makes it plain LoRA"
         )
     if found == "lora_ga":
         note(
