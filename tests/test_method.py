@@ -20,6 +20,8 @@ from minipeft.drawing import Facts, draw, draw_all
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class, weight_of
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.model.batch import batch
+from minipeft.model.generate import generate
 from minipeft.settings import small
 from minipeft.targets import sites
 
@@ -241,3 +243,21 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
     sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
     np.testing.assert_allclose(sampled, x @ (W + D * noise + more).T, atol=1e-13)
     np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_method_is_told_what_is_prompt_and_what_generation_has_made(registry, cached):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Method):
+        def forward(self, x, base, here):
+            seen.append((here.past, here.made, here.prefill))
+            return base(x)
+
+    adapted = attach(tiny.model(), Watching(), targets="layers.0.attn.q.weight")
+    generate(adapted, batch(input_ids=[[3, 4, 5]]), 3, use_cache=cached)
+    assert seen == [(3 * (i > 0) + max(i - 1, 0), 0, i == 0) if cached else (0, i, True) for i in range(3)]
+    with pytest.raises(Bad, match="this method needs task_ids; the batch has none"):
+        here = Here(adapted.run(), "layers.0.attn.q.weight", {})
+        here.host("task_ids")
