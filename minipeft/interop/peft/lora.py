@@ -14,6 +14,7 @@ from minipeft.interop.peft.fields import (
     COUNT,
     EXCLUDED,
     FLAG,
+    IDS,
     LAYERED,
     LIST,
     NOT_NEGATIVE,
@@ -96,6 +97,7 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "alora_invocation_tokens": read(optional(IDS)),
     "monteclora_config": read(
         group(
             num_samples=COUNT,
@@ -109,7 +111,8 @@ KNOWN = FACTORS | {
     "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config")  # of which PEFT takes one
+# of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
 
 
 def began(config: Config) -> str | None:
@@ -146,7 +149,7 @@ def refuse_transposed(factors: str, arch: Arch) -> None:
 
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
-    chosen = [name for name in VARIANTS if config.get(name) not in (None, False)]
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
     if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
         chosen.append(f"init_lora_weights={start!r}")
     if len(chosen) > 1:
