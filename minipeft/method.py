@@ -139,13 +139,25 @@ class Here:
         return ids
 
     def host(self, name: str) -> np.ndarray:
-        """An array of the batch as it was given on the host, for checks: nothing waits for the device."""
+        """An array of the batch as it was given on the host, for checks: nothing waits for the device. Raises `Bad` without it."""
+        if getattr(self.run.batch, name) is None:
+            raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
+
+    @property
+    def past(self) -> int:
+        """How many tokens are in the cache already."""
+        return self.run.past
 
     @property
     def prefill(self) -> bool:
         """False in the later steps of cached generation, where virtual tokens are in the cache already."""
         return self.run.past == 0
+
+    @property
+    def made(self) -> int:
+        """How many of the last tokens of this pass generation without a cache has made itself, beyond its prompt."""
+        return self.run.made
 
     @property
     def layer(self) -> str:

@@ -18,6 +18,7 @@ from minipeft.interop.peft.fields import (
     COUNT,
     EXCLUDED,
     FLAG,
+    IDS,
     LAYERED,
     LIST,
     NOT_NEGATIVE,
@@ -103,6 +104,7 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "alora_invocation_tokens": read(optional(IDS)),
     "monteclora_config": read(
         group(
             num_samples=COUNT,
@@ -116,7 +118,8 @@ KNOWN = FACTORS | {
     "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config")  # of which PEFT takes one
+# of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
 
 
 def began(config: Config) -> str | None:
@@ -158,7 +161,7 @@ def _drawn(config: Config, arch: Arch) -> Config:
 
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
-    chosen = [name for name in VARIANTS if config.get(name) not in (None, False)]
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
     if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
         chosen.append(f"init_lora_weights={start!r}")
     if len(chosen) > 1:

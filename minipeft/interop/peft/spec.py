@@ -170,6 +170,7 @@ class Spec:
     # the harness, the recorded cases and the live tests: PEFT on one module named `layer`, and on whole models
     on_layer: bool = True  # whether PEFT can be put there
     layer: Config = field(default_factory=dict)  # its further fields there
+    called: Callable[[Any, Mapping[str, Any]], Config] = lambda model, inputs: {}  # what it is called with beside x
     unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
     wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
