@@ -7,7 +7,7 @@ from typing import Any
 
 from minipeft.adapted import Adapter
 from minipeft.interop.peft.fields import COMMON, CONV, EXCLUDED, NAMES, ONLY_STARTS, TARGETS, WHOLE, Config, plain, read
-from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, row, transposed, vector
 from minipeft.method import Site
 from minipeft.patterns import matching
 
@@ -44,7 +44,7 @@ SPEC = Spec(
     KNOWN,
     keys={
         "l": Key("ia3_l", vector, column, holds=lambda a: len(a) != 1, size="(out, 1)"),
-        "l_ff": Key("ia3_l", vector, lambda a, arch: a.reshape(1, -1), holds=lambda a: len(a) == 1, size="(1, in) where the input is scaled"),
+        "l_ff": Key("ia3_l", vector, row, holds=lambda a: len(a) == 1, size="(1, in) where the input is scaled"),
     },
     writes=lambda m, arch: transposed(arch),
     at_site=lambda config, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),

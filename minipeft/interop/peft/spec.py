@@ -45,6 +45,11 @@ def column(a: Any, arch: Arch) -> Any:
     return a.reshape(-1, 1)
 
 
+def row(a: Any, arch: Arch) -> Any:
+    """The numbers beside each other, in a matrix of one row."""
+    return a.reshape(1, -1)
+
+
 @dataclass(frozen=True)
 class Key:
     """Where one of our arrays stands in their file: the end of its key, and how the layouts differ."""
