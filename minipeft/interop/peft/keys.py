@@ -125,9 +125,9 @@ def plain_key(model: Model, key: str) -> str:
 
 def _root(spec: Spec, suffix: str) -> str:
     """The keys of what sites share, as a regular expression: an adapter's name may follow, modules be named before."""
-    start, _, end = suffix.rpartition(".")
+    start, dot, end = suffix.rpartition(".")
     modules = r"(.*\.)?" if spec.copied else ""
-    return rf"{re.escape(start)}\.{modules}{re.escape(end)}(\.[^.]+)?"
+    return re.escape(start + dot) + modules + re.escape(end) + r"(\.[^.]+)?"
 
 
 def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Parts:
