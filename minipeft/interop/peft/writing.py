@@ -19,7 +19,7 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
 from minipeft.interop.peft.registry import spec_of
-from minipeft.interop.peft.spec import Spec, to_theirs
+from minipeft.interop.peft.spec import Spec, shared_to_theirs, to_theirs
 from minipeft.method import Method
 from minipeft.model.base import Model
 from minipeft.targets import sites
@@ -51,7 +51,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     for full, a in arrays.items():
         site, _, name = full.rpartition(":")
         if name in spec.root_keys and (not site or spec.is_prompt):
-            out[spec.root_keys[name].suffix] = spec.root_keys[name].theirs(to_host(a), arch)
+            out |= shared_to_theirs(spec.root_keys, {name: to_host(a)}, arch)
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
     for site, own in grouped.items():
