@@ -13,7 +13,7 @@ from minipeft.adapted import SHARED, Adapted, Adapter
 from minipeft.arrays import declared, needs
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
-from minipeft.engine.weight import form
+from minipeft.engine.weight import quantised
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
 from minipeft.model.base import Model
@@ -97,8 +97,8 @@ def attach(
     alike: dict[Method, list[Site]] = {}
     for site in chosen:
         alike.setdefault(at[site.name], []).append(site)
-    numbers = {site.name: i for i, site in enumerate(chosen)}
-    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, numbers).items()}
+    methods = dict(at)
+    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, chosen, methods).items()}
     for site in chosen:
         if site.name in drawn:
             at[site.name], found = drawn[site.name]
@@ -127,7 +127,7 @@ def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
     every, held = sites(adapted.model), {}
     for name, method in at.items():
         made, W = declared(type(method)).held, adapted.model.params.get(name)
-        if made is None or W is None or form(W) == "nf4":
+        if made is None or W is None or quantised(W):
             continue
         if (other := made.make(method, Facts(method, every[name]))) is not None:
             held[name] = other

@@ -21,7 +21,7 @@ import numpy as np
 from minipeft.arrays import check_settings, declared, settings_of
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device
+from minipeft.engine.backend import to_device, xp
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.expressions import evaluate
@@ -122,12 +122,18 @@ class Here:
         """The bookkeeping of the sequence (`Tokens`): mask, first and last real token, `insert`."""
         return self.run.tokens
 
-    @property
-    def task_ids(self) -> Any:
-        """(b,) task of every row. Raises `Bad` where the batch has none."""
+    def tasks(self, n: int, rows: int) -> Any:
+        """(rows,) task of every row; a single one need not be named. Raises `Bad` for missing ones and those not in 0 … n − 1."""
         ids = self.run.batch.task_ids
+        if ids is None and n == 1:
+            return xp.zeros(rows, int)
         if ids is None:
             raise Bad(f"{self.site}: this method routes by task; the batch has no task_ids")
+        if tuple(ids.shape) != (rows,):
+            raise Bad(f"{self.site}: task_ids must be one for each of {rows} rows, found shape {tuple(ids.shape)}")
+        given = self.host("task_ids")
+        if given.min() < 0 or given.max() >= n:
+            raise Bad(f"{self.site}: task_ids must lie in 0 … {n - 1}, found {given.min()} … {given.max()}")
         return ids
 
     def host(self, name: str) -> np.ndarray:
@@ -318,6 +324,16 @@ def whole_method() -> Method:
     """The method that brings any parameter whole: what trains whole modules, biases and heads."""
     load_methods()
     return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
+
+
+def low_rank_method() -> type[Method]:
+    """The method of which W' = W + s B A is all: what adapters are made into when they are combined."""
+    load_methods()
+    pair = {"A": ("r", "in"), "B": ("out", "r")}
+    for cls in METHODS.values():
+        if cls.__mro__[1] is Method and {k: a.shape for k, a in declared(cls).arrays.items() if not a.when} == pair:
+            return cls
+    raise LookupError("no method has A (r, in) and B (out, r) alone")
 
 
 def ties(method: Method) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipeft.arrays import held_for
 from minipeft.changes import Change, rows_kept, same_input
 from minipeft.engine.backend import library, refuse_others, to_device, to_host, xp
 from minipeft.engine.tensor import value
@@ -77,6 +78,7 @@ class Run:
             current = {k: theta.get(prefix + k, v) for k, v in adapter.arrays.items()}
             groups = adapter.grouped(current)
             common = groups.get("", {})
+            lent = held_for(adapter.method, adapter.at)
             state: dict = {}
             self.arrays[adapter.name] = groups
             for index, (site, method) in enumerate(adapter.at.items()):
@@ -84,6 +86,12 @@ class Run:
                 if here.site and adapted.skip_layers and _layer_number(site) in adapted.skip_layers:
                     continue
                 own = groups.get(site, {})
+                held = {
+                    name: groups[by[site]][name]
+                    for name, by in lent.items()
+                    if name in groups.get(by.get(site, ""), {})
+                }
+                own = {**held, **own}
                 arrays = {**common, **own} if common and type(method) is type(adapter.method) else own
                 self._hooks.setdefault(site, []).append(_Hook(method, arrays, here, adapter.name))
             if type(adapter.method).before is not Method.before:

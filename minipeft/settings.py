@@ -73,9 +73,12 @@ def _values(made: Any) -> dict[str, Any]:
     return {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
 
 
-def _declared(default: Any, *rules: Any, small: Any = None, tried: Any = None) -> Any:
-    """A field: its rules, what suits a `small` model (a value, or a function of its architecture), what cases are `tried` with."""
-    return dataclasses.field(default=default, metadata=dict(rules=rules, small=small, tried=tried))
+def _declared(default: Any, *rules: Any, small: Any = None, tried: Any = None, also: tuple[Any, ...] = ()) -> Any:
+    """A field: its rules, what suits a `small` model (a value, or a function of its architecture), what cases are `tried` with.
+
+    `also` are values under which something else is computed: each is tried too.
+    """
+    return dataclasses.field(default=default, metadata=dict(rules=rules, small=small, tried=tried, also=also))
 
 
 def _most(most: float | str) -> Any:
@@ -132,7 +135,7 @@ def positive(default: Any, **about: Any) -> Any:
     )
 
 
-def within(interval: str, default: float, **about: Any) -> Any:
+def within(interval: str, default: float | None, **about: Any) -> Any:
     """A number in an interval, as it is written: "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipeft.engine.factors import finite, leading, principal
+from minipeft.engine.factors import finite, leading, principal, sketched
+from minipeft.errors import Bad
 from minipeft.expressions import plainly
 from minipeft.torch_random import permutation
 
@@ -59,14 +60,16 @@ def distinct(n: str) -> Start:
     return Start(f"distinct, below {n}", draw)
 
 
-def normal(deviation: float = 1.0) -> Start:
-    """N(0, deviation²)."""
+def normal(deviation: float = 1.0, over: str = "") -> Start:
+    """N(0, deviation²), or N(0, (deviation/over)²) with an expression `over`."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         drawn = facts.rng.standard_normal(shape)
-        return drawn if deviation == 1.0 else deviation * drawn
+        size = deviation / facts.value(over) if over else deviation
+        return drawn if size == 1.0 else size * drawn
 
-    return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
+    told = f"({deviation:g}/{over})²" if over else "1" if deviation == 1.0 else f"{deviation:g}²"
+    return Start(f"N(0, {told})", draw)
 
 
 def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Start:
@@ -113,6 +116,16 @@ def either(condition: str, one: Start, other: Start = ZERO) -> Start:
     return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
 
 
+def by(setting: str, usual: Start, **others: Start) -> Start:
+    """The start that a setting names, `usual` for words that are not among the others."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return others.get(facts[setting], usual).draw(facts, shape, name)
+
+    told = "".join(f"; {start.says} with {plainly(f'{setting} == {word!r}')}" for word, start in others.items())
+    return Start(usual.says + told, draw, tuple(n for s in (usual, *others.values()) for n in s.needs))
+
+
 def zero_if(condition: str, start: Start) -> Start:
     """0 where a condition holds, else the start, which is drawn in either case: what is drawn after it stays the same."""
 
@@ -154,13 +167,30 @@ def _svd_part(method: Any, facts: Facts) -> dict[str, Any]:
     return dict(A=share * A, B=share * B)
 
 
+def _fast_part(method: Any, facts: Facts) -> dict[str, Any]:
+    A, B = sketched(finite(f"{method.name}: {facts['site']}", facts.W), method.r, method.niter, facts.rng)
+    return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
+
+
 def _qr_part(method: Any, facts: Facts) -> dict[str, Any]:
     A, B = leading(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
     return dict(A=A, B=B)
 
 
+def _opposed(method: Any, facts: Facts) -> dict[str, Any]:
+    r, normal = method.r, facts.rng.standard_normal
+    Q, _ = np.linalg.qr(normal((r, r)))
+    A = normal((facts["in"], (r + 1) // 2)) @ Q[::2]
+    return dict(A=A.T / 10, B=normal((r // 2, facts["out"])).T @ Q[1::2] / 10)
+
+
 SVD_PART = found(_svd_part, "√(Σ_r/s) V_rᵀ or U_r √(Σ_r/s), of W's first r triples")  # s B A is that part of W = U Σ Vᵀ
+FAST_PART = found(_fast_part, "nearly those, from random directions")  # by `niter` rounds of subspace iteration
 QR_PART = found(_qr_part, "R_r or Q_r, W = Q R")  # the first r rows of R, and columns of Q
+OPPOSED = found(_opposed, "normal, A's rows and B's columns in opposite halves of a basis")  # neither is 0, but B A is
+DRAWN = by("start", uniform("in"), gaussian=normal(over="r"), orthogonal=OPPOSED)
+DOWN = either("embedding", normal(), DRAWN)  # the factor A, as a setting `start` has it on a linear
+UP = either("not embedding", by("start", ZERO, orthogonal=OPPOSED))  # and B
 
 
 def norms(axis: int) -> Start:
@@ -180,11 +210,18 @@ def places(n: str, in_order: bool = False) -> Start:
     return found(draw, f"distinct elements{', in row-major order' if in_order else ''}, drawn from `seed`")
 
 
-def words(n: str) -> Start:
-    """n rows of the token table, uniformly chosen."""
+def words(n: str, text: str = "") -> Start:
+    """n rows of the token table: those of the ids in the setting `text` over and over, or, without any, uniformly chosen."""
 
     def draw(method: Any, facts: Facts) -> Any:
-        table = facts.param("embed.tokens.weight")
-        return table[facts.rng.integers(table.shape[0], size=facts.value(n))]
+        table, many = facts.param("embed.tokens.weight"), facts.value(n)
+        ids = facts[text] if text else ()
+        if not ids:
+            return table[facts.rng.integers(table.shape[0], size=many)]
+        if wrong := [i for i in ids if not 0 <= i < len(table)]:
+            raise Bad(f"{method.name}: {text} must lie in 0 … {len(table) - 1}, found {wrong[0]}")
+        return table[np.resize(ids, many)]
 
-    return found(draw, "rows of the token table, uniformly chosen")
+    return found(
+        draw, f"rows of the token table, {f'those of `{text}` over and over, or ' if text else ''}uniformly chosen"
+    )

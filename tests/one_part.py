@@ -93,7 +93,8 @@ class Peft:
         self.state = {k: v.numpy() for k, v in model.state_dict().items()}
         self.model = model
         self.params = {self._short(k): v for k, v in before.items()}
-        self.grads = {self._short(k): p.grad.numpy() for k, p in trained.items()}
+        grads = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in trained.items()}
+        self.grads = {self._short(k): g.numpy() for k, g in grads.items()}
         self.y = y.detach().numpy()
 
     @staticmethod

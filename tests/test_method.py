@@ -185,7 +185,7 @@ def test_here_shows_what_the_transformer_shows():
     with pytest.raises(AttributeError, match=r"site encoder.layers.12.attn.q.weight shows no 'y'; it shows x"):
         _ = here.y
     with pytest.raises(Bad, match="this method routes by task; the batch has no task_ids"):
-        _ = here.task_ids
+        here.tasks(2, 1)
     assert (Here(run, "layers.1.mlp.out", {}).param("attn.k.weight") == run.param("layers.1.attn.k.weight")).all()
     assert Here(run, "embed.out", {}).layer == ""
 
@@ -242,14 +242,15 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
             return D
 
         def forward(self, x, base, here, *, D):
-            return base(x) + x @ (D * here.random(D.shape)).T
+            return base(x) + x @ (D * here.random(D.shape) + here.normal(D.shape)).T
 
     rng = np.random.default_rng(0)
     W, D, x = rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), rng.standard_normal((3, 4))
-    noise = np.random.default_rng(7).random(D.shape)
+    drawn = np.random.default_rng(7)
+    noise, more = drawn.random(D.shape), drawn.standard_normal(D.shape)
     np.testing.assert_allclose(one_part.output(Noisy(), dict(D=D), x, W), x @ (W + D).T, atol=1e-13)
     sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
-    np.testing.assert_allclose(sampled, x @ (W + D * noise).T, atol=1e-13)
+    np.testing.assert_allclose(sampled, x @ (W + D * noise + more).T, atol=1e-13)
     np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)
     assert samples(Noisy(), train=True) and not samples(Noisy(), train=False)
 

@@ -8,6 +8,7 @@ import pytest
 
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
+from minipeft.conformance.record.variants import options
 from minipeft.drawing import draw_all
 from minipeft.engine.factors import singular
 from minipeft.errors import Bad
@@ -107,7 +108,7 @@ def test_what_is_not_finite_is_not_decomposed(wrong):
         singular("osf: there", X)
 
 
-@pytest.mark.parametrize("name", ["pissa", "osf"])
+@pytest.mark.parametrize("name", ["mica", "osf", "pissa"])
 def test_a_weight_that_is_not_finite_is_named(name):
     model, site = tiny.model(), "layers.1.attn.q.weight"
     W = model.params[site].copy()
@@ -117,7 +118,9 @@ def test_a_weight_that_is_not_finite_is_named(name):
         attach(model, name)
 
 
-@pytest.mark.parametrize(("name", "what"), [("lora_ga", "the gradient at"), ("eva", "inputs of")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("lora_ga", "the gradient at"), ("eva", "inputs of"), ("corda", "the inputs of")]
+)
 def test_what_was_measured_and_is_not_finite_is_named(name, what):
     model, at = tiny.model(), "layers.1.attn.q.weight"
     seen = dict(inputs=[np.full((5, 24), np.inf)], grad=np.full((24, 24), np.nan))
@@ -130,3 +133,15 @@ def test_a_projection_of_what_is_not_finite_is_named():
     step = Step(3, 9, {"layers.0.out": {"R": np.full((2, 5), np.inf)}}, {}, {})
     with pytest.raises(Bad, match=r"loreft: R of layers\.0\.out after step 3: expected finite"):
         METHODS["loreft"]().after_step(step)
+
+
+def test_further_values_are_recorded_beside_flags_and_words():
+    @dataclass(frozen=True)
+    class Some(METHODS["lora"], register=False):
+        depth: int = count(1, also=(2, 3))
+        way: str = choice("one", "other")
+        rest: float = 0.5
+
+    found = options(Some)
+    assert (found["depth"], found["way"], found["rslora"]) == ((2, 3), ("one", "other"), (False, True))
+    assert not {"rest", "r", "alpha"} & set(found)

@@ -140,6 +140,13 @@ def _at(site: str, of: str, **facts: str) -> Callable[[Arch, Method, Arrays, Arr
     return act
 
 
+def _tasked(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+    site = "embed.tokens.out"
+    run = one(method, arrays, {}, (site,), arch)
+    run.batch = Batch(task_ids=inputs["task_ids"])
+    return dict(y=run.at(site, inputs["h"]))
+
+
 def _kv(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
     site = "layers.0.attn.kv"
     k, v = one(method, arrays, {}, (site,), arch).at(site, (inputs["k"], inputs["v"]))
@@ -194,6 +201,8 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
               "Keys and values (batch, heads of keys, time, e)."),
         Place("embedded", (site("embed.tokens.out", d),), dict(h=x), _at("embed.tokens.out", "h"), (),
               "The embedded text h (batch, time, d), before positions."),
+        Place("prompts", (site("embed.tokens.out", d),), dict(h=x, task_ids=(B,)), _tasked, ("task_ids",),
+              "The embedded text h (batch, time, d), and the task of every row: task_ids (batch)."),
         Place("ends", (site("embed.out", d), site("head.in", d)), dict(h=x, u=x), _ends, (),
               "y is made of h after the embedding, z of u before the head."),
         Place("ladder", tuple(site(n, d) for n in ("embed.out", "layers.0.out", "final.out")), dict(h0=x, h1=x), _ladder, ("h0", "h1"),
@@ -226,7 +235,7 @@ def place_of(method: Method) -> Place:
     from minipeft.targets import select
 
     if hasattr(method, "n_tasks"):
-        return PLACES["tasks"]
+        return PLACES["tasks" if routes(method) else "prompts"]
     if routes(method) and type(method).before is not Method.before:
         return PLACES["gated"]
     family = "bert" if "bias" in method.targets else "llama"

@@ -48,6 +48,18 @@ def leading(W: np.ndarray, r: int) -> tuple[Any, Any]:
     return R[:r], Q[:, :r]
 
 
+def sketched(W: np.ndarray, r: int, niter: int, rng: Any) -> tuple[Any, Any]:
+    """Nearly `principal`: within the span of r random directions after niter rounds of W Wᵀ (Halko et al. 2011, algorithm 4.4)."""
+    if W.shape[0] < W.shape[1]:
+        A, B = sketched(W.T, r, niter, rng)
+        return B.T, A.T
+    Q, _ = np.linalg.qr(W @ rng.standard_normal((W.shape[1], r)))
+    for _ in range(niter):
+        Q, _ = np.linalg.qr(W @ np.linalg.qr(W.T @ Q)[0])
+    A, B = principal(Q.T @ W, r)
+    return A, Q @ B
+
+
 @dataclass
 class PCA:
     """Incremental PCA: at most n directions V (n, in) with singular values S, each row's largest entry positive."""

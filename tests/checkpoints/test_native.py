@@ -322,6 +322,7 @@ SAME = lambda it: None
         ("fourierft", put(f"{Q}:rows", 0, 1 << 40), SAME, f"{Q}:rows: expected whole numbers from 0 to 23, found {1 << 40}"),
         ("fourierft", lambda a: (put(f"{Q}:rows", [0, 4], 3)(a), put(f"{Q}:cols", [0, 4], 7)(a)), SAME,
          rf"{Q}:cols: with rows it names \(3, 7\) twice"),
+        ("supertuning", put(f"{Q}:p", [0, 4], 77), SAME, f"{Q}:p: it names 77 twice"),
         ("trainable_tokens", SAME, with_setting("tokens", [2, 3, 999]), r"tokens must lie in 0 … 49, found 999"),
         ("lora", SAME, at(["final.norm.weight", [24], 0]), "lora: expected linears and lookups, found final.norm.weight, of kind norm"),
         ("lora", SAME, at([Q, [24, 24], 0]), "its at name one twice"),

@@ -13,7 +13,7 @@ from minipeft.conformance import places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import WORDS, Arrays, Place, bias_of
-from minipeft.conformance.witnesses import closed_form
+from minipeft.conformance.witnesses import closed_form, dropped_form, removed_by
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.interop.peft.registry import spec_named
@@ -123,8 +123,11 @@ def witnesses(case: Case) -> tuple[str, ...]:
                 x, kept = given["x"], given["x"] * given["keep"] / (1 - method.dropout)  # type: ignore[attr-defined]
                 W = places.held(method, given["W"])
                 if "A0" in given:  # a residual base
-                    W = W - method.scale * given["B0"] @ given["A0"]  # type: ignore[attr-defined]
-                closed = dict(y=x @ W.T + form(method, given | {"x": kept})["y"] - kept @ W.T)
+                    W = W - removed_by(case.method)(method, given)
+                if dropped := dropped_form(case.method):
+                    closed = dropped(method, given | {"kept": kept})
+                else:
+                    closed = dict(y=x @ W.T + form(method, given | {"x": kept})["y"] - kept @ W.T)
             agree(case, closed, "closed form")
             found.append("a closed form written apart, number by number")
         if is_weight(method) and case.place == "linear" and "keep" not in case.inputs:

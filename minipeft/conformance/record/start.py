@@ -21,6 +21,10 @@ def started(case: Case, name: str, witness: Callable[..., np.ndarray]) -> Case:
         return found[name] if name in found else files.derived(name, found)
 
     done = dataclasses.replace(case, want={name: told(case)}, cond=conditions(case, lambda c: {name: told(c)}))
+    if done.want[name].dtype.kind != "f":  # places
+        done = dataclasses.replace(done, tolerance="EXACT", cond={name: 0.0})
+        agree(done, {name: witness(OWN.method(case), case.inputs)}, "places found one by one")
+        return dataclasses.replace(done, witnesses=("the method's own file", "found one by one"))
     if name not in OWN.init(case):  # made of a singular value decomposition
         about: Arrays = dict(tolerance="SUBSPACE", variant="in_norm", since="0.2")
         done = dataclasses.replace(done, cond={name: in_norm(case, told)}, **about)

@@ -19,10 +19,11 @@ def usual(cls: type[Method], arch: Arch = ARCH) -> Method:
 
 
 def options(cls: type[Method]) -> dict[str, tuple[Any, ...]]:
-    """What each field may be else: both values of a flag, and the words of a choice."""
-    words = {name: c.options for name, c in choices(cls).items() if c.varied}
-    found = {f.name: (False, True) if kind(f) == "bool" else words.get(f.name) for f in dataclasses.fields(cls)}
-    return {k: v for k, v in found.items() if v is not None}
+    """What each field may be else: both values of a flag, the words of a choice, and what it says `also`."""
+    words = {f.name: f.metadata.get("also") for f in dataclasses.fields(cls)}
+    words |= {name: c.options for name, c in choices(cls).items() if c.varied}
+    found = {f.name: (False, True) if kind(f) == "bool" else words[f.name] for f in dataclasses.fields(cls)}
+    return {k: v for k, v in found.items() if v}
 
 
 def readings(cls: type[Method]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from minipeft.arrays import needs
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import STEPS, method_of
+from minipeft.conformance.places import ARCH
 from minipeft.interop.harness_torch import mask
 from minipeft.interop.peft.layer import arrays_of, config_of, tensors_of
 from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
@@ -93,7 +94,8 @@ class Peft:
         """How PEFT writes the method. Raises `Unsupported` for what it cannot put on one layer."""
         if case.place not in ("linear", "tasks", "table"):
             raise Unsupported("not one layer")
-        return spec_of(method_of(case))
+        spec, method = spec_of(method_of(case)), method_of(case)
+        return spec.of(spec.write(method, ARCH), ARCH)
 
     def config(self, case: Case) -> Any:
         """PEFT's configuration."""

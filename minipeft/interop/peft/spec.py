@@ -35,6 +35,11 @@ def vector(a: Any, arch: Arch) -> Any:
     return a.reshape(-1)
 
 
+def int32(a: Any, arch: Arch) -> Any:
+    """Integers of 32 bits."""
+    return a.astype(np.int32)
+
+
 def column(a: Any, arch: Arch) -> Any:
     """The numbers below each other."""
     return a.reshape(-1, 1)
@@ -149,9 +154,16 @@ class Spec:
         default_factory=dict
     )  # their dictionary of what differs by module -> our setting
     at_site: Callable[[Config, Mapping[str, Any]], Config] = lambda config, arrays: {}  # settings that our arrays tell
+    at_module: Callable[[Config, str], Config] = lambda config, module: {}  # settings that a module's name tells
+    at_sites: Callable[[Config, Mapping[str, str], Mapping[str, Mapping[str, Any]]], Mapping[str, Config]] = (
+        lambda config, modules, arrays: {}
+    )  # settings that differ by site, at their modules with these arrays of ours
     of_adapter: Callable[[Adapter, Mapping[str, str], Any], Config] = (
         lambda adapter, modules, folder: {}
     )  # their fields that tell of a whole adapter, whose sites are their modules, written to a folder
+    named: Callable[[Model, Adapter, Mapping[str, str]], Config] = (
+        lambda model, adapter, modules: {}
+    )  # target_modules and what goes with them, where the names of the adapter's modules are not enough
     settled: Callable[[Config, Arch], Config] = (
         lambda config, arch: {}
     )  # fields of this class that a configuration changes
@@ -220,7 +232,11 @@ class Spec:
                 values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
                 for site, module in modules.items():
                     out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
-        return {site: own | self.at_site(config, arrays[site]) for site, own in out.items()}
+        every = self.at_sites(config, modules, arrays)
+        return {
+            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site]) | every.get(site, {})
+            for site, own in out.items()
+        }
 
     def write(self, method: Any, arch: Arch) -> Config:
         """Their configuration, of a method of ours."""

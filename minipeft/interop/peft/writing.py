@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import held_for
 from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import write_json, write_tensors
 from minipeft.engine.backend import to_host
@@ -54,6 +55,10 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
             out |= shared_to_theirs(spec.root_keys, {name: to_host(a)}, arch)
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
+    for name, by in held_for(adapter.method, adapter.at).items():  # theirs has at every site what is shared
+        for site, holder in by.items():
+            if site in grouped and name in grouped.get(holder, {}):
+                grouped[site][name] = grouped[holder][name]
     for site, own in grouped.items():
         method = adapter.at[site]
         if method.name == WHOLE:
@@ -165,7 +170,7 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
             usual = getattr(adapter.method, ours)
             if differ := {modules[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
                 config[theirs] = differ
-    return config | spec.of_adapter(adapter, modules, folder)
+    return config | spec.named(model, adapter, modules) | spec.of_adapter(adapter, modules, folder)
 
 
 def _refuse_apart(model: Model, adapter: Adapter) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import Bad, at_least, found_together, trained, within
+from minipeft.declare import Bad, at_least, found_together, requires, trained, within
 from minipeft.engine.factors import PCA
 from minipeft.methods.lowrank.lora import LoRA
 
@@ -85,4 +85,5 @@ class EVA(LoRA):
     adjust_scaling: bool = True
     passes: int = at_least(1, 100, 10_000)  # over the batches, at most
 
+    drawn = requires("start == 'uniform'", "start is of factors that are drawn; expected 'uniform', found {start}")
     A = trained("r", "in", start=found_together(distribute, "v_i, or v_i/√σ_i with whiten", needs=("inputs",)))

@@ -66,7 +66,7 @@ class LoRAGA(LoRA):
     gamma: float = positive(16.0)  # γ of "stable"
     reading: str = choice("paper", "peft", reading=True)
 
-    no_bias = requires("not lora_bias", "lora_bias goes with factors that start at 0; expected False")
+    drawn = requires("not lora_bias and start == 'uniform'", "lora_bias and start go with factors that are drawn")
     rank = requires("2 r <= min(in, out)", "r must be at most {min(in, out) / 2}, found {r}", when="not embedding")
     A = trained("r", "in", start=either("embedding", LoRA.A.start, GRADIENT))
     B = trained("out", "r", start=either("embedding", LoRA.B.start, GRADIENT))

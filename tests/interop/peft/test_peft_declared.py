@@ -132,13 +132,11 @@ def _of(folder):
 
 
 def test_mica_trains_one_factor(bases):
+    """Of a file whose start is told in other capitals PEFT trains both: it is LoRA's."""
     folder = ROOT / "llama/lora/adapter"
-    adapter = read(bases, folder, init_lora_weights="mica").adapters[0]
-    assert {k.rpartition(":")[2] for k in adapter.trained} == {"A"}
-    assert {k.rpartition(":")[2] for k in read(bases, folder, init_lora_weights="Mica").adapters[0].trained} == {
-        "A",
-        "B",
-    }
+    for start, name, trained in (("mica", "mica", {"A"}), ("Mica", "lora", {"A", "B"})):
+        adapter = read(bases, folder, init_lora_weights=start).adapters[0]
+        assert adapter.method.name == name and {k.rpartition(":")[2] for k in adapter.trained} == trained
 
 
 def test_prefixes_that_peft_would_compute_otherwise_are_not_written(bases, tmp_path):
@@ -164,6 +162,9 @@ def test_prefixes_that_peft_would_compute_otherwise_are_not_written(bases, tmp_p
         ("llama/shira", "shira_indices", lambda a: a - 1, "shira_indices: expected whole numbers from 0 to 23, found -1"),
         ("llama/shira", "shira_indices", lambda a: a * 3, "shira_indices: expected whole numbers from 0 to 23, found"),
         ("llama/shira", "shira_indices", lambda a: a * 0, r"shira_indices: with rows it names \(0, 0\) twice"),
+        ("llama/supertuning", "supertuning_indices", lambda a: a.astype(np.float32), "expected integers, found float32"),
+        ("llama/supertuning", "supertuning_indices", lambda a: a + 9999, "supertuning_indices: expected whole numbers from 0 to 575, found"),
+        ("llama/supertuning", "supertuning_indices", lambda a: a * 0 + 7, "supertuning_indices: it names 7 twice"),
         ("llama/adaption-prompt", "adaption_prompt", lambda a: a[:0], "expected numbers along one axis or more"),
         ("llama/adaption-prompt", "adaption_prompt", lambda a: a[0], r"expected shape \(1, n, n\), found"),
         ("llama/adalora", "lora_E", lambda a: a.T, r"expected shape \(n, 1\), found"),
