@@ -213,8 +213,7 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
     Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
     """
-    if not shared:
-        demand(facts.method, facts)
+    demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
     given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))
@@ -233,28 +232,30 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
 
 def draw_all(
-    method: Method, sites: Sequence[Site], rng: Any, others: Sequence[Site] = (), at: Mapping[str, Method] | None = None
+    method: Method, sites: Sequence[Site], rng: Any, at: Mapping[str, Method] | None = None
 ) -> dict[str, tuple[Method, dict[str, tuple[Any, bool]]]]:
     """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out.
 
-    `others` are all sites of the adapter, where some have other settings, and `at` the methods there.
+    `at` has the method at each site, where its settings differ; it is drawn at all sites of one setting, then at those of the next.
     """
-    own_sites = tuple(others or sites)
-    numbers = {s.name: i for i, s in enumerate(own_sites)}
-    every = [Facts(method, s, rng, own_sites, numbers[s.name], at) for s in sites]
+    alike: dict[Method, list[Site]] = {}
+    for s in sites:
+        alike.setdefault((at or {}).get(s.name, method), []).append(s)
+    number = {s.name: i for i, s in enumerate(sites)}
+    every = {s.name: Facts(m, s, rng, tuple(sites), number[s.name], at) for m, where in alike.items() for s in where}
     deciding = {a.start.together for a in declared(type(method)).arrays.values() if a.start.together}
     decided: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
     for f in deciding:
-        result = f(method, every)
+        result = f(method, [every[s.name] for s in sites])
         decided = {name: own | result[name] for name, own in decided.items() if name in result}
     out = {}
     fields = {f.name for f in dataclasses.fields(method)}
-    for facts in every:
-        if facts.site.name not in decided:
+    for name, facts in every.items():
+        if name not in decided:
             continue
-        if own := decided[facts.site.name]:
-            settled = dataclasses.replace(method, **{k: v for k, v in own.items() if k in fields})
-            facts = Facts(settled, facts.site, rng, own_sites, facts.index, at)
+        if own := decided[name]:
+            settled = dataclasses.replace(facts.method, **{k: v for k, v in own.items() if k in fields})
+            facts = Facts(settled, facts.site, rng, facts.sites, facts.index, at)
             facts.decided = own
-        out[facts.site.name] = (facts.method, draw(facts))
+        out[name] = (facts.method, draw(facts))
     return out

@@ -36,7 +36,8 @@ class Site:
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
     "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened`
     makes an array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for
-    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight. `labelled` are lists of
+    n truths, one a batch: which of these inputs are of tokens that have a label.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Site:
     dtype: Any = np.float64
     inputs: Any = None
     grad: Any = None
+    labelled: Any = None
     params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -137,13 +139,25 @@ class Here:
         return ids
 
     def host(self, name: str) -> np.ndarray:
-        """An array of the batch as it was given on the host, for checks: nothing waits for the device."""
+        """An array of the batch as it was given on the host, for checks: nothing waits for the device. Raises `Bad` without it."""
+        if getattr(self.run.batch, name) is None:
+            raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
+
+    @property
+    def past(self) -> int:
+        """How many tokens are in the cache already."""
+        return self.run.past
 
     @property
     def prefill(self) -> bool:
         """False in the later steps of cached generation, where virtual tokens are in the cache already."""
         return self.run.past == 0
+
+    @property
+    def made(self) -> int:
+        """How many of the last tokens of this pass generation without a cache has made itself, beyond its prompt."""
+        return self.run.made
 
     @property
     def layer(self) -> str:

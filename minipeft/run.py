@@ -57,6 +57,7 @@ class Run:
         self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
         self.cache = cache  # a Growing or a Fixed, None: nothing is kept
         self.past = 0  # tokens in the cache
+        self.made = 0  # tokens at the end that generation without a cache has made
         self.tokens: Any = None
         self.batch: Batch = Batch()
         self.watch: dict[str, list] | None = None  # filled with the inputs of linears, for methods that measure them

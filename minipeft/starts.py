@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipeft.engine.backend import to_host
 from minipeft.engine.factors import finite, leading, principal, sketched
 from minipeft.errors import Bad
 from minipeft.expressions import plainly
@@ -225,3 +226,28 @@ def words(n: str, text: str = "") -> Start:
     return found(
         draw, f"rows of the token table, {f'those of `{text}` over and over, or ' if text else ''}uniformly chosen"
     )
+
+
+def memory(text: str, first: str = "0") -> Start:
+    """Keys and values that the base's attention blocks have of the ids in the setting `text`: a row for every token from `first` on,
+
+    in it those of one site after the other, keys before values; 0 where there is room for more sites.
+    """
+
+    def whole(method: Any, facts: Facts) -> Any:
+        from minipeft.adapted import Adapted
+        from minipeft.model.base import Model
+        from minipeft.model.batch import batch
+        from minipeft.model.cache import Growing
+
+        run = Adapted(Model(facts.site.arch, facts.site.params)).run(cache=Growing())
+        run.forward(batch(input_ids=[facts[text]]))
+        pairs = [to_host(x)[0] for site in facts.sites for x in run.cache.held[site.name]]  # (G, s, e) each
+        return np.concatenate([x.swapaxes(0, 1).reshape(len(facts[text]), -1) for x in pairs], axis=1)
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        out, found = np.zeros(shape), facts.once(whole)[facts.value(first) :][: shape[0]]
+        out[:, : found.shape[1]] = found
+        return out
+
+    return Start(f"the base's keys and values of `{text}`", draw)

@@ -36,12 +36,13 @@ def run(
     table: bool = False,
     task_ids: Any = None,
     hidden: Any = None,
+    input_ids: Any = None,
     **options: Any,
 ) -> OneRun:
-    """The method over W and b; `hidden` is what a first pass gives."""
+    """The method over W and b; `hidden` is what a first pass gives, `input_ids` what the model reads."""
     module = "embed.tokens" if table else "layers.0.attn.q"
     made = one(method, a, {f"{module}.weight": W, f"{module}.bias": b}, (f"{module}.weight",), **options)
-    made.batch = Batch(task_ids=task_ids)
+    made.batch = Batch(task_ids=task_ids, input_ids=input_ids)
     made.prepare(lambda: SimpleNamespace(hidden=hidden))
     return made
 

@@ -224,6 +224,28 @@ def test_found_together_decides_for_all_sites():
     assert needs(Made) == ("inputs",) == needs(Made())
 
 
+def test_sites_whose_settings_differ_are_decided_for_together():
+    """In the model's order, each by its own settings; drawn at all sites of one setting, then at those of the next."""
+
+    def doubled(method, every):
+        assert [(f.index, f.method.r, len(f.sites)) for f in every] == [(0, 1, 2), (1, 3, 1), (2, 1, 2)]
+        return {f["site"]: dict(r=2 * f.method.r) for f in every}
+
+    @dataclass(frozen=True)
+    class Made(Plain, register=False):
+        r: int = count(1)
+        A = trained("r", "in", start=normal())
+        B = trained("out", start=found_together(doubled, "doubled"), when="r < 0")  # it decides, and is not there
+
+    every = [Site(f"layers.{i}.attn.q.weight", (7, 9), "linear", ARCH) for i in range(3)]
+    got = draw_all(Made(), every, np.random.default_rng(0), {every[1].name: Made(r=3)})
+    rng = np.random.default_rng(0)
+    assert list(got) == [every[0].name, every[2].name, every[1].name]
+    for method, own in got.values():
+        assert np.array_equal(own["A"][0], rng.standard_normal((method.r, 9)))
+    assert [m.r for m, _ in got.values()] == [2, 2, 6]
+
+
 def test_what_starts_measure():
     get = found(lambda method, facts: facts.site.grad, "the gradient", needs=("grads",))
 

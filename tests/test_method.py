@@ -31,6 +31,8 @@ from minipeft.method import (
     weight_of,
 )
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.model.batch import batch
+from minipeft.model.generate import generate
 from minipeft.settings import small
 from minipeft.targets import sites
 
@@ -268,3 +270,21 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
         got = one_part.output(made, dict(D=D), x, W, rng=np.random.default_rng(7))
         np.testing.assert_allclose(got, x @ (W + (D * noise if always else D)).T, atol=1e-13)
         np.testing.assert_allclose(weight_of(made, W, dict(D=D)), W + D)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_method_is_told_what_is_prompt_and_what_generation_has_made(registry, cached):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Method):
+        def forward(self, x, base, here):
+            seen.append((here.past, here.made, here.prefill))
+            return base(x)
+
+    adapted = attach(tiny.model(), Watching(), targets="layers.0.attn.q.weight")
+    generate(adapted, batch(input_ids=[[3, 4, 5]]), 3, use_cache=cached)
+    assert seen == [(3 * (i > 0) + max(i - 1, 0), 0, i == 0) if cached else (0, i, True) for i in range(3)]
+    with pytest.raises(Bad, match="this method needs task_ids; the batch has none"):
+        here = Here(adapted.run(), "layers.0.attn.q.weight", {})
+        here.host("task_ids")

@@ -105,7 +105,7 @@ def _linear(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Array
     params = {f"{Q}.weight": held(method, inputs["W"]), f"{Q}.bias": inputs["b"]}
     run = one(method, arrays, params, arch=arch, train="keep" in inputs)
     run.keep = inputs.get("keep")
-    run.batch = Batch(task_ids=inputs.get("task_ids"))
+    run.batch = Batch(task_ids=inputs.get("task_ids"), input_ids=inputs.get("input_ids"))
     run.prepare(lambda: SimpleNamespace(hidden=inputs.get("h")))
     return dict(y=run.linear(Q, inputs["x"]))
 
@@ -182,6 +182,8 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
               "A linear: x (batch, time, in), its weight W (out, in) and bias b (out); y (batch, time, out)."),
         Place("tasks", linear, dict(x=x, **base, task_ids=(B,)), _linear, ("W", "b", "task_ids"),
               "A linear, and the task of every row: task_ids (batch)."),
+        Place("read", linear, dict(x=x, **base, input_ids=(B, T)), _linear, ("W", "b", "input_ids"),
+              "A linear, and the token ids that the model reads: input_ids (batch, time)."),
         Place("gated", linear, dict(x=x, h=x, **base), _linear, ("W", "b", "h"),
               "A linear, and h (batch, time, d), the final hidden states of a first pass."),
         Place("bias", (site(f"{Q}.bias", out, kind="bias"),), dict(x=x, **base), _bias, ("W", "b"),
@@ -236,6 +238,8 @@ def place_of(method: Method) -> Place:
 
     if hasattr(method, "n_tasks"):
         return PLACES["tasks" if routes(method) else "prompts"]
+    if hasattr(method, "invocation"):
+        return PLACES["read"]
     if routes(method) and type(method).before is not Method.before:
         return PLACES["gated"]
     family = "bert" if "bias" in method.targets else "llama"

@@ -263,8 +263,10 @@ def expect(case: Case, folder: Path) -> Tensors:
     trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
     trained |= {k: grads[k] for k in saved if k in grads}
     if case.is_prompt:
-        trained |= {k: p.grad for k, p in model.prompt_encoder["default"].named_parameters()}
-        trained["prompt_embeddings"] = prompt.grad
+        own = dict(model.prompt_encoder["default"].named_parameters())
+        trained |= {k: p.grad for k, p in own.items()}
+        parts = [p.grad * (k != "frozen_embedding") for k, p in own.items() if k.endswith("_embedding")]
+        trained["prompt_embeddings"] = torch.cat(parts) if parts else prompt.grad
     wants = {
         k: trained[k]
         for k, v in saved.items()

@@ -40,6 +40,8 @@ def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
         if name == "ids":
             out[name] = rng.integers(0, WORDS, shape)
             out[name].flat[:3] = (2, 5, 2)  # trained tokens, one of them twice
+        elif name == "input_ids":
+            out[name] = np.array([[2, 5, 2, 5], [7, 2, 5, 1], [5, 2, 3, 2]])  # what is sought twice, once, and never
         elif name == "task_ids":
             out[name] = np.arange(shape[0]) % method.n_tasks
         else:

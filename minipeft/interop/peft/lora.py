@@ -18,6 +18,7 @@ from minipeft.interop.peft.fields import (
     COUNT,
     EXCLUDED,
     FLAG,
+    IDS,
     LAYERED,
     LIST,
     NOT_NEGATIVE,
@@ -44,10 +45,11 @@ from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 
 STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
-    "pissa_niter_": "from a decomposition that begins at random",
-    "corda": "from a decomposition that needs the data",
-    "loftq": "by quantising it",
+CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell; what to do
+    "pissa_niter_": ("from a decomposition that begins at random", CONVERT),
+    "corda": ("from a decomposition that needs the data", CONVERT),
+    "loftq": ("by quantising it", "save the base as it became, and the adapter with init_lora_weights=true"),
 }
 
 
@@ -102,6 +104,7 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "alora_invocation_tokens": read(optional(IDS)),
     "monteclora_config": read(
         group(
             num_samples=COUNT,
@@ -115,7 +118,8 @@ KNOWN = FACTORS | {
     "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config")  # of which PEFT takes one
+# of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
 
 
 def began(config: Config) -> str | None:
@@ -157,15 +161,16 @@ def _drawn(config: Config, arch: Arch) -> Config:
 
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
-    chosen = [name for name in VARIANTS if config.get(name) not in (None, False)]
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
     if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
         chosen.append(f"init_lora_weights={start!r}")
     if len(chosen) > 1:
         raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
     if (found := began(config)) in BASE_CHANGED:
+        how, instead = BASE_CHANGED[found]
         raise Bad(
-            f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "
-            "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            f"adapter_config.json: init_lora_weights={start!r} changed the base, {how}: it cannot be made again from this file; "
+            f"{instead}, which makes it plain LoRA"
         )
     if found == "lora_ga":
         note(

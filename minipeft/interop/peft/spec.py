@@ -79,7 +79,10 @@ def shared_to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[
     for name, key in keys.items():
         if name in arrays:
             a = np.ascontiguousarray(key.theirs(arrays[name], arch))
-            out |= {f"{key.suffix}.{n}": row for n, row in enumerate(a)} if key.numbered else {key.suffix: a}
+            theirs = {f"{key.suffix}.{n}": row for n, row in enumerate(a)} if key.numbered else {key.suffix: a}
+            out |= {
+                k: out[k] + v if k in out else v for k, v in theirs.items()
+            }  # of several with one key each has 0 for the others
     return out
 
 
@@ -143,7 +146,9 @@ class Spec:
     known: Mapping[str, Field]  # every field of its configuration
     keys: Keys = field(default_factory=dict)  # our array at a site -> its key
     embedding_keys: Keys | None = None  # at a token table, if they differ
-    root_keys: Keys = field(default_factory=dict)  # shared arrays, whose keys name no module
+    root_keys: Keys = field(
+        default_factory=dict
+    )  # shared arrays, whose keys name no module; parts of one tensor may have one key
     copied: bool = False  # these stand once more under every module; one is enough
 
     # the configuration
@@ -195,6 +200,7 @@ class Spec:
     # the harness, the recorded cases and the live tests: PEFT on one module named `layer`, and on whole models
     on_layer: bool = True  # whether PEFT can be put there
     layer: Config = field(default_factory=dict)  # its further fields there
+    called: Callable[[Any, Mapping[str, Any]], Config] = lambda model, inputs: {}  # what it is called with beside x
     unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
     wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside

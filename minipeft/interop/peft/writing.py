@@ -49,12 +49,14 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     grouped: dict[str, dict[str, Any]] = {}
+    shared: dict[str, Any] = {}
     for full, a in arrays.items():
         site, _, name = full.rpartition(":")
         if name in spec.root_keys and (not site or spec.is_prompt):
-            out |= shared_to_theirs(spec.root_keys, {name: to_host(a)}, arch)
+            shared[name] = to_host(a)
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
+    out |= shared_to_theirs(spec.root_keys, shared, arch)
     for name, by in held_for(adapter.method, adapter.at).items():  # theirs has at every site what is shared
         for site, holder in by.items():
             if site in grouped and name in grouped.get(holder, {}):

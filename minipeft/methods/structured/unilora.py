@@ -28,15 +28,16 @@ from minipeft.engine import ops
 
 def places(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
     """The places and factors of every site's elements."""
-    random, d, r = np.random.default_rng(method.seed), method.length, method.r
-    ends = np.cumsum([r * facts[width] for facts in every for width in ("in", "out")])
+    random, d = np.random.default_rng(method.seed), method.length
+    ends = np.cumsum([facts["r"] * facts[width] for facts in every for width in ("in", "out")])
     more = random.choice(d, ends[-1] % d, replace=False) if ends[-1] % d else np.arange(0)
     place = np.append(np.repeat(np.arange(d), ends[-1] // d), more)
     random.shuffle(place)
-    s, of = np.maximum(np.bincount(place), 1) ** -0.5, np.split(place, ends)
-    pairs = [(A.reshape(r, -1), B.reshape(-1, r)) for A, B in zip(of[::2], of[1::2], strict=False)]
-    own = [dict(I_A=A, s_A=s[A], I_B=B, s_B=s[B]) for A, B in pairs]
-    return {facts["site"]: made for facts, made in zip(every, own, strict=True)}
+    s, pieces, made = np.maximum(np.bincount(place), 1) ** -0.5, iter(np.split(place, ends)), {}
+    for facts in every:
+        A, B = next(pieces).reshape(facts["r"], -1), next(pieces).reshape(-1, facts["r"])
+        made[facts["site"]] = dict(I_A=A, s_A=s[A], I_B=B, s_B=s[B])
+    return made
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"use_bdlora": {"target_modules_bd_a": ["q_"], "target_modules_bd_b": ["proj"]}}, "one side for .*q_proj, found A and B"),
         ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base, .* path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16' changed the base, .* begins at random"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed the base, by quantising it: .* save the base as it became"),
         ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights: expected true, false or the name of a start"),
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"2 target modules have no tensors, the first .*layers.0.self_attn.k_proj"),
         ({"r": 5}, r"lora_A.weight as A: expected shape \(5, 24\), found \(3, 24\)"),

@@ -8,6 +8,8 @@ import pytest
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.methods.prompt.cartridge import Cartridge
+from minipeft.methods.prompt.cpt import CPT
 from minipeft.methods.prompt.mpt import MPT
 from minipeft.methods.prompt.p_tuning import PTuning
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
@@ -20,7 +22,9 @@ METHODS = {
     "prompt": PromptTuning(p=3),
     "prompt, positions dropped": PromptTuning(p=3, ignores="positions and types"),
     "p-tuning": PTuning(p=3, hidden=5),
+    "cpt": CPT(tokens=(7, 3, 9), types=(1, 2, 4)),
     "mpt": MPT(p=3, r=2, n_tasks=2),
+    "cartridge prefix": Cartridge(p=3),
     "prefix": PrefixTuning(p=3),
     "prefix, positions from 0": PrefixTuning(p=3, positions="zero"),
     "prefix, projected": PrefixTuning(p=3, hidden=5),
@@ -109,7 +113,7 @@ def test_generation_wants_padding_on_the_left():
 
 
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("name", [n for n in METHODS if "from 0" not in n])
+@pytest.mark.parametrize("name", [n for n in METHODS if "from 0" not in n and n != "cpt"])
 def test_an_encoder_decoder(name, padding):
     """The encoder's prompt is there once, the decoder's before its first token; every step is a pass over all so far."""
     adapted = adapted_of(METHODS[name], "t5")
@@ -127,7 +131,7 @@ def test_an_encoder_decoder(name, padding):
         )
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if "prefix" not in n])
+@pytest.mark.parametrize("name", [n for n in METHODS if "prefix" not in n and n != "cpt"])
 def test_labels_of_a_prompt_do_not_count(name):
     """The loss is that of the text alone, each token predicted from what stands before it; the first one from the prompt."""
     adapted = adapted_of(METHODS[name], "llama")
