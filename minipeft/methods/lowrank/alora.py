@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from minipeft.declare import Bad, Here, Method, Unfit, count, fact, free, requires, size, such_that, within
+from minipeft.declare import Bad, Here, Method, Unfit, choice, count, fact, free, requires, size, such_that, within
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.method import Base
@@ -43,6 +43,7 @@ class ALoRA(Method):
     dropout: float = within("[0, 1)", 0.0)
     rslora: bool = False
     lora_bias: bool = False
+    start: str = choice("uniform", "gaussian", "orthogonal", varied=False)
 
     one = requires("V and not encoder_layers", "expected one stack, which reads tokens", error=Unfit)
     n, highest = size("len(invocation)"), fact(lambda method, site: max(method.invocation, default=0))
