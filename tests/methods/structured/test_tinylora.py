@@ -51,6 +51,15 @@ def test_groups_are_of_equal_size_but_the_last(tying, sizes):
     assert adapter.arrays[":v"].shape == (len(sizes), 5) and adapter.trained == {":v"}
 
 
+def test_matrices_of_another_rank_count_among_the_others():
+    targets, patterns = "attn.q.weight attn.v.weight", {"layers.0.attn.v.weight": dict(r=3)}
+    adapter = attach(tiny.model(), TinyLoRA(u=5, weight_tying=0.5), targets=targets, patterns=patterns).adapters[0]
+    assert [int(adapter.arrays[f"{site}:group"][0]) for site in adapter.at] == [0, 0, 1, 1]
+    assert adapter.arrays[":v"].shape == (2, 5) and adapter.arrays["layers.0.attn.v.weight:P"].shape == (5, 3, 3)
+    adapted = attach(tiny.model(), TinyLoRA(u=5, weight_tying=0.5), targets=targets, patterns=patterns)
+    assert adapted.logits(tiny.example(adapted.model)).shape
+
+
 def test_every_matrix_has_random_numbers_of_its_own_seed():
     adapter = attach(tiny.model(), TinyLoRA(r=4, u=50, seed=3), targets="attn.q.weight attn.v.weight").adapters[0]
     P = [adapter.arrays[f"{site}:P"] for site in adapter.at]

@@ -48,6 +48,14 @@ def test_places_are_those_of_one_shuffle_over_all_sites_in_order():
     assert abs(adapter.arrays[":theta"]).max() <= 0.02
 
 
+def test_matrices_of_another_rank_are_shuffled_with_the_others():
+    patterns = {"layers.0.attn.q.weight": dict(r=5)}
+    adapter = attach(tiny.model(), UniLoRA(r=2, length=10), targets=TARGETS, patterns=patterns).adapters[0].grouped()
+    places = np.concatenate([own[f"I_{f}"].ravel() for site, own in adapter.items() if site for f in "AB"])
+    assert adapter["layers.0.attn.q.weight"]["I_A"].shape == (5, 24) and places.size == 2 * 2 * 148 + 3 * 48
+    assert np.ptp(np.bincount(places)) == 1  # 736 of 10 places
+
+
 def test_other_targets_have_other_places():
     site = "layers.0.attn.q.weight"
     one = adapter_of(r=2, length=10).arrays[f"{site}:I_A"]
