@@ -163,6 +163,12 @@ def requires(condition: str, says: str, when: str = "", error: type[Bad] = Bad) 
     return Requires(condition, says, when, error)
 
 
+def divides(setting: str) -> Any:
+    """A setting must divide both widths of a weight."""
+    says = f"{setting} must divide {{out}} and {{in}}, both widths, found {{{setting}}},"
+    return requires(f"out % {setting} == 0 and in % {setting} == 0", says)
+
+
 def held(make: Callable[..., Any]) -> Any:
     """How the base's weight is held under the method: what `make(method, facts)` returns, None for as it is."""
     return Held(make)

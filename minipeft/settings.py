@@ -14,6 +14,7 @@ says by `minipeft.arrays.requires`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import re
 from collections.abc import Callable
@@ -169,6 +170,11 @@ def choices(cls: Any) -> dict[str, Choice]:
     """The settings of a class that are a choice, by name, in order."""
     rules = {f.name: f.metadata.get("rules", ()) for f in dataclasses.fields(cls)}
     return {name: rule for name, found in rules.items() for rule in found if isinstance(rule, Choice)}
+
+
+def common_width(arch: Any) -> int:
+    """The largest number that divides all widths of a model's attention: what suits blocks of a small one."""
+    return math.gcd(arch.d, arch.heads * arch.dh, arch.kv * arch.dh)
 
 
 # --- types ------------------------------------------------------------------------------------------------------------

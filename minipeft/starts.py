@@ -164,7 +164,8 @@ def found_together(f: Callable[..., Any], says: str, needs: tuple[str, ...] = ()
 
 def _svd_part(method: Any, facts: Facts) -> dict[str, Any]:
     A, B = principal(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
-    return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
+    share = getattr(method, "scale", 1.0) ** -0.5
+    return dict(A=share * A, B=share * B)
 
 
 def _fast_part(method: Any, facts: Facts) -> dict[str, Any]:

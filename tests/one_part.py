@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.places import OneRun, one
-from minipeft.drawing import Facts, draw
+from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine import ops, value_and_grad
 from minipeft.method import Method, Site
 from minipeft.model.arch import Arch
@@ -23,8 +23,7 @@ def site(W: np.ndarray, kind: str = "linear", name: str = "layers.0.attn.q.weigh
 
 def arrays(method: Method, where: Site, rng: np.random.Generator, moved: float = 0.0) -> dict[str, Any]:
     """The method's arrays there; trained ones moved by `moved` times a normal."""
-    facts = Facts(method, where, rng)
-    found = draw(facts, shared=True) | draw(facts)
+    found = draw(Facts(method, where, rng), shared=True) | draw_all(method, [where], rng)[where.name][1]
     move = {k: is_trained and moved for k, (_, is_trained) in found.items()}
     return {k: a + moved * rng.standard_normal(a.shape) if move[k] else np.asarray(a) for k, (a, _) in found.items()}
 

@@ -21,6 +21,7 @@ from minipeft.declare import (
     choice,
     count,
     distinct,
+    divides,
     each,
     either,
     fact,
@@ -429,6 +430,19 @@ def test_what_is_required_of_settings_is_so_of_every_instance():
     with pytest.raises(Bad, match=r"^demanding: exact needs r above 1, found 1$"):
         Demanding(r=1, exact=True)
     assert Demanding(r=1).r == 1
+
+
+def test_what_divides_both_widths():
+    class Made(Demanding, register=False):
+        name = "demanding"
+        early = least = None
+        fits = divides("r")
+
+    site = Site("layers.0.attn.q.weight", (6, 8), "linear", ARCH)
+    assert drawn(Made(r=1), site) and drawn(Made(r=2, block=0), site)
+    for r in (3, 4):  # each divides one of them
+        with pytest.raises(Bad, match=rf"^demanding: r must divide 6 and 8, both widths, found {r}, at layers"):
+            drawn(Made(r=r), site)
 
 
 def test_what_is_required_of_a_site_is_so_when_it_is_attached():

@@ -96,6 +96,8 @@ def test_division_is_of_whole_numbers_in_a_shape():
         ("max(1, min(V, out)) r", 21),
         ("flag (r + 1)", 4),  # a truth is 1
         ("2r", 6),
+        ("round(m (1 − 0.5))", 2),  # of two and a half: to the even number
+        ("round(r (1 − 0.5))", 2),
         ("1.5 r", 4.5),
         ("1e-3 r", 0.003),
         ("-r + m", 2),

@@ -14,7 +14,7 @@ from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Site, Step, load_methods
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.settings import at_least, check, choice, choices, count, kind, positive, within
+from minipeft.settings import at_least, check, choice, choices, common_width, count, kind, positive, within
 
 load_methods()
 
@@ -77,6 +77,11 @@ def test_numbers_become_pythons_and_lists_tuples():
     assert Mine(factor=3).factor == 3 and Mine(kept=None).kept is None
     model = tiny.model("llama", np.float32)
     assert attach(model, LoRA(alpha=np.float64(4))).logits(tiny.example(model)).dtype == np.float32
+
+
+def test_a_width_that_divides_all():
+    arch = tiny.arch("llama")  # of 24, 24 and 12
+    assert common_width(arch) == 12 and common_width(dataclasses.replace(arch, d=27)) == 3
 
 
 def test_choices_are_told():

@@ -15,7 +15,7 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.names import STACKS, Config, Naming, is_whole, unwrapped
-from minipeft.interop.peft.spec import Spec
+from minipeft.interop.peft.spec import Key, Spec, shared_to_ours
 from minipeft.model.base import Model
 from minipeft.targets import sites
 
@@ -123,11 +123,11 @@ def plain_key(model: Model, key: str) -> str:
     return key
 
 
-def _root(spec: Spec, suffix: str) -> str:
-    """The keys of what sites share, as a regular expression: an adapter's name may follow, modules be named before."""
-    start, dot, end = suffix.rpartition(".")
+def _root(spec: Spec, key: Key) -> str:
+    """The keys of what sites share, as a regular expression: a number or an adapter's name may follow, modules be named before."""
+    start, dot, end = key.suffix.rpartition(".")
     modules = r"(.*\.)?" if spec.copied else ""
-    return rf"{re.escape(start + dot)}{modules}{re.escape(end)}(\.[^.]+)?"
+    return re.escape(start + dot) + modules + re.escape(end) + (r"\.\d+" if key.numbered else r"(\.[^.]+)?")
 
 
 def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Parts:
@@ -143,6 +143,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     meant: dict[tuple[str, str], str] = {}  # what a key means -> the key
     stacks: list[tuple[str, str, Any]] = []
     strange = []
+    roots: dict[str, Any] = {}
     copied = _copied(naming, config, tensors)
 
     def once(key: str, *what: str) -> None:
@@ -154,10 +155,11 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         a = tensors[key]
         if not (a.ndim and a.size):
             raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
-        shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k.suffix), unwrapped(key))]
+        shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k), unwrapped(key))]
         if shared:
-            once(key, "", shared[0])
-            parts.shared |= {name: spec.root_keys[name].ours(a, model.arch) for name in shared}
+            name = shared[0]
+            once(key, "", name, *re.findall(r"\d+$", key) if spec.root_keys[name].numbered else ())
+            roots[unwrapped(key) if spec.root_keys[name].numbered else spec.root_keys[name].suffix] = a
             continue
         body = body_of(key)
         if found := _split(body, suffixes):
@@ -207,6 +209,10 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             if mark == "modules_to_save" and not is_whole(config, plain):
                 raise Bad(f"{folder}: {key} was trained whole, and modules_to_save does not name its module")
             (parts.whole if kind == "whole" else parts.base)[param] = a
+    parts.shared |= shared_to_ours(spec.root_keys, roots, model.arch)
+    for name, k in spec.root_keys.items():  # rows whose numbers leave one out, or whose shapes differ
+        given = [key for key in roots if k.numbered and key.startswith(f"{k.suffix}.")]
+        strange += given[len(parts.shared.get(name, ())) :][:1]
     if strange:
         known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")

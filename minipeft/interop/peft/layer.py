@@ -13,7 +13,7 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import ROOT
 from minipeft.interop.peft.reading import read_adapter_tensors, read_config
 from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import Spec, to_ours, to_theirs
+from minipeft.interop.peft.spec import Spec, shared_to_ours, shared_to_theirs, to_ours, to_theirs
 from minipeft.method import Method, method_class
 
 LAYER = "layer"
@@ -28,16 +28,13 @@ def config_of(spec: Spec, method: Method) -> Config:
 def tensors_of(spec: Spec, arrays: Arrays, kind: str = "linear") -> dict[str, np.ndarray]:
     """Arrays of a method under PEFT's keys and in its layout."""
     out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(kind), arrays, ARCH).items()}
-    return out | {
-        k.suffix: np.ascontiguousarray(k.theirs(arrays[n], ARCH)) for n, k in spec.root_keys.items() if n in arrays
-    }
+    return out | shared_to_theirs(spec.root_keys, arrays, ARCH)
 
 
 def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear") -> Arrays:
     """Tensors under PEFT's keys as arrays under our names."""
     found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
-    shared = {n: k.ours(tensors[k.suffix], ARCH) for n, k in spec.root_keys.items() if k.suffix in tensors}
-    return to_ours(spec.keys_of(kind), found, ARCH) | shared
+    return to_ours(spec.keys_of(kind), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
 
 
 def load_layer(case: Case) -> tuple[Method, Arrays]:
@@ -52,7 +49,8 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
         settings = spec.read(config, ARCH)
     except KeyError as why:
         raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
-    known = {MODULE + k.suffix for k in spec.keys.values()} | {k.suffix for k in spec.root_keys.values()}
+    known = {MODULE + k.suffix for k in spec.keys.values()}
+    known |= {f"{k.suffix}.0" if k.numbered else k.suffix for k in spec.root_keys.values()}
     if strange := [key for key in tensors if key not in known]:
         raise Bad(f"unexpected key {strange[0]!r}{near(strange[0], known)}")
     found = arrays_of(spec, tensors)
@@ -62,7 +60,7 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
     def name(array: str) -> str:
         return MODULE + spec.keys[array].suffix if array in spec.keys else spec.root_keys[array].suffix
 
-    for array in trained:
+    for array in dict.fromkeys([*trained, *(k for k in spec.keys if k in drawn)]):
         if array not in found:
             raise Bad(f"adapter_model.safetensors lacks {name(array)}")
     for array, a in found.items():

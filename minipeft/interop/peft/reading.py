@@ -85,7 +85,8 @@ def load_peft_parts(
         adapted = Adapted(base)
     settings = settings_of(spec, config, base.arch, folder)
     every = sites(base)
-    found = {site: parts.at[site] for site in every if site in parts.at}  # in the model's order, whatever the file's
+    there = parts.at if spec.keys else {site: {} for site in targeted(config, naming) or ()}  # where it may have none
+    found = {site: there[site] for site in every if site in there}  # in the model's order, whatever the file's
     modules = {site: module_of(naming, spec, site) for site in found}
     per_site = spec.read_at(config, modules, found)
     method = cls(**settings)

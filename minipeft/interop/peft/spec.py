@@ -60,6 +60,7 @@ class Key:
     shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
     whole: bool = False  # theirs is of integers
+    numbered: bool = False  # theirs are the rows of ours, each with its number behind the key
     holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
     size: str = ""  # of theirs in symbols, for docs/format.md
 
@@ -75,6 +76,35 @@ class Key:
 
 
 Keys = Mapping[str, Key]
+
+
+def shared_to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:
+    """Our arrays that sites share in their layout, by their keys."""
+    out: dict[str, np.ndarray] = {}
+    for name, key in keys.items():
+        if name in arrays:
+            a = np.ascontiguousarray(key.theirs(arrays[name], arch))
+            theirs = {f"{key.suffix}.{n}": row for n, row in enumerate(a)} if key.numbered else {key.suffix: a}
+            out |= {
+                k: out[k] + v if k in out else v for k, v in theirs.items()
+            }  # of several with one key each has 0 for the others
+    return out
+
+
+def shared_to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+    """Their arrays that sites share, by their keys, in our layout by our names; rows up to the first that is not there."""
+    out = {}
+    for name, key in keys.items():
+        rows: list[Any] = []
+        while (
+            key.numbered
+            and (own := f"{key.suffix}.{len(rows)}") in found
+            and found[own].shape == found[f"{key.suffix}.0"].shape
+        ):
+            rows.append(found[own])
+        if rows or (key.suffix in found and not key.numbered):
+            out[name] = key.ours(np.stack(rows) if rows else found[key.suffix], arch)
+    return out
 
 
 def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
 from minipeft.interop.peft.registry import spec_of
-from minipeft.interop.peft.spec import Spec, to_theirs
+from minipeft.interop.peft.spec import Spec, shared_to_theirs, to_theirs
 from minipeft.method import Method
 from minipeft.model.base import Model
 from minipeft.targets import sites
@@ -49,14 +49,14 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     grouped: dict[str, dict[str, Any]] = {}
+    shared: dict[str, Any] = {}
     for full, a in arrays.items():
         site, _, name = full.rpartition(":")
         if name in spec.root_keys and (not site or spec.is_prompt):
-            key = spec.root_keys[name]
-            theirs = key.theirs(to_host(a), arch)
-            out[key.suffix] = out[key.suffix] + theirs if key.suffix in out else theirs  # each has 0 for the others
+            shared[name] = to_host(a)
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
+    out |= shared_to_theirs(spec.root_keys, shared, arch)
     for name, by in held_for(adapter.method, adapter.at).items():  # theirs has at every site what is shared
         for site, holder in by.items():
             if site in grouped and name in grouped.get(holder, {}):

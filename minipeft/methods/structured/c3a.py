@@ -18,7 +18,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Method, choice, circulant, count, either, normal, requires, trained, uniform
+from minipeft.declare import (
+    QUERY_VALUE, Method, choice, circulant, common_width, count, divides, either, normal, trained, uniform,
+)  # fmt: skip
 from minipeft.engine import ops
 
 OTHER = either("start == 'kaiming'", uniform("in"), either("start == 'normal'", normal()))
@@ -32,14 +34,10 @@ class C3A(Method):
     name = "c3a"
     targets: str = QUERY_VALUE
     takes = "linears"
-    block: int = count(
-        256, small=lambda a: math.gcd(a.d, a.heads * a.dh, a.kv * a.dh), tried=lambda a: math.gcd(a.d, 4)
-    )  # β
+    block: int = count(256, small=common_width, tried=lambda arch: math.gcd(arch.d, 4))  # β
     start: str = choice("xavier", "kaiming", "normal", "zero", varied=False)
 
-    divides = requires(
-        "out % block == 0 and in % block == 0", "block must divide {out} and {in}, both widths, found {block},"
-    )
+    fits = divides("block")
     k = trained("out / block", "in / block", "block", start=START)
 
     @property

@@ -6,8 +6,7 @@
 with Λ_b (r) and Γ_b (m) diagonal and trained, A (r, m) and B_b (max(in, out), r) random and frozen; the sum is transposed where
 in > out. All adapted matrices share A and the B_b, whose first columns and rows they take. n products of rank r have full rank.
 
-    dense         uniform numbers
-    sparse        −1, 0, 1 with 1/6, 2/3, 1/6;  very_sparse: with 1/2√m, 1 − 1/√m, 1/2√m       each A and B over its deviation
+    dense: uniform;    sparse: −1, 0, 1 with 1/6, 2/3, 1/6;    very_sparse: with 1/2√m, 1 − 1/√m, 1/2√m       over the deviation
 
 Merges   exactly: W' is an ordinary weight.
 Differs  In HF peft, as here, the n r columns of the B_b, block by block, meet the rows of Λ_b A Γ_b in the order of A's rows,
@@ -34,19 +33,18 @@ from minipeft.torch_random import TorchGenerator, narrow
 
 
 def pair(method: Any, facts: Any) -> dict[str, Any]:
-    """A and B of the widest matrices, drawn in this order, and divided by their deviation."""
-    random, r = TorchGenerator(method.seed), method.r
-    m, most = sorted((facts["in_max"], facts["out_max"]))
-    shapes = dict(A=(r, 1, m), B=(most, -(-m // r), r))
+    """A and B of the widest matrices, drawn in this order, each divided by its deviation."""
+    random, r, (m, most) = TorchGenerator(method.seed), method.r, sorted((facts["in_max"], facts["out_max"]))
+    single: Any = narrow if method.bases == "dense" else np.float32
     if method.bases == "dense":
-        A = random.narrow_uniform(shapes["A"], -(m**-0.5), m**-0.5)
-        B = [random.narrow_uniform((most, 1, r), -(r**-0.5), r**-0.5) for _ in range(-(-m // r))]
-        drawn = dict(A=A, B=np.concatenate(B, axis=1))
-        return {k: narrow(a / narrow(np.float32(a.std(ddof=1, dtype=float)))) for k, a in drawn.items()}
-    p = 1 / (2 * (3 if method.bases == "sparse" else m**0.5))
-    uniform = {k: random.uniform(shape) for k, shape in shapes.items()}
-    signs = {k: (u > 1 - p).astype(np.float32) - (u < p) for k, u in uniform.items()}
-    return {k: a / np.float32(a.std(ddof=1, dtype=float)) for k, a in signs.items()}
+        A = random.narrow_uniform((r, 1, m), -(m**-0.5), m**-0.5)
+        each = [random.narrow_uniform((most, 1, r), -(r**-0.5), r**-0.5) for _ in range(-(-m // r))]
+        drawn = dict(A=A, B=np.concatenate(each, axis=1))
+    else:
+        p = 1 / (2 * (3 if method.bases == "sparse" else m**0.5))
+        uniform = dict(A=random.uniform((r, 1, m)), B=random.uniform((most, -(-m // r), r)))
+        drawn = {k: (u > 1 - p).astype(np.float32) - (u < p) for k, u in uniform.items()}
+    return {k: single(a / single(np.float32(a.std(ddof=1, dtype=float)))) for k, a in drawn.items()}
 
 
 @dataclass(frozen=True)

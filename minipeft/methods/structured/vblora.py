@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE, Method, at_least, count, distinct, inverse, lowrank, normal, requires, size, stored, trained, uniform, within,
+    QUERY_VALUE, Method, at_least, common_width, count, distinct, divides, inverse, lowrank, normal, requires, size, stored, trained, uniform, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
@@ -39,17 +39,12 @@ class VBLoRA(Method):
     identity = False
     r: int = count(4, tried=2)
     num_vectors: int = count(256, small=7, tried=5)
-    vector_length: int = count(
-        256, small=lambda a: math.gcd(a.d, a.heads * a.dh, a.kv * a.dh), tried=lambda a: math.gcd(a.d, 4)
-    )
+    vector_length: int = count(256, small=common_width, tried=lambda arch: math.gcd(arch.d, 4))
     topk: int = at_least(1, 2, most="num_vectors", tried=3)
     only_topk: bool = False
     dropout: float = within("[0, 1)", 0.0)
 
-    divides = requires(
-        "out % vector_length == 0 and in % vector_length == 0",
-        "vector_length must divide {out} and {in}, both widths, found {vector_length},",
-    )
+    fits = divides("vector_length")
     several = requires("topk > 1", "topk must be at least 2 where the last share is left out, found 1", "only_topk")
     bank = trained("num_vectors", "vector_length", start=uniform(bound=0.02), shared=True)
     m, n = size("in / vector_length"), size("out / vector_length")
