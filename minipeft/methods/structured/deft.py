@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE, Here, Method, choice, count, either, found, normal, positive, size, trained, within,
+    QUERY_VALUE, Base, Here, Method, choice, count, either, found, normal, positive, size, trained, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import value
-from minipeft.method import Base
 
 
 def orthonormal(P: Any) -> Any:
