@@ -134,7 +134,7 @@ def positive(default: Any, **about: Any) -> Any:
     )
 
 
-def within(interval: str, default: float, **about: Any) -> Any:
+def within(interval: str, default: float | None, **about: Any) -> Any:
     """A number in an interval, as it is written: "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
 

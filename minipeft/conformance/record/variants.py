@@ -40,6 +40,7 @@ def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
             if choice == getattr(method, field):
                 continue
             try:
-                yield f"{field}={choice}", dataclasses.replace(method, **{field: choice})
+                told = f"{choice:.0e}" if isinstance(choice, float) else choice  # a dot would part a case's name
+                yield f"{field}={told}", dataclasses.replace(method, **{field: choice})
             except Bad:
                 continue  # an option that does not go with the others
