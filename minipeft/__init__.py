@@ -23,6 +23,7 @@ _WHERE = {
     "Step": "method",
     "attach": "attaching",
     "batch": "model.batch",
+    "combine": "arithmetic",
     "fit": "train",
     "generate": "model.generate",
     "load": "checkpoints",

@@ -42,6 +42,7 @@ class Array:
     late: bool = False  # drawn after those that are not
     below: str = ""  # of an index: whole numbers from 0 up to this
     distinct_with: str = ""  # the array that is the index's other half, or itself: no place is named twice
+    shared_by: Callable[..., Mapping[str, str]] | None = None  # which sites share it, where not all do
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,26 @@ class Held:
 
 
 def trained(
-    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "", late: bool = False
-) -> Any:
-    """An array that is trained. `late`: drawn after the others, wherever it is declared."""
-    return Array(shape, True, start, when, shared, rate, late)
+    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, rate: str = "", late: bool = False,
+    shared_by: Callable[..., Mapping[str, str]] | None = None,
+) -> Any:  # fmt: skip
+    """An array that is trained. `late`: drawn after the others, wherever it is declared.
+
+    `shared_by(at)`, given the methods by site in the model's order, says {site: the site that holds the array for it}.
+    """
+    return Array(shape, True, start, when, shared, rate, late, shared_by=shared_by)
 
 
 def stored(
-    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, below: str = "", distinct_with: str = ""
-) -> Any:
+    *shape: Any, start: Start = ZERO, when: str = "", shared: bool = False, below: str = "", distinct_with: str = "",
+    shared_by: Callable[..., Mapping[str, str]] | None = None,
+) -> Any:  # fmt: skip
     """An array that belongs to the adapter and is not trained: it has no gradient and no optimiser state.
 
     An index holds whole numbers from 0 up to what `below` says; together with the index `distinct_with`, which may
     be itself, it names no place twice.
     """
-    return Array(shape, False, start, when, shared, below=below, distinct_with=distinct_with)
+    return Array(shape, False, start, when, shared, below=below, distinct_with=distinct_with, shared_by=shared_by)
 
 
 def keeps(*shape: Any, of: str = "", truth: bool = False) -> Any:
@@ -163,7 +169,10 @@ def held(make: Callable[..., Any]) -> Any:
 
 
 def when(condition: str) -> Callable[[Any], Any]:
-    """On `after_backward` or `after_step`: the settings under which there is anything to do."""
+    """On `after_backward` or `after_step`: the settings under which there is anything to do; on a `forward` beside a change:
+
+    those under which a linear computes so in evaluation too.
+    """
 
     def mark(f: Any) -> Any:
         f.when = condition
@@ -215,6 +224,12 @@ def _read(cls: Any) -> Declared:
     order = tuple(of(Array, Each, Parts).items())
     required = tuple(of(Requires).values())
     return Declared(arrays, of(Parts), groups, order, of(Size, Fact), required, last[-1] if last else None, of(Kept))
+
+
+def held_for(method: Method, at: Mapping[str, Method]) -> dict[str, dict[str, str]]:
+    """{array: {site: the site that holds it for this one}} of what some of a method's sites share; `at` are all methods by site."""
+    own = {site: m for site, m in at.items() if type(m) is type(method)}
+    return {name: dict(a.shared_by(own)) for name, a in declared(type(method)).arrays.items() if a.shared_by and own}
 
 
 def needs(method: type[Method] | Method) -> tuple[str, ...]:

@@ -13,11 +13,11 @@ from minipeft.adapted import SHARED, Adapted, Adapter
 from minipeft.arrays import declared, needs
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
-from minipeft.engine.weight import form
+from minipeft.engine.weight import quantised
 from minipeft.errors import Bad, near
 from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
 from minipeft.model.base import Model
-from minipeft.model.batch import Batch
+from minipeft.model.batch import IGNORE, Batch
 from minipeft.model.parts import tied
 from minipeft.targets import inside, named, select, sites
 
@@ -94,11 +94,7 @@ def attach(
 
     if chosen:
         take(SHARED, draw(Facts(method, chosen[0], rng, chosen), shared=True))
-    alike: dict[Method, list[Site]] = {}
-    for site in chosen:
-        alike.setdefault(at[site.name], []).append(site)
-    numbers = {site.name: i for i, site in enumerate(chosen)}
-    drawn = {k: v for m, where in alike.items() for k, v in draw_all(m, where, rng, numbers).items()}
+    drawn = draw_all(method, chosen, rng, at=dict(at))
     for site in chosen:
         if site.name in drawn:
             at[site.name], found = drawn[site.name]
@@ -127,7 +123,7 @@ def holding(adapted: Adapted, at: Mapping[str, Method]) -> Adapted:
     every, held = sites(adapted.model), {}
     for name, method in at.items():
         made, W = declared(type(method)).held, adapted.model.params.get(name)
-        if made is None or W is None or form(W) == "nf4":
+        if made is None or W is None or quantised(W):
             continue
         if (other := made.make(method, Facts(method, every[name]))) is not None:
             held[name] = other
@@ -167,12 +163,17 @@ def _whole(model: Model, chosen: list[Site], train_whole: Sequence[str], bias: s
 def measure(adapted: Adapted, where: list[Site], data: Sequence[Batch], needs: tuple[str, ...]) -> list[Site]:
     """The sites with what a method asked to see on data: inputs of their linears, mean gradients of their weights."""
     seen: dict[str, list] = {s.name: [] for s in where}
+    labelled: dict[str, list] = {s.name: [] for s in where}
     grads: dict[str, Any] = {}
     for batch in data:
         if "inputs" in needs:
             run = adapted.run()
             run.watch = seen
             run.forward(batch)
+            have = _labelled(adapted.model, batch)
+            for name in seen:
+                for X in seen[name][len(labelled[name]) :]:
+                    labelled[name].append(have if have is not None and len(have) == len(X) else np.ones(len(X), bool))
         if "grads" in needs:
             full = whole_method()
             probe = attach(Adapted(adapted.model), full, name="probe", targets=[s.name for s in where])
@@ -180,4 +181,17 @@ def measure(adapted: Adapted, where: list[Site], data: Sequence[Batch], needs: t
             for key, g in found.items():
                 site = key.removeprefix("probe/").rpartition(":")[0]
                 grads[site] = grads.get(site, 0) + to_host(g) / len(data)
-    return [dataclasses.replace(s, inputs=seen[s.name] or None, grad=grads.get(s.name)) for s in where]
+    return [
+        dataclasses.replace(s, inputs=seen[s.name] or None, labelled=labelled[s.name] or None, grad=grads.get(s.name))
+        for s in where
+    ]
+
+
+def _labelled(model: Model, batch: Batch) -> np.ndarray | None:
+    """Which of a batch's real tokens have a label, one after the other; None where labels are of something else."""
+    if batch.labels is None or batch.input_ids is None or model.arch.encoder_layers:
+        return None
+    labels, ids = batch.host("labels"), batch.host("input_ids")
+    if labels.shape != ids.shape:
+        return None
+    return (labels != IGNORE)[batch.host("attention_mask") == 1 if batch.attention_mask is not None else ids == ids]

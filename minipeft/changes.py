@@ -234,6 +234,27 @@ def rotated(R: Any, table: bool = False) -> Rotated:
 
 
 @dataclass(frozen=True, eq=False)
+class Through(Change):
+    """T W and T b, with T a linear map of outputs: `outputs(y)` is y Tᵀ, along the last axis."""
+
+    outputs: Callable[[Any], Any]
+
+    def onto(self, W: Any) -> Any:
+        return ops.swapaxes(self.outputs(ops.swapaxes(W)))
+
+    def bias(self, b: Any) -> Any:
+        return b if b is None else self.outputs(b)
+
+    def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
+        return self.outputs(base(x)) if drop is same_input else super().linear(x, base, drop)
+
+
+def through(outputs: Callable[[Any], Any]) -> Through:
+    """What a linear gives goes through a linear map, `outputs(y)` along the last axis; so does its bias."""
+    return Through(outputs)
+
+
+@dataclass(frozen=True, eq=False)
 class Replaced(Change):
     """T (n, d) in place of the rows `ids` of W."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.arrays import Array, Each, Fact, Parts, declared, hold, settings_of
+from minipeft.arrays import Array, Each, Fact, Parts, declared, held_for, hold, settings_of
 from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad
@@ -22,9 +22,13 @@ from minipeft.method import Method, Site
 class Facts:
     """What a start may know: the method, the site, the generator, letters by `facts["r"]`, and what was drawn before."""
 
-    def __init__(self, method: Method, site: Site, rng: Any = None, sites: Sequence[Site] = (), index: int = 0) -> None:
+    def __init__(
+        self, method: Method, site: Site, rng: Any = None, sites: Sequence[Site] = (), index: int = 0,
+        at: Mapping[str, Method] | None = None,
+    ) -> None:  # fmt: skip
         self.method, self.site, self.rng, self.index = method, site, rng, index
         self.sites = tuple(sites) or (site,)
+        self.at = at or {s.name: method for s in self.sites}
         self.drawn: dict[str, Any] = {}
         self.decided: Mapping[str, Any] = {}
         self.known = symbols(method, site, self.sites)
@@ -113,8 +117,22 @@ def there(facts: Facts, shared: bool = False) -> Iterator[There]:
                 for n in range(int(facts.value(it.how_many))):
                     inner = facts.with_letter(n=n)
                     yield from (_one(inner, f"{name}{n}", name, array) for name, array in it.arrays)
-        elif it.shared == shared and (not it.when or facts.value(it.when)):
+        elif it.shared == shared and (not it.when or facts.value(it.when)) and _holds(facts, own, it):
             yield _one(facts, own, own, it)
+
+
+def _holds(facts: Facts, name: str, array: Array) -> bool:
+    """Whether an array is held at this site, and not at another that shares it. Raises `Bad` where the two differ in its shape."""
+    here = facts.site.name
+    if array.shared_by is None or (holder := held_for(facts.method, facts.at)[name][here]) == here:
+        return True
+    there = next(s for s in facts.sites if s.name == holder)
+    want = _one(Facts(facts.at[holder], there, sites=facts.sites, at=facts.at), name, name, array).shape
+    if (own := _one(facts, name, name, array).shape) != want:
+        raise Bad(
+            f"{facts.method.name}: {here} shares {name} with {holder}, where it is {want}; here it would be {own}"
+        )
+    return False
 
 
 def _one(facts: Facts, name: str, own: str, array: Array) -> There:
@@ -139,7 +157,7 @@ def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
 
 
 def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:
-    """Arrays of trained adapters that a method is built over, {site: {name: array}}; none for others."""
+    """Arrays of trained adapters that a method is built over, or starts from, {site: {name: array}}; none for others."""
     return getattr(method, "given", None) or {}
 
 
@@ -148,12 +166,15 @@ def expected(method: Method, at: Mapping[str, Method], every: Mapping[str, Site]
 
     Raises `Bad` for what a method requires and is not so.
     """
-    own = [every[s] for s, m in at.items() if type(m) is type(method)]
+    alike = {s: m for s, m in at.items() if type(m) is type(method)}
+    own = [every[s] for s in alike]
     shared = there(Facts(method, own[0], sites=own), shared=True) if own else ()
     yield from ((f":{it.name}", it) for it in shared)
     for i, (name, m) in enumerate(at.items()):
         site = every[name]
-        facts = Facts(m, site, sites=own if type(m) is type(method) else (site,), index=i)
+        facts = (
+            Facts(m, site, sites=own, index=i, at=alike) if name in alike else Facts(m, site, sites=(site,), index=i)
+        )
         demand(m, facts)
         yield from ((f"{name}:{it.name}", it) for it in there(facts))
 
@@ -192,10 +213,9 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
     Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
     """
-    if not shared:
-        demand(facts.method, facts)
+    demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
-    given = given_to(facts.method).get(facts.site.name, {})
+    given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))
     for it in sorted(every, key=lambda it: it.array.late):
         if it.name in given:
@@ -212,23 +232,30 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
 
 
 def draw_all(
-    method: Method, sites: Sequence[Site], rng: Any, numbers: Mapping[str, int] | None = None
+    method: Method, sites: Sequence[Site], rng: Any, at: Mapping[str, Method] | None = None
 ) -> dict[str, tuple[Method, dict[str, tuple[Any, bool]]]]:
-    """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out."""
-    every = [Facts(method, s, rng, sites, (numbers or {}).get(s.name, i)) for i, s in enumerate(sites)]
+    """{site: (the method as it stands there, its arrays)}; a site that a start gives up is left out.
+
+    `at` has the method at each site, where its settings differ; it is drawn at all sites of one setting, then at those of the next.
+    """
+    alike: dict[Method, list[Site]] = {}
+    for s in sites:
+        alike.setdefault((at or {}).get(s.name, method), []).append(s)
+    number = {s.name: i for i, s in enumerate(sites)}
+    every = {s.name: Facts(m, s, rng, tuple(sites), number[s.name], at) for m, where in alike.items() for s in where}
     deciding = {a.start.together for a in declared(type(method)).arrays.values() if a.start.together}
     decided: dict[str, dict[str, Any]] = {s.name: {} for s in sites}
     for f in deciding:
-        result = f(method, every)
+        result = f(method, [every[s.name] for s in sites])
         decided = {name: own | result[name] for name, own in decided.items() if name in result}
     out = {}
     fields = {f.name for f in dataclasses.fields(method)}
-    for facts in every:
-        if facts.site.name not in decided:
+    for name, facts in every.items():
+        if name not in decided:
             continue
-        if own := decided[facts.site.name]:
-            settled = dataclasses.replace(method, **{k: v for k, v in own.items() if k in fields})
-            facts = Facts(settled, facts.site, rng, sites, facts.index)
+        if own := decided[name]:
+            settled = dataclasses.replace(facts.method, **{k: v for k, v in own.items() if k in fields})
+            facts = Facts(settled, facts.site, rng, facts.sites, facts.index, at)
             facts.decided = own
-        out[facts.site.name] = (facts.method, draw(facts))
+        out[name] = (facts.method, draw(facts))
     return out

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from minipeft.arrays import check_settings, declared
+from minipeft.arrays import check_settings, declared, settings_of
 from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
-from minipeft.engine.backend import to_device
+from minipeft.engine.backend import to_device, xp
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
+from minipeft.expressions import evaluate
 from minipeft.model.arch import Arch
 from minipeft.settings import check
 
@@ -35,7 +36,8 @@ class Site:
     `shape` is the parameter's shape, or the width of the activation. `kind` is "linear", "embedding", "norm", "bias",
     "table" or "activation". `W` is the base parameter (read-only, perhaps held in bfloat16 or quantised: `widened`
     makes an array of it), `params` all parameters of the base; `inputs` and `grad` are what was measured on data for
-    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight.
+    methods that need it: a list of (n, in) arrays, one a batch, and the mean gradient of the weight. `labelled` are lists of
+    n truths, one a batch: which of these inputs are of tokens that have a label.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Site:
     dtype: Any = np.float64
     inputs: Any = None
     grad: Any = None
+    labelled: Any = None
     params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -121,22 +124,40 @@ class Here:
         """The bookkeeping of the sequence (`Tokens`): mask, first and last real token, `insert`."""
         return self.run.tokens
 
-    @property
-    def task_ids(self) -> Any:
-        """(b,) task of every row. Raises `Bad` where the batch has none."""
+    def tasks(self, n: int, rows: int) -> Any:
+        """(rows,) task of every row; a single one need not be named. Raises `Bad` for missing ones and those not in 0 … n − 1."""
         ids = self.run.batch.task_ids
+        if ids is None and n == 1:
+            return xp.zeros(rows, int)
         if ids is None:
             raise Bad(f"{self.site}: this method routes by task; the batch has no task_ids")
+        if tuple(ids.shape) != (rows,):
+            raise Bad(f"{self.site}: task_ids must be one for each of {rows} rows, found shape {tuple(ids.shape)}")
+        given = self.host("task_ids")
+        if given.min() < 0 or given.max() >= n:
+            raise Bad(f"{self.site}: task_ids must lie in 0 … {n - 1}, found {given.min()} … {given.max()}")
         return ids
 
     def host(self, name: str) -> np.ndarray:
-        """An array of the batch as it was given on the host, for checks: nothing waits for the device."""
+        """An array of the batch as it was given on the host, for checks: nothing waits for the device. Raises `Bad` without it."""
+        if getattr(self.run.batch, name) is None:
+            raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
+
+    @property
+    def past(self) -> int:
+        """How many tokens are in the cache already."""
+        return self.run.past
 
     @property
     def prefill(self) -> bool:
         """False in the later steps of cached generation, where virtual tokens are in the cache already."""
         return self.run.past == 0
+
+    @property
+    def made(self) -> int:
+        """How many of the last tokens of this pass generation without a cache has made itself, beyond its prompt."""
+        return self.run.made
 
     @property
     def layer(self) -> str:
@@ -151,6 +172,10 @@ class Here:
     def random(self, shape: tuple[int, ...]) -> Any:
         """Numbers of this pass, uniform in [0, 1), float64."""
         return to_device(self.run.rng.random(shape))
+
+    def normal(self, shape: tuple[int, ...]) -> Any:
+        """Numbers of this pass, of N(0, 1), float64."""
+        return to_device(self.run.rng.standard_normal(shape))
 
     def dropout(self, x: Any, p: float) -> Any:
         """x with each element zeroed with probability p and the rest divided by 1 − p, in training; x otherwise."""
@@ -243,7 +268,7 @@ class Method:
 
     if TYPE_CHECKING:  # a dataclass would take them for fields, of which a method has but one or two
         # What it does with its arrays: one of these; or both of the first two, where the most derived counts; or `forward`
-        # beside them, where a linear computes something else in training than what they say.
+        # beside them, where a linear computes something else in training than what they say (`samples`).
         change: ClassVar[Callable[..., Any]]  # (**arrays) -> ΔW, or a change with a structure (`minipeft.changes`)
         weight: ClassVar[Callable[..., Any]]  # (W, **arrays) -> W'
         apply: ClassVar[Callable[..., Any]]  # (h, here, **arrays) -> h': an activation; a pair at attn.kv; a layer
@@ -296,6 +321,13 @@ def routes(method: Method | type[Method]) -> bool:
     return hasattr(method, "forward") and not is_weight(method)
 
 
+def samples(method: Method, train: bool) -> bool:
+    """Whether a linear computes by `forward` what `change` or `weight` tells on average: in training, or as `when` says."""
+    if not (hasattr(method, "forward") and is_weight(method)):
+        return False
+    return train or bool(evaluate(getattr(type(method).forward, "when", "False"), settings_of(method)))
+
+
 def is_whole(method: Method | type[Method]) -> bool:
     """Whether it brings parameters whole, so that it does not matter what the base has there."""
     cls = method if isinstance(method, type) else type(method)
@@ -306,6 +338,16 @@ def whole_method() -> Method:
     """The method that brings any parameter whole: what trains whole modules, biases and heads."""
     load_methods()
     return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
+
+
+def low_rank_method() -> type[Method]:
+    """The method of which W' = W + s B A is all: what adapters are made into when they are combined."""
+    load_methods()
+    pair = {"A": ("r", "in"), "B": ("out", "r")}
+    for cls in METHODS.values():
+        if cls.__mro__[1] is Method and {k: a.shape for k, a in declared(cls).arrays.items() if not a.when} == pair:
+            return cls
+    raise LookupError("no method has A (r, in) and B (out, r) alone")
 
 
 def ties(method: Method) -> bool:

@@ -11,6 +11,12 @@ from minipeft.method import Method
 from minipeft.settings import part_of
 
 
+def beginning(method: Any, given: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The method, with arrays to begin with in place of what their starts say: {site: {name: array}}, "" for what is shared."""
+    object.__setattr__(method, "given", given)
+    return method
+
+
 class OverAdapters(Method, register=False):
     """A method whose setting `parts` holds others, with arrays of theirs: drawn afresh, or given trained."""
 
@@ -39,5 +45,4 @@ class OverAdapters(Method, register=False):
             for site, arrays in adapter.grouped().items():
                 trained.setdefault(site, {}).update({f"{name}{k}": a for name, a in arrays.items()})
         made = cls(**{"targets": " ".join(trained), setting: tuple(a.method for a in adapters), **fields})
-        object.__setattr__(made, "given", trained)
-        return made
+        return beginning(made, trained)

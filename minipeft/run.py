@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipeft.arrays import held_for
 from minipeft.changes import Change, rows_kept, same_input
 from minipeft.engine.backend import library, refuse_others, to_device, to_host, xp
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import factor, widened
 from minipeft.errors import Bad
-from minipeft.method import Base, Here, Method, change_of, is_weight, routes, ties, weight_of
+from minipeft.method import Base, Here, Method, change_of, is_weight, routes, samples, ties, weight_of
 from minipeft.model.arch import Arch
 from minipeft.model.batch import Batch
 from minipeft.model.parts import tied
@@ -56,6 +57,7 @@ class Run:
         self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
         self.cache = cache  # a Growing or a Fixed, None: nothing is kept
         self.past = 0  # tokens in the cache
+        self.made = 0  # tokens at the end that generation without a cache has made
         self.tokens: Any = None
         self.batch: Batch = Batch()
         self.watch: dict[str, list] | None = None  # filled with the inputs of linears, for methods that measure them
@@ -77,6 +79,7 @@ class Run:
             current = {k: theta.get(prefix + k, v) for k, v in adapter.arrays.items()}
             groups = adapter.grouped(current)
             common = groups.get("", {})
+            lent = held_for(adapter.method, adapter.at)
             state: dict = {}
             self.arrays[adapter.name] = groups
             for index, (site, method) in enumerate(adapter.at.items()):
@@ -84,6 +87,12 @@ class Run:
                 if here.site and adapted.skip_layers and _layer_number(site) in adapted.skip_layers:
                     continue
                 own = groups.get(site, {})
+                held = {
+                    name: groups[by[site]][name]
+                    for name, by in lent.items()
+                    if name in groups.get(by.get(site, ""), {})
+                }
+                own = {**held, **own}
                 arrays = {**common, **own} if common and type(method) is type(adapter.method) else own
                 self._hooks.setdefault(site, []).append(_Hook(method, arrays, here, adapter.name))
             if type(adapter.method).before is not Method.before:
@@ -204,7 +213,7 @@ class Run:
 
             return Base(base.held, base.b, base.table, own, no_weight)
         change, drop = self._change(hook, name), same_input
-        if self.train and hasattr(method, "forward"):
+        if samples(method, self.train):
             return Base(base.held, change.bias(base.b), base.table, own, lambda: change.onto(base.W))
         b = change.bias(base.b)
         if self.train:

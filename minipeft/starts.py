@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipeft.engine.factors import finite, leading, principal
+from minipeft.engine.backend import to_host
+from minipeft.engine.factors import finite, leading, principal, sketched
+from minipeft.errors import Bad
 from minipeft.expressions import plainly
 from minipeft.torch_random import permutation
 
@@ -45,14 +47,30 @@ def setting(name: str) -> Start:
     return Start(name, lambda facts, shape, _: np.full(shape, float(facts[name])))
 
 
-def normal(deviation: float = 1.0) -> Start:
-    """N(0, deviation²)."""
+def inverse(n: str) -> Start:
+    """Every element 1/n, n being an expression."""
+    return Start(f"1/{_factor(n)}", lambda facts, shape, _: np.full(shape, 1 / facts.value(n)))
+
+
+def distinct(n: str) -> Start:
+    """Along the last axis distinct whole numbers below n, an expression, uniformly chosen."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return np.argsort(facts.rng.random((*shape[:-1], facts.value(n))), axis=-1)[..., : shape[-1]]
+
+    return Start(f"distinct, below {n}", draw)
+
+
+def normal(deviation: float = 1.0, over: str = "") -> Start:
+    """N(0, deviation²), or N(0, (deviation/over)²) with an expression `over`."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         drawn = facts.rng.standard_normal(shape)
-        return drawn if deviation == 1.0 else deviation * drawn
+        size = deviation / facts.value(over) if over else deviation
+        return drawn if size == 1.0 else size * drawn
 
-    return Start("N(0, 1)" if deviation == 1.0 else f"N(0, {deviation:g}²)", draw)
+    told = f"({deviation:g}/{over})²" if over else "1" if deviation == 1.0 else f"{deviation:g}²"
+    return Start(f"N(0, {told})", draw)
 
 
 def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Start:
@@ -62,12 +80,13 @@ def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Sta
         most = bound if bound is not None else gain * float(facts.value(fan)) ** -0.5
         return facts.rng.uniform(-most, most, shape)
 
-    told = (
-        f"±{bound:g}"
-        if bound is not None
-        else f"±{gain:.3g}/√{fan if re.fullmatch(r'[A-Za-z_]+', fan) else f'({fan})'}"
-    )
+    told = f"±{bound:g}" if bound is not None else f"±{gain:.3g}/√{_factor(fan)}"
     return Start(f"U({told})", draw)
+
+
+def _factor(expression: str) -> str:
+    """In brackets, unless it is a name."""
+    return expression if re.fullmatch(r"[A-Za-z_]+", expression) else f"({expression})"
 
 
 def xavier(fan_in: str, fan_out: str) -> Start:
@@ -96,6 +115,16 @@ def either(condition: str, one: Start, other: Start = ZERO) -> Start:
         return (one if facts.value(condition) else other).draw(facts, shape, name)
 
     return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
+
+
+def by(setting: str, usual: Start, **others: Start) -> Start:
+    """The start that a setting names, `usual` for words that are not among the others."""
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        return others.get(facts[setting], usual).draw(facts, shape, name)
+
+    told = "".join(f"; {start.says} with {plainly(f'{setting} == {word!r}')}" for word, start in others.items())
+    return Start(usual.says + told, draw, tuple(n for s in (usual, *others.values()) for n in s.needs))
 
 
 def zero_if(condition: str, start: Start) -> Start:
@@ -138,13 +167,30 @@ def _svd_part(method: Any, facts: Facts) -> dict[str, Any]:
     return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
 
 
+def _fast_part(method: Any, facts: Facts) -> dict[str, Any]:
+    A, B = sketched(finite(f"{method.name}: {facts['site']}", facts.W), method.r, method.niter, facts.rng)
+    return dict(A=method.scale**-0.5 * A, B=method.scale**-0.5 * B)
+
+
 def _qr_part(method: Any, facts: Facts) -> dict[str, Any]:
     A, B = leading(finite(f"{method.name}: {facts['site']}", facts.W), method.r)
     return dict(A=A, B=B)
 
 
+def _opposed(method: Any, facts: Facts) -> dict[str, Any]:
+    r, normal = method.r, facts.rng.standard_normal
+    Q, _ = np.linalg.qr(normal((r, r)))
+    A = normal((facts["in"], (r + 1) // 2)) @ Q[::2]
+    return dict(A=A.T / 10, B=normal((r // 2, facts["out"])).T @ Q[1::2] / 10)
+
+
 SVD_PART = found(_svd_part, "√(Σ_r/s) V_rᵀ or U_r √(Σ_r/s), of W's first r triples")  # s B A is that part of W = U Σ Vᵀ
+FAST_PART = found(_fast_part, "nearly those, from random directions")  # by `niter` rounds of subspace iteration
 QR_PART = found(_qr_part, "R_r or Q_r, W = Q R")  # the first r rows of R, and columns of Q
+OPPOSED = found(_opposed, "normal, A's rows and B's columns in opposite halves of a basis")  # neither is 0, but B A is
+DRAWN = by("start", uniform("in"), gaussian=normal(over="r"), orthogonal=OPPOSED)
+DOWN = either("embedding", normal(), DRAWN)  # the factor A, as a setting `start` has it on a linear
+UP = either("not embedding", by("start", ZERO, orthogonal=OPPOSED))  # and B
 
 
 def norms(axis: int) -> Start:
@@ -174,11 +220,43 @@ def extremes(n: str, top: str) -> Start:
     return found(draw, f"places of the {n} largest |W|, row by row; of the smallest without {plainly(top)}")
 
 
-def words(n: str) -> Start:
-    """n rows of the token table, uniformly chosen."""
+def words(n: str, text: str = "") -> Start:
+    """n rows of the token table: those of the ids in the setting `text` over and over, or, without any, uniformly chosen."""
 
     def draw(method: Any, facts: Facts) -> Any:
-        table = facts.param("embed.tokens.weight")
-        return table[facts.rng.integers(table.shape[0], size=facts.value(n))]
+        table, many = facts.param("embed.tokens.weight"), facts.value(n)
+        ids = facts[text] if text else ()
+        if not ids:
+            return table[facts.rng.integers(table.shape[0], size=many)]
+        if wrong := [i for i in ids if not 0 <= i < len(table)]:
+            raise Bad(f"{method.name}: {text} must lie in 0 … {len(table) - 1}, found {wrong[0]}")
+        return table[np.resize(ids, many)]
 
-    return found(draw, "rows of the token table, uniformly chosen")
+    return found(
+        draw, f"rows of the token table, {f'those of `{text}` over and over, or ' if text else ''}uniformly chosen"
+    )
+
+
+def memory(text: str, first: str = "0") -> Start:
+    """Keys and values that the base's attention blocks have of the ids in the setting `text`: a row for every token from `first` on,
+
+    in it those of one site after the other, keys before values; 0 where there is room for more sites.
+    """
+
+    def whole(method: Any, facts: Facts) -> Any:
+        from minipeft.adapted import Adapted
+        from minipeft.model.base import Model
+        from minipeft.model.batch import batch
+        from minipeft.model.cache import Growing
+
+        run = Adapted(Model(facts.site.arch, facts.site.params)).run(cache=Growing())
+        run.forward(batch(input_ids=[facts[text]]))
+        pairs = [to_host(x)[0] for site in facts.sites for x in run.cache.held[site.name]]  # (G, s, e) each
+        return np.concatenate([x.swapaxes(0, 1).reshape(len(facts[text]), -1) for x in pairs], axis=1)
+
+    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
+        out, found = np.zeros(shape), facts.once(whole)[facts.value(first) :][: shape[0]]
+        out[:, : found.shape[1]] = found
+        return out
+
+    return Start(f"the base's keys and values of `{text}`", draw)

@@ -8,7 +8,7 @@
     permutation   swap place i with i + u32 mod (n − i), i = 0 … n − 2. From n = ⌊(2³² − 1)/20⌋ on, in its place: append i,
                   swap it with place u64 mod (i + 1), i = 0 … n − 1
 
-Checked against torch 2.13: permutations and float32 uniforms equal bit for bit; normals and float64 uniforms up to the
+Checked against torch 2.13: permutations and uniforms in float32 and bfloat16 equal bit for bit; normals and float64 uniforms up to the
 last bits, in which torch itself depends on the processor.
 
 >>> TorchGenerator(0).permutation(5)              # torch.randperm(5, generator=torch.Generator().manual_seed(0))
@@ -53,6 +53,11 @@ class TorchGenerator:
             .astype(kind)
             .reshape(shape)
         )
+
+    def narrow_uniform(self, shape: int | tuple[int, ...], low: float, high: float) -> np.ndarray:
+        """Numbers of U[low, high) in torch's bfloat16, held in float32: rounded to it, and low where that gives high."""
+        x = narrow(self.uniform(shape, low, high))
+        return np.where(x == narrow(np.float32(high)), narrow(np.float32(low)), x)
 
     def normal(
         self, shape: int | tuple[int, ...], mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32
@@ -105,6 +110,12 @@ class TorchGenerator:
 def permutation(seed: int | None, n: int) -> np.ndarray:
     """The numbers below n in an order that a seed fixes; without one, the seed of a fresh generator of torch."""
     return TorchGenerator(UNSEEDED if seed is None else seed).permutation(n)
+
+
+def narrow(x: Any) -> Any:
+    """Numbers of float32 rounded to 8 binary digits, half to even: as torch's bfloat16 holds them."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(np.float32)
 
 
 def _kind(dtype: Any) -> np.dtype:

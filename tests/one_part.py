@@ -37,12 +37,13 @@ def run(
     table: bool = False,
     task_ids: Any = None,
     hidden: Any = None,
+    input_ids: Any = None,
     **options: Any,
 ) -> OneRun:
-    """The method over W and b; `hidden` is what a first pass gives."""
+    """The method over W and b; `hidden` is what a first pass gives, `input_ids` what the model reads."""
     module = "embed.tokens" if table else "layers.0.attn.q"
     made = one(method, a, {f"{module}.weight": W, f"{module}.bias": b}, (f"{module}.weight",), **options)
-    made.batch = Batch(task_ids=task_ids)
+    made.batch = Batch(task_ids=task_ids, input_ids=input_ids)
     made.prepare(lambda: SimpleNamespace(hidden=hidden))
     return made
 
@@ -94,7 +95,8 @@ class Peft:
         self.state = {k: v.numpy() for k, v in model.state_dict().items()}
         self.model = model
         self.params = {self._short(k): v for k, v in before.items()}
-        self.grads = {self._short(k): p.grad.numpy() for k, p in trained.items()}
+        grads = {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in trained.items()}
+        self.grads = {self._short(k): g.numpy() for k, g in grads.items()}
         self.y = y.detach().numpy()
 
     @staticmethod

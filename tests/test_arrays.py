@@ -17,8 +17,10 @@ from minipeft.declare import (
     Method,
     Unfit,
     at_least,
+    by,
     choice,
     count,
+    distinct,
     each,
     either,
     extremes,
@@ -28,6 +30,7 @@ from minipeft.declare import (
     found_together,
     free,
     held,
+    inverse,
     normal,
     of_parts,
     orthonormal,
@@ -44,7 +47,7 @@ from minipeft.declare import (
 )  # fmt: skip
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.method import METHODS, Site, load_methods
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import FourBits, quantize
 from minipeft.targets import sites
 
 load_methods()
@@ -100,6 +103,7 @@ def test_an_array_starts_at_0_unless_told_otherwise():
     [
         (normal(), stats.norm(), "N(0, 1)"),
         (normal(0.02), stats.norm(scale=0.02), "N(0, 0.02²)"),
+        (normal(over="in"), stats.norm(scale=1 / 300), "N(0, (1/in)²)"),
         (uniform("in"), stats.uniform(-(300**-0.5), 2 * 300**-0.5), "U(±1/√in)"),
         (uniform("in / 3"), stats.uniform(-0.1, 0.2), "U(±1/√(in / 3))"),
         (uniform(bound=0.5), stats.uniform(-0.5, 1.0), "U(±0.5)"),
@@ -139,6 +143,17 @@ def test_setting_and_same():
     assert starts == dict(x="d_initial", A="N(0, 1)", A0="A")
 
 
+def test_inverse_and_distinct_numbers():
+    assert (of(inverse("2 in"), LINEAR) == 1 / 18).all()
+    x = of(distinct("2 in"), WIDE, shape=("out", "3"))
+    assert (
+        x.shape == (200, 3) and x.dtype.kind == "i" and x.min() >= 0 and distinct("2 in").says == "distinct, below 2 in"
+    )
+    assert 550 < x.max() < 600 and all(len(set(row)) == 3 for row in x.tolist())
+    assert len(set(map(tuple, x.tolist()))) > 190 and all(70 < n < 130 for n in (np.diff(x) > 0).sum(axis=0))
+    assert np.array_equal(np.sort(of(distinct("5"), shape=("4", "5"))), np.tile(np.arange(5), (4, 1)))
+
+
 def test_either_and_zero_if():
     @dataclass(frozen=True)
     class Made(Plain, register=False):
@@ -153,6 +168,20 @@ def test_either_and_zero_if():
     says = {name: a.start.says for name, a in declared(Made).arrays.items()}
     assert says["x"] == 'N(0, 1) with start = "normal" and linear, else 3'
     assert says["y"] == 'N(0, 1); 0 with start = "zero"' and says["z"] == "N(0, 1) with embedding, else 0"
+
+
+def test_a_start_by_a_setting():
+    @dataclass(frozen=True)
+    class Made(Plain, register=False):
+        start: str = choice("three", "normal", "grads", "other")
+        x = trained(
+            "out", start=by("start", fill(3), normal=normal(), grads=found(lambda m, f: 0, "G", needs=("grads",)))
+        )
+
+    assert (drawn(Made())["x"] == 3).all() and (drawn(Made(start="other"))["x"] == 3).all()
+    assert (drawn(Made(start="normal"))["x"] == np.random.default_rng(0).standard_normal(7)).all()
+    says = declared(Made).arrays["x"].start.says
+    assert says == '3; N(0, 1) with start = "normal"; G with start = "grads"' and needs(Made) == ("grads",)
 
 
 def test_found_is_called_once_at_a_site():
@@ -193,6 +222,28 @@ def test_found_together_decides_for_all_sites():
             method.r == n and own["A"][0].shape == (n, 9) and (own["A"][0] == n).all() and own["B"][0].shape == (7, n)
         )
     assert needs(Made) == ("inputs",) == needs(Made())
+
+
+def test_sites_whose_settings_differ_are_decided_for_together():
+    """In the model's order, each by its own settings; drawn at all sites of one setting, then at those of the next."""
+
+    def doubled(method, every):
+        assert [(f.index, f.method.r, len(f.sites)) for f in every] == [(0, 1, 2), (1, 3, 1), (2, 1, 2)]
+        return {f["site"]: dict(r=2 * f.method.r) for f in every}
+
+    @dataclass(frozen=True)
+    class Made(Plain, register=False):
+        r: int = count(1)
+        A = trained("r", "in", start=normal())
+        B = trained("out", start=found_together(doubled, "doubled"), when="r < 0")  # it decides, and is not there
+
+    every = [Site(f"layers.{i}.attn.q.weight", (7, 9), "linear", ARCH) for i in range(3)]
+    got = draw_all(Made(), every, np.random.default_rng(0), {every[1].name: Made(r=3)})
+    rng = np.random.default_rng(0)
+    assert list(got) == [every[0].name, every[2].name, every[1].name]
+    for method, own in got.values():
+        assert np.array_equal(own["A"][0], rng.standard_normal((method.r, 9)))
+    assert [m.r for m, _ in got.values()] == [2, 2, 6]
 
 
 def test_what_starts_measure():
@@ -266,6 +317,38 @@ def test_shared_arrays_are_drawn_once_for_all_sites():
     assert all(own.keys() == {"B"} for site, own in adapter.grouped().items() if site)
     assert {":b", ":V0"} <= adapter.trained and ":A" in adapter.stored
     assert array_of(Made, "A").shared and array_of(Made, "V1").shared and not array_of(Made, "B").shared
+
+
+@dataclass(frozen=True)
+class Halves(Method, register=False):
+    """What is in front of a layer's middle has one A."""
+
+    takes = "linears"
+    r: int = count(2)
+    A = trained("r", "in", start=normal(), shared_by=lambda at: {s: s.replace("attn.v", "attn.q") for s in at})
+    B = trained("out", "r", start=normal())
+
+    def change(self, *, A, B):
+        return B @ A
+
+
+def test_some_sites_share_an_array_that_one_of_them_holds():
+    model, targets = tiny.model(), ["attn.v.weight", "attn.q.weight", "attn.o.weight"]
+    adapted = attach(model, Halves(), targets=targets)
+    own = adapted.adapters[0].grouped()
+    assert {s for s, a in own.items() if "A" in a} == {f"layers.{i}.attn.{k}.weight" for i in (0, 1) for k in "qo"}
+    q, v = (f"layers.1.attn.{k}.weight" for k in "qv")
+    run = adapted.run()
+    assert np.allclose(run.param(v), model.params[v] + own[v]["B"] @ own[q]["A"], rtol=0, atol=1e-14)
+    assert not np.array_equal(own[q]["A"], own["layers.0.attn.q.weight"]["A"])
+    moved = adapted.replace({f"default/{q}:A": own[q]["A"] + 1})
+    assert (moved.run().param(v) != run.param(v)).any() and (moved.run().param(q) != run.param(q)).any()
+
+
+def test_what_is_shared_has_one_shape_at_all_its_sites():
+    said = r"halves: layers.0.attn.v.weight shares A with layers.0.attn.q.weight, where it is \(2, 24\); here it would be \(3, 24\)"
+    with pytest.raises(Bad, match=said):
+        attach(tiny.model(), Halves(), targets="attn.q.weight attn.v.weight", patterns={"attn.v.weight": {"r": 3}})
 
 
 def test_the_sites_own_shape():
@@ -377,10 +460,10 @@ class Held(Plain, register=False):
 def test_how_the_base_is_held():
     model = tiny.model()
     adapted = attach(model, Held())
-    assert isinstance(adapted.model.params["layers.0.attn.q.weight"], NF4)
+    assert isinstance(adapted.model.params["layers.0.attn.q.weight"], FourBits)
     assert np.shares_memory(*(m.params["layers.1.attn.q.weight"] for m in (adapted.model, model)))
-    assert not isinstance(model.params["layers.0.attn.q.weight"], NF4)
-    assert isinstance(attach(Adapted(model), Held()).model.params["layers.0.attn.q.weight"], NF4)
+    assert not isinstance(model.params["layers.0.attn.q.weight"], FourBits)
+    assert isinstance(attach(Adapted(model), Held()).model.params["layers.0.attn.q.weight"], FourBits)
 
     class Free(Held, register=False):
         W = None

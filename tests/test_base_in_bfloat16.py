@@ -23,7 +23,7 @@ from minipeft.methods.lowrank.dora import DoRA
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.lowrank.qlora import QLoRA
 from minipeft.methods.selective.trainable_tokens import TrainableTokens
-from minipeft.quantize import NF4
+from minipeft.quantize import FourBits
 from minipeft.train import fit
 
 BASES = Path(__file__).parent / "data" / "bases"
@@ -62,7 +62,7 @@ def test_matrices_are_held_and_nothing_else(family):
 
 
 @pytest.mark.parametrize(
-    "dtype, found", [("bfloat61", "'bfloat61'"), ("int8", "'int8'"), (np.int64, "int64"), (3.5, "3.5")]
+    "dtype, found", [("bfloat61", "'bfloat61'"), ("int16", "'int16'"), (np.int64, "int64"), (3.5, "3.5")]
 )
 def test_what_is_no_floating_point_type_is_one_line(dtype, found):
     for make in (lambda: load(BASES / "llama", dtype), lambda: tiny.model().astype(dtype)):
@@ -153,10 +153,10 @@ def test_qlora_quantises_what_is_held_in_bfloat16():
     model = tiny.model("llama", "bfloat16")
     adapted, wide = attach(model, QLoRA()), attach(model.astype(np.float32), QLoRA())
     name = "layers.0.attn.q.weight"
-    assert type(adapted.model.params[name]) is NF4
+    assert type(adapted.model.params[name]) is FourBits
     assert (adapted.model.params[name].codes == wide.model.params[name].codes).all()
     assert type(adapted.model.params["embed.tokens.weight"]) is Bfloat16
-    assert type(adapted.model.astype("bfloat16").params[name]) is NF4
+    assert type(adapted.model.astype("bfloat16").params[name]) is FourBits
     x = np.ones((2, 24), np.float32)
     got, want = (site_of(a, "layers.0.attn.q", x) for a in (adapted, wide))
     np.testing.assert_array_equal(got, want)

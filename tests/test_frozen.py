@@ -14,7 +14,7 @@ from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.engine.weight import Weight, widened
 from minipeft.method import METHODS
 from minipeft.model.base import Model
-from minipeft.quantize import NF4
+from minipeft.quantize import FourBits
 from minipeft.settings import small
 
 
@@ -39,7 +39,7 @@ def test_a_base_is_not_written_to(storage):
     model = models()[storage]
     before = model.digest()
     kinds = {type(W) for W in model.params.values()}
-    assert storage in ("float64", "read") or kinds & {Bfloat16, NF4}
+    assert storage in ("float64", "read") or kinds & {Bfloat16, FourBits}
     for W in model.params.values():
         for a in [x for x in vars(W).values() if isinstance(x, np.ndarray)] if isinstance(W, Weight) else [W]:
             for handle in handles(a):

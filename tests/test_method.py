@@ -13,13 +13,26 @@ import one_part
 import pytest
 
 import minipeft.methods
-from minipeft.arrays import declared, intervenes, rate, trained
+from minipeft.arrays import declared, intervenes, rate, trained, when
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.errors import Bad
-from minipeft.method import METHODS, Here, Method, Site, caches, is_weight, load_methods, method_class, weight_of
+from minipeft.method import (
+    METHODS,
+    Here,
+    Method,
+    Site,
+    caches,
+    is_weight,
+    load_methods,
+    method_class,
+    samples,
+    weight_of,
+)
 from minipeft.methods.lowrank.lora import LoRA
+from minipeft.model.batch import batch
+from minipeft.model.generate import generate
 from minipeft.settings import small
 from minipeft.targets import sites
 
@@ -174,7 +187,7 @@ def test_here_shows_what_the_transformer_shows():
     with pytest.raises(AttributeError, match=r"site encoder.layers.12.attn.q.weight shows no 'y'; it shows x"):
         _ = here.y
     with pytest.raises(Bad, match="this method routes by task; the batch has no task_ids"):
-        _ = here.task_ids
+        here.tasks(2, 1)
     assert (Here(run, "layers.1.mlp.out", {}).param("attn.k.weight") == run.param("layers.1.attn.k.weight")).all()
     assert Here(run, "embed.out", {}).layer == ""
 
@@ -231,12 +244,47 @@ def test_what_is_sampled_is_sampled_in_training_alone(registry):
             return D
 
         def forward(self, x, base, here, *, D):
-            return base(x) + x @ (D * here.random(D.shape)).T
+            return base(x) + x @ (D * here.random(D.shape) + here.normal(D.shape)).T
 
     rng = np.random.default_rng(0)
     W, D, x = rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), rng.standard_normal((3, 4))
-    noise = np.random.default_rng(7).random(D.shape)
+    drawn = np.random.default_rng(7)
+    noise, more = drawn.random(D.shape), drawn.standard_normal(D.shape)
     np.testing.assert_allclose(one_part.output(Noisy(), dict(D=D), x, W), x @ (W + D).T, atol=1e-13)
     sampled = one_part.output(Noisy(), dict(D=D), x, W, train=True, rng=np.random.default_rng(7))
-    np.testing.assert_allclose(sampled, x @ (W + D * noise).T, atol=1e-13)
+    np.testing.assert_allclose(sampled, x @ (W + D * noise + more).T, atol=1e-13)
     np.testing.assert_allclose(weight_of(Noisy(), W, dict(D=D)), W + D)
+    assert samples(Noisy(), train=True) and not samples(Noisy(), train=False)
+
+    @dataclass(frozen=True)
+    class Always(Noisy):
+        always: bool = True
+
+        @when("always")
+        def forward(self, x, base, here, *, D):
+            return base(x) + x @ (D * here.normal(D.shape)).T
+
+    noise = np.random.default_rng(7).standard_normal(D.shape)
+    for always in (True, False):
+        made = Always(always=always)
+        got = one_part.output(made, dict(D=D), x, W, rng=np.random.default_rng(7))
+        np.testing.assert_allclose(got, x @ (W + (D * noise if always else D)).T, atol=1e-13)
+        np.testing.assert_allclose(weight_of(made, W, dict(D=D)), W + D)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_method_is_told_what_is_prompt_and_what_generation_has_made(registry, cached):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Method):
+        def forward(self, x, base, here):
+            seen.append((here.past, here.made, here.prefill))
+            return base(x)
+
+    adapted = attach(tiny.model(), Watching(), targets="layers.0.attn.q.weight")
+    generate(adapted, batch(input_ids=[[3, 4, 5]]), 3, use_cache=cached)
+    assert seen == [(3 * (i > 0) + max(i - 1, 0), 0, i == 0) if cached else (0, i, True) for i in range(3)]
+    with pytest.raises(Bad, match="this method needs task_ids; the batch has none"):
+        here = Here(adapted.run(), "layers.0.attn.q.weight", {})
+        here.host("task_ids")

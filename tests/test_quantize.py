@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,18 @@ from scipy.stats import norm
 
 from minipeft.checkpoints.files import read_tensors
 from minipeft.errors import Bad
-from minipeft.quantize import NF4, NF4_CODEBOOK, dynamic_map, normal_float, quantize
+from minipeft.quantize import (
+    CODEBOOKS,
+    FP4_CODEBOOK,
+    HELD,
+    NF4_CODEBOOK,
+    EightBits,
+    FourBits,
+    dynamic_map,
+    four_bit_float,
+    normal_float,
+    quantize,
+)  # fmt: skip
 
 RECORDED = read_tensors(Path(__file__).parent / "data" / "nf4.safetensors")
 CASES = sorted({k.split("/")[0] for k in RECORDED})
@@ -117,7 +129,7 @@ def test_a_normal_weight_loses_about_a_tenth():
 @given(weights, st.integers(1, 70), st.booleans())
 def test_arrays_stand_for_all_of_it(W, block, double):
     q = quantize(W, block, double)
-    again = NF4.from_arrays(q.to_arrays())
+    again = FourBits.from_arrays(q.to_arrays())
     assert (again.shape, again.block, again.dtype, again.double) == (q.shape, q.block, q.dtype, double)
     assert again.dequantize().tobytes() == q.dequantize().tobytes()
 
@@ -139,7 +151,7 @@ def test_arrays_that_do_not_fit(change, says):
     arrays = quantize(normal(4, 3)).to_arrays()
     change(arrays)
     with pytest.raises(Bad, match=says):
-        NF4.from_arrays(arrays)
+        FourBits.from_arrays(arrays)
 
 
 def test_refuses():
@@ -150,6 +162,78 @@ def test_refuses():
     for poison in (np.nan, np.inf, 1e300):
         with pytest.raises(Bad, match="not finite"), np.errstate(over="ignore"):
             quantize(np.array([1.0, poison]))
+
+
+# --- FP4 and eight bits -------------------------------------------------------------------------------------------------
+
+
+def test_fp4_is_a_sign_two_bits_of_exponent_and_one_of_mantissa():
+    twelfths = [0, 1 / 16, 8, 12, 4, 6, 2, 3]
+    np.testing.assert_allclose(four_bit_float() * 12, [*twelfths, *(-x for x in twelfths)], rtol=1e-15)
+    assert FP4_CODEBOOK.dtype == np.float32
+
+
+def test_fp4_takes_the_nearest_and_on_a_midpoint_the_lower():
+    """All the values, each side of every midpoint, and the midpoints."""
+    t = np.unique(FP4_CODEBOOK)
+    for lower, upper in pairwise(t):
+        middle = (lower + upper) / np.float32(2)
+        for x, want in ((lower, lower), (upper, upper), (middle, lower), (np.nextafter(middle, np.float32(2)), upper)):
+            q = quantize(np.array([x, 1.0, -1.0], np.float32), code="fp4")
+            assert q.dequantize()[0] == want
+
+
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 99))
+def test_eight_bits_are_off_by_half_a_step_of_the_row(rows, columns, seed):
+    W = np.random.default_rng(seed).standard_normal((rows, columns)) * 10.0 ** np.arange(rows)[:, None]
+    q = quantize(W, code="int8")
+    largest = np.abs(W.astype(np.float16).astype(np.float32)).max(axis=1)
+    assert q.codes.dtype == np.int8 and (q.absmax == largest).all() and q.dtype == W.dtype
+    assert (np.abs(q.codes).max(axis=1) == 127).all()
+    half = 2.0**-11 * np.abs(W)  # W is rounded to float16 first
+    assert (np.abs(q.dequantize() - W) <= largest[:, None] * (1 / 254 + 1e-6) + half).all()
+
+
+def test_a_row_of_zeros_stays_one_and_an_empty_matrix_is_one():
+    q = quantize(np.array([[0.0, 0.0], [1.0, -2.0]]), code="int8")
+    assert q.codes.tolist() == [[0, 0], [64, -127]] and not q.dequantize()[0].any()
+    assert quantize(np.zeros((3, 0)), code="int8").dequantize().shape == (3, 0)
+
+
+@pytest.mark.parametrize("code", HELD)
+def test_each_form_is_stored_and_read_and_is_read_only(code):
+    W = np.random.default_rng(0).standard_normal((6, 10)).astype(np.float32)
+    q = quantize(W, code=code)
+    again = HELD[code].from_arrays(q.to_arrays())
+    assert type(again) is type(q) and again.form == code and (again.dequantize() == q.dequantize()).all()
+    assert q.astype(np.float64).dequantize().dtype == np.float64
+    for a in (q.codes, q.absmax):
+        with pytest.raises(ValueError):
+            a[...] = 0
+    if code in CODEBOOKS:
+        assert quantize(W, double=True, code=code).form == f"{code}-double"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (dict(codes=np.zeros((2, 3), np.uint8)), "expected codes"),
+        (dict(codes=np.zeros(6, np.int8)), "expected codes"),
+        (dict(absmax=np.zeros(3, np.float32)), "expected absmax"),
+        (dict(absmax=np.zeros(2)), "expected absmax"),
+        (dict(more=np.zeros(2)), "expected arrays"),
+    ],
+)
+def test_arrays_of_eight_bits_that_do_not_fit(change, line):
+    with pytest.raises(Bad, match=line):
+        EightBits.from_arrays(quantize(np.ones((2, 3), np.float32), code="int8").to_arrays() | change)
+
+
+def test_what_eight_bits_cannot_hold():
+    with pytest.raises(Bad, match="int8: expected a matrix"):
+        quantize(np.ones(3), code="int8")
+    with pytest.raises(Bad, match="not finite in float16"):
+        quantize(np.array([[1e6]]), code="int8")
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------------------
@@ -180,6 +264,35 @@ def test_bitsandbytes_makes_the_same(shape, dtype):
     assert (q.codes == packed.reshape(-1).numpy()).all() and (q.absmax == state.absmax.numpy()).all()
     assert (q.dequantize() == bnb.dequantize_4bit(packed, state).numpy()).all()
     assert (state.code.numpy() == NF4_CODEBOOK).all()
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(64, 64), (24, 40), (3, 128), (1, 4096)])
+def test_bitsandbytes_makes_the_same_of_fp4(shape, dtype):
+    import bitsandbytes.functional as bnb
+    import torch
+
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    packed, state = bnb.quantize_4bit(W, blocksize=64, quant_type="fp4")
+    q = quantize(W.numpy(), code="fp4")
+    assert (q.codes == packed.reshape(-1).numpy()).all() and (q.absmax == state.absmax.numpy()).all()
+    assert (q.dequantize() == bnb.dequantize_4bit(packed, state).numpy()).all()
+    assert (state.code.numpy() == FP4_CODEBOOK).all()
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("shape", [(64, 64), (24, 40), (3, 128), (1, 4096)])
+def test_bitsandbytes_makes_the_same_of_eight_bits(shape):
+    import bitsandbytes.functional as bnb
+    import torch
+
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    codes, absmax, _ = bnb.int8_vectorwise_quant(W.half())
+    q = quantize(W.numpy(), code="int8")
+    assert (q.codes == codes.numpy()).all() and (q.absmax == absmax.numpy()).all()
+    theirs = bnb.int8_vectorwise_dequant(codes, absmax).numpy()
+    np.testing.assert_allclose(q.dequantize(), theirs, rtol=2**-22, atol=0)  # the order of two products
 
 
 @pytest.mark.hf

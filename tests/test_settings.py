@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_not_decomposed(wrong):
         singular("osf: there", X)
 
 
-@pytest.mark.parametrize("name", ["pissa", "osf"])
+@pytest.mark.parametrize("name", ["mica", "osf", "pissa"])
 def test_a_weight_that_is_not_finite_is_named(name):
     model, site = tiny.model(), "layers.1.attn.q.weight"
     W = model.params[site].copy()
@@ -113,7 +113,9 @@ def test_a_weight_that_is_not_finite_is_named(name):
         attach(model, name)
 
 
-@pytest.mark.parametrize(("name", "what"), [("lora_ga", "the gradient at"), ("eva", "inputs of")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("lora_ga", "the gradient at"), ("eva", "inputs of"), ("corda", "the inputs of")]
+)
 def test_what_was_measured_and_is_not_finite_is_named(name, what):
     model, at = tiny.model(), "layers.1.attn.q.weight"
     seen = dict(inputs=[np.full((5, 24), np.inf)], grad=np.full((24, 24), np.nan))

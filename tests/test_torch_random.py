@@ -9,16 +9,16 @@ from scipy import stats
 
 from minipeft.checkpoints.files import read_json
 from minipeft.errors import Bad
-from minipeft.torch_random import LARGE, UNSEEDED, TorchGenerator, _inside_out, _swapped
+from minipeft.torch_random import LARGE, UNSEEDED, TorchGenerator, _inside_out, _swapped, narrow
 
 RECORDED = read_json(Path(__file__).parent / "data" / "torch_random.json")
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-def agree(got, want, kind, dtype):
+def agree(got, want, kind, dtype=None):
     """Bit for bit, but for normals and doubles, whose last bits depend on the processor even in torch."""
     want = np.asarray(want, got.dtype)
-    exact = kind == "permutation" or (kind == "uniform" and dtype == "float32")
+    exact = kind in ("permutation", "narrow_uniform") or (kind == "uniform" and dtype == "float32")
     tolerance = 0 if exact else 8 * np.finfo(got.dtype).eps
     return got.shape == want.shape and np.allclose(got, want, rtol=tolerance, atol=tolerance)
 
@@ -31,14 +31,22 @@ def test_torch_drew_the_same(sequence):
         if kind == "permutation":
             assert agree(generator.permutation(*options), step["gives"], kind, None)
         else:
-            shape, first, second, dtype = options
-            got = getattr(generator, kind)(tuple(shape), first, second, dtype)
-            assert got.dtype == dtype and agree(got, step["gives"], kind, dtype)
+            shape, first, second, *dtype = options
+            got = getattr(generator, kind)(tuple(shape), first, second, *dtype)
+            assert [str(got.dtype)] == (dtype or ["float32"]) and agree(got, step["gives"], kind, *dtype)
 
 
 def test_recorded_draws_cover_both_recipes():
     draws = [tuple(map(str, step["draw"])) for s in RECORDED for step in s["draws"]]
-    assert {d[0] for d in draws} == {"permutation", "uniform", "normal"} and len(RECORDED) == 5
+    assert {d[0] for d in draws} == {"permutation", "uniform", "narrow_uniform", "normal"} and len(RECORDED) == 6
+
+
+def test_narrow_numbers_are_the_nearest_and_never_the_upper_bound():
+    x = np.array([1, 1 + 2**-8, 1 + 3 * 2**-8, -3.01, 1.5 * 2**-130, 0], np.float32)
+    assert narrow(x).tolist() == [1, 1, 1 + 2**-6, -3.015625, 1.5 * 2**-130, 0]
+    drawn = TorchGenerator(0).narrow_uniform(100_000, -1.0, 1.0)
+    assert drawn.max() < 1 == -drawn.min() and (drawn == narrow(drawn)).all() and drawn.dtype == np.float32
+    assert (drawn == -1).sum() > 2 * (TorchGenerator(0).uniform(100_000, -1, 1) < -1 + 2**-9).sum() / 1.5
 
 
 # --- permutations, against their loops --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from minipeft.checkpoints.config import Fields, generation
 from minipeft.engine.backend import to_device
 from minipeft.engine.mapped import Mapped
-from minipeft.engine.weight import form, widened
+from minipeft.engine.weight import form, quantised, widened
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model, converted, float_type
@@ -45,7 +45,14 @@ HEADS = {
     "Model": "none",
 }  # end of the class name in config.json -> our head
 CLASSIFIERS = ("classify", "tokens")
-FOUR_BITS = {"nf4": False, "nf4-double": True}  # a base held so by `load` -> whether its constants are quantised too
+# a base held so by `load` -> how its linears are quantised
+QUANTISED: dict[str, dict[str, Any]] = {
+    "nf4": dict(code="nf4"),
+    "nf4-double": dict(code="nf4", double=True),
+    "fp4": dict(code="fp4"),
+    "fp4-double": dict(code="fp4", double=True),
+    "int8": dict(code="int8"),
+}
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of torch.compile, FSDP, checkpointing
 LEGACY = {"gamma": "weight", "beta": "bias"}  # what TensorFlow called the parameters of a layer norm
 
@@ -104,19 +111,19 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
     """A base model from a Hugging Face checkpoint folder (config.json and safetensors, sharded or not).
 
     Half-precision weights are widened to float32 unless `dtype` says otherwise: a type, or "bfloat16" as in
-    `Model.astype`. "nf4" and "nf4-double" hold the linears that bitsandbytes would hold so in four bits, all else in float32;
+    `Model.astype`. A word of `QUANTISED` holds the linears that bitsandbytes would hold so in four bits or eight, all else in float32;
     what a file holds in four bits stays so in any type. Weights stored as (in, out) and patch convolutions are put right
     here. A large checkpoint is mapped into memory: it is read, and its numbers are checked, as they are used. Tensors that belong to another head than the configuration names are kept aside, in `Model.spare`. Raises `Bad`, in
     one line, for a type of no floating-point numbers, a missing or unsupported file, missing, unexpected or misshaped
     tensors, and NaN.
     """
     from minipeft.checkpoints.files import existing, read_folder, read_json
-    from minipeft.checkpoints.four_bits import in_four_bits, read_packed
+    from minipeft.checkpoints.four_bits import in_few_bits, read_packed
     from minipeft.checkpoints.mapped import is_large, map_tensors
     from minipeft.model.parts import shapes, tied
 
-    four = FOUR_BITS.get(dtype) if isinstance(dtype, str) else None
-    dtype = np.dtype(np.float32) if four is not None else None if dtype is None else float_type(dtype)
+    how = QUANTISED.get(dtype) if isinstance(dtype, str) else None
+    dtype = np.dtype(np.float32) if how is not None else None if dtype is None else float_type(dtype)
     half = str(dtype) == "bfloat16"
     large = is_large(*Path(folder).glob("*.safetensors"))
     config, tensors = read_folder(folder, map_tensors if large else None)
@@ -189,8 +196,8 @@ def load(folder: str | Path, dtype: Any = None) -> Model:
             raise Bad(f"{folder}: {_theirs(names, k)} has weights beyond the range of {W.dtype}")
         a = to_device(np.ascontiguousarray(W))
         ordered[k] = converted(k, a, dtype) if half else a
-    if four is not None:
-        ordered = in_four_bits(arch, ordered, four, getattr(_family(arch.family), "WIDE", ()))
+    if how is not None:
+        ordered = in_few_bits(arch, ordered, how, getattr(_family(arch.family), "WIDE", ()))
     return Model(arch, ordered, names, config, spare, folder=Path(folder))
 
 
@@ -287,8 +294,8 @@ def _theirs(names: Names, ours: str) -> str | None:
 
 
 def our_layout(names: Names, ours: str, a: Any) -> Any:
-    """A tensor of a file as we hold the parameter of this name; one in four bits is held so already."""
-    if form(a) == "nf4":
+    """A tensor of a file as we hold the parameter of this name; one that is quantised is held so already."""
+    if quantised(a):
         return a
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T

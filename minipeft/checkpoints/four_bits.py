@@ -7,6 +7,7 @@ of the codes; `weight.nested_absmax` and `weight.nested_quant_map`, if the const
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from minipeft.errors import Bad
 from minipeft.limits import AXES, WHOLE
 from minipeft.model.arch import Arch
 from minipeft.model.parts import kind_of
-from minipeft.quantize import NF4, NF4_CODEBOOK, quantize
+from minipeft.quantize import CODEBOOKS, FourBits, quantize
 from minipeft.settings import LARGEST, shortly
 
 STATE = ".quant_state.bitsandbytes__"
@@ -33,7 +34,7 @@ STATE_BYTES = 1 << 16  # of JSON with a few numbers, and perhaps the values of t
 def read_packed(
     config: Mapping[str, Any], tensors: dict[str, Any], folder: str | Path, transposed: Callable[[str], bool]
 ) -> dict[str, Any]:
-    """The tensors of a file with what is packed as `NF4`, or as an array where the codes mean other values (FP4).
+    """The tensors of a file with what is packed as `FourBits`, or as an array where the codes mean other values than NF4's or FP4's.
 
     bitsandbytes packs every linear as (out, in), and `transposed` ones, which their family stores as (in, out), are turned
     back where they become arrays. Raises `Bad`, in one line, for another quantisation, and for arrays that are missing or do not fit each other.
@@ -94,11 +95,12 @@ def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) ->
             raise Bad(f"expected constants in blocks of 256, found {state['nested_blocksize']}")
     if dtype in HALVES:
         arrays["rounds"] = np.frombuffer(dtype.encode(), np.uint8)
-    held = NF4.from_arrays({k: to_device(np.asarray(a)) for k, a in arrays.items()})
+    held = FourBits.from_arrays({k: to_device(np.asarray(a)) for k, a in arrays.items()})
     if values.shape != (16,):
         raise Bad(f"expected the values of 16 codes, found shape {values.shape}")
-    if np.array_equal(values, NF4_CODEBOOK):
-        return held
+    for code, table in CODEBOOKS.items():
+        if np.array_equal(values, table):
+            return dataclasses.replace(held, code=code)
     constants = to_host(held.constants())
     pairs = np.stack(np.divmod(codes.reshape(-1), 16), 1).reshape(-1)[: held.size]
     product = (
@@ -107,16 +109,16 @@ def _unpacked(state: Mapping[str, Any], codes: Any, parts: Mapping[str, Any]) ->
     return np.asarray(rounded(product)) if dtype == "bfloat16" else product.astype(dtype).astype(np.float32)
 
 
-def in_four_bits(arch: Arch, params: Mapping[str, Any], double: bool, wide: tuple[str, ...]) -> dict[str, Any]:
-    """The parameters with those in NF4 that transformers hands to bitsandbytes: every linear but the output head, a
+def in_few_bits(arch: Arch, params: Mapping[str, Any], how: Mapping[str, Any], wide: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters with those quantised, as `how` tells `quantize`, that transformers hands to bitsandbytes: every linear but the output head, a
 
     classifier that ends the model's list of parameters, and the modules that a family keeps wide.
     """
     skip = ("head", *(() if "score" in arch.biased else ("score",)))
 
-    def quantised(name: str, W: Any) -> bool:
+    def chosen(name: str, W: Any) -> bool:
         module = name.removesuffix(".weight")
         plain = kind_of(name, tuple(W.shape)) == "linear" and not form(W) and W.ndim == 2
         return plain and module not in skip and not module.startswith("embed.") and not module.endswith(wide or ("\0",))
 
-    return {k: quantize(widened(W), double=double) if quantised(k, W) else W for k, W in params.items()}
+    return {k: quantize(widened(W), **how) if chosen(k, W) else W for k, W in params.items()}

@@ -16,11 +16,11 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import declared
 from minipeft.attaching import holding
-from minipeft.checkpoints import CLASSIFIERS, FOUR_BITS, HEADS, with_head
+from minipeft.checkpoints import CLASSIFIERS, HEADS, QUANTISED, with_head
 from minipeft.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from minipeft.drawing import expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
-from minipeft.engine.weight import again, factor, form, widened
+from minipeft.engine.weight import again, factor, form, quantised, widened
 from minipeft.errors import Bad, near
 from minipeft.merging import digest
 from minipeft.method import Method, Site, is_whole, method_class, refuse_unfit
@@ -122,9 +122,9 @@ def _heads(model: Model) -> set[str]:
 def held_in(model: Model, at: Mapping[str, Method] | None = None) -> str:
     """The type in which a base is held, as `load` has it, but for weights that the methods at these sites hold otherwise."""
     own = {site for site, m in (at or {}).items() if declared(type(m)).held}
-    packed: list[Any] = [W for name, W in model.params.items() if form(W) == "nf4" and name not in own]
+    packed = [form(W) for name, W in model.params.items() if quantised(W) and name not in own]
     if packed and not model.config.get("quantization_config"):  # else its files hold it so
-        return "nf4-double" if packed[0].double else "nf4"
+        return packed[0]
     return "bfloat16" if "bfloat16" in model.forms else np.dtype(model.dtype).name
 
 
@@ -132,7 +132,7 @@ def trained_in(folder: str | Path) -> str | None:
     """The type in which the base of a saved adapter was held, None if it does not say."""
     about = read_json(Path(folder) / "adapter.json")
     held = about.get("held") if isinstance(about, dict) else None
-    return held if held in ("bfloat16", "float16", "float32", "float64", *FOUR_BITS) else None
+    return held if held in ("bfloat16", "float16", "float32", "float64", *QUANTISED) else None
 
 
 @dataclass(frozen=True)

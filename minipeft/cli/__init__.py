@@ -19,6 +19,7 @@ except KeyboardInterrupt:
 from minipeft import __version__
 from minipeft.cli.bench import bench
 from minipeft.cli.check import check
+from minipeft.cli.combine import combine
 from minipeft.cli.compare import compare
 from minipeft.cli.convert import convert
 from minipeft.cli.interrupt import interruptible
@@ -64,7 +65,7 @@ def _main(
 
 
 app.command("list")(list_)
-for command in (show, compare, train, merge, convert, replay, check):
+for command in (show, compare, train, merge, combine, convert, replay, check):
     app.command()(command)
 for part in (new, field, diff, bisect):
     judging.command()(part)

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from minipeft.cli.adapters import folders_of, opened
-from minipeft.cli.options import DTYPES, Backend, Base, known, one_of
+from minipeft.cli.options import DTYPES, Backend, Base, Weight, known, one_of
 from minipeft.cli.terminal import plain, progress
 from minipeft.errors import Bad
 
@@ -24,14 +24,7 @@ def merge(
         ),
     ],
     base: Base = None,
-    weight: Annotated[
-        Optional[list[float]],  # noqa: UP045
-        typer.Option(
-            "--weight",
-            help="For each adapter in turn: what is computed is W + Σ weight · its change of W. Without weights, adapters "
-            "stack up in order.",
-        ),
-    ] = None,
+    weight: Weight = None,
     dtype: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(

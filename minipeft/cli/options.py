@@ -32,6 +32,14 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
     return completed
 
 
+def combinations(incomplete: str) -> list[str]:
+    """Kinds of `combine` that begin so."""
+    from minipeft.arithmetic import Combination
+    from minipeft.settings import choices
+
+    return one_of(*choices(Combination)["kind"].options)(incomplete)
+
+
 def known(flag: str, word: str, words: Sequence[str]) -> str:
     """The word, if it is one of these. Raises `Bad` with near misses."""
     if word not in words:
@@ -41,7 +49,7 @@ def known(flag: str, word: str, words: Sequence[str]) -> str:
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
-DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double")
+DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 def _use(name: str | None) -> str | None:
@@ -121,6 +129,14 @@ Strict = Annotated[
         "--strict", help="Allow nothing: neither float32's rounding for float64's nor a reading other than the usual."
     ),
 ]
+Weight = Annotated[
+    Optional[list[float]],  # noqa: UP045
+    typer.Option(
+        "--weight",
+        help="For each adapter in turn: what is computed is W + Σ weight · its change of W. Without weights, `merge` stacks "
+        "adapters up in order, and `combine` counts each once.",
+    ),
+]
 Backend = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
@@ -132,8 +148,8 @@ Dtype = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--dtype", callback=_dtype, autocompletion=one_of(*DTYPES),
-        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, nf4-double: its "
-        "linears are held in four bits, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
+        help="float32, float64; bfloat16: matrices of the base are held so, all else is float32; nf4, fp4, "
+        "each perhaps with -double, int8: its linears are held in four bits or eight, as bitsandbytes holds them. An adapter belongs to the base in the type that it was trained on. Default: float32.",
     ),
 ]  # fmt: skip
 

@@ -381,10 +381,10 @@ def _lax(case: Case) -> str:
 
 
 def derived(name: str, got: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What factors determine whatever their signs and turns: `BA`, their product; `A_rows`, the projector on A's rows."""
+    """What factors determine whatever their signs and turns: `BA`, their product; `A_rows` and `B_columns`, the projectors on these."""
     if name == "BA":
         return got["B"] @ got["A"]
-    A = got["A"]
+    A = got["A"] if name == "A_rows" else got["B"].T
     return A.T @ np.linalg.solve(A @ A.T, A)
 
 

@@ -28,13 +28,13 @@ class Row:
     trained: bool
     start: str
     when: str = ""
-    shared: bool = False
+    shared: str = ""  # by which sites
 
     @property
     def initial(self) -> str:
         """How it starts and when it is there, in words."""
         only = f"; only with {plainly(self.when)}" if self.when else ""
-        return f"{self.start}{'; shared by all sites' if self.shared else ''}{only}"
+        return f"{self.start}{f'; shared by {self.shared}' if self.shared else ''}{only}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def _part(method: type[Method], part: Parts) -> Any:
 
 def _row(name: str, a: Array, when: str) -> Row:
     shape = ("the site's",) if a.shape == (...,) else tuple(map(str, a.shape))
-    return Row(name, shape, a.trained, a.start.says, when, a.shared)
+    shared = "all sites" if a.shared else "sites of a group" if a.shared_by else ""
+    return Row(name, shape, a.trained, a.start.says, when, shared)
 
 
 def size(method: type[Method]) -> str:

@@ -17,7 +17,6 @@ from minipeft.engine.tensor import Tensor, value
 from minipeft.errors import Bad
 from minipeft.interop.peft.layer import load_layer
 from minipeft.method import METHODS, Method, is_weight, load_methods, weight_of
-from minipeft.quantize import quantize as nf4
 from minipeft.train import SGD, AdamW
 
 
@@ -171,7 +170,7 @@ class Own:
 
     def quantize(self, case: Case) -> Arrays:
         method, W = self.method(case), case.tensors["W"].astype(np.float32)
-        found = nf4(W, block=method.block, double=False)  # type: ignore[attr-defined]
+        found = method.quantized(W)  # type: ignore[attr-defined]
         return dict(codes=to_host(found.codes), absmax=to_host(found.absmax).astype(case.dtype))
 
     def dequantize(self, case: Case) -> Arrays:

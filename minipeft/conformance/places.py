@@ -105,7 +105,7 @@ def _linear(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Array
     params = {f"{Q}.weight": held(method, inputs["W"]), f"{Q}.bias": inputs["b"]}
     run = one(method, arrays, params, arch=arch, train="keep" in inputs)
     run.keep = inputs.get("keep")
-    run.batch = Batch(task_ids=inputs.get("task_ids"))
+    run.batch = Batch(task_ids=inputs.get("task_ids"), input_ids=inputs.get("input_ids"))
     run.prepare(lambda: SimpleNamespace(hidden=inputs.get("h")))
     return dict(y=run.linear(Q, inputs["x"]))
 
@@ -138,6 +138,13 @@ def _at(site: str, of: str, **facts: str) -> Callable[[Arch, Method, Arrays, Arr
         return dict(y=run.at(site, inputs[of], **shown))
 
     return act
+
+
+def _tasked(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+    site = "embed.tokens.out"
+    run = one(method, arrays, {}, (site,), arch)
+    run.batch = Batch(task_ids=inputs["task_ids"])
+    return dict(y=run.at(site, inputs["h"]))
 
 
 def _kv(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
@@ -175,6 +182,8 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
               "A linear: x (batch, time, in), its weight W (out, in) and bias b (out); y (batch, time, out)."),
         Place("tasks", linear, dict(x=x, **base, task_ids=(B,)), _linear, ("W", "b", "task_ids"),
               "A linear, and the task of every row: task_ids (batch)."),
+        Place("read", linear, dict(x=x, **base, input_ids=(B, T)), _linear, ("W", "b", "input_ids"),
+              "A linear, and the token ids that the model reads: input_ids (batch, time)."),
         Place("gated", linear, dict(x=x, h=x, **base), _linear, ("W", "b", "h"),
               "A linear, and h (batch, time, d), the final hidden states of a first pass."),
         Place("bias", (site(f"{Q}.bias", out, kind="bias"),), dict(x=x, **base), _bias, ("W", "b"),
@@ -194,6 +203,8 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
               "Keys and values (batch, heads of keys, time, e)."),
         Place("embedded", (site("embed.tokens.out", d),), dict(h=x), _at("embed.tokens.out", "h"), (),
               "The embedded text h (batch, time, d), before positions."),
+        Place("prompts", (site("embed.tokens.out", d),), dict(h=x, task_ids=(B,)), _tasked, ("task_ids",),
+              "The embedded text h (batch, time, d), and the task of every row: task_ids (batch)."),
         Place("ends", (site("embed.out", d), site("head.in", d)), dict(h=x, u=x), _ends, (),
               "y is made of h after the embedding, z of u before the head."),
         Place("ladder", tuple(site(n, d) for n in ("embed.out", "layers.0.out", "final.out")), dict(h0=x, h1=x), _ladder, ("h0", "h1"),
@@ -226,7 +237,9 @@ def place_of(method: Method) -> Place:
     from minipeft.targets import select
 
     if hasattr(method, "n_tasks"):
-        return PLACES["tasks"]
+        return PLACES["tasks" if routes(method) else "prompts"]
+    if hasattr(method, "invocation"):
+        return PLACES["read"]
     if routes(method) and type(method).before is not Method.before:
         return PLACES["gated"]
     family = "bert" if "bias" in method.targets else "llama"

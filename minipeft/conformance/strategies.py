@@ -55,7 +55,7 @@ def case(draw: Any, method: str, ask: str = "forward", dtype: Any = np.float64) 
     inputs = inputs_of(place, chosen, rng)
     start, trained = arrays_at(place, chosen, rng, inputs)
     arrays = moved(start, tuple(start) if part_of(type(chosen)) else trained, rng)
-    roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
+    roles = {k: "base" if k in place.given and k not in ("ids", "task_ids", "input_ids") else "input" for k in inputs}
     roles |= {k: "array" if k in trained else "stored" for k in arrays}
     made = Case(
         method,

@@ -51,20 +51,6 @@ def _svd32(W: np.ndarray) -> tuple[Any, Any, Any]:
     return svd(W, full_matrices=False, check_finite=False)
 
 
-def sketched(what: str, W: Any, start: np.ndarray, rounds: int) -> tuple[Any, Any, Any]:
-    """U, Σ, Vᵀ of W within the space that `start` (n, r), n the shorter side, is drawn to in some rounds; `what` names W.
-
-    Halko et al. 2009, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1, as torch.svd_lowrank has them.
-    """
-    W = finite(what, W)
-    A = W if W.shape[0] >= W.shape[1] else W.T
-    Q = np.linalg.qr(A @ start)[0]
-    for _ in range(rounds):
-        Q = np.linalg.qr(A @ np.linalg.qr(A.T @ Q)[0])[0]
-    U, S, Vt = as_torch(what, Q.T @ A)
-    return (Q @ U, S, Vt) if A is W else (Vt.T, S, (Q @ U).T)
-
-
 def orthonormal(what: str, R: Any) -> Any:
     """The nearest matrix with orthonormal rows, in R's dtype; `what` names R. Raises `Bad` as `finite`, on the host."""
     if name() == "numpy":
@@ -85,6 +71,18 @@ def leading(W: np.ndarray, r: int) -> tuple[Any, Any]:
     """B A has W's first r columns: W = Q R, A the first r rows of R, B the first r columns of Q."""
     Q, R = np.linalg.qr(W)
     return R[:r], Q[:, :r]
+
+
+def sketched(W: np.ndarray, r: int, niter: int, rng: Any) -> tuple[Any, Any]:
+    """Nearly `principal`: within the span of r random directions after niter rounds of W Wᵀ (Halko et al. 2011, algorithm 4.4)."""
+    if W.shape[0] < W.shape[1]:
+        A, B = sketched(W.T, r, niter, rng)
+        return B.T, A.T
+    Q, _ = np.linalg.qr(W @ rng.standard_normal((W.shape[1], r)))
+    for _ in range(niter):
+        Q, _ = np.linalg.qr(W @ np.linalg.qr(W.T @ Q)[0])
+    A, B = principal(Q.T @ W, r)
+    return A, Q @ B
 
 
 @dataclass

@@ -13,6 +13,7 @@ class Weight:
     """Stands for a read-only array of `shape` and `dtype`."""
 
     form: ClassVar[str]
+    quantised: ClassVar[bool] = False
     shape: tuple[int, ...]
     dtype: Any
 
@@ -46,6 +47,11 @@ def factor(W: Any) -> Any:
 def form(W: Any) -> str:
     """What W is held in: "" an array, "bfloat16", "nf4"."""
     return W.form if isinstance(W, Weight) else ""
+
+
+def quantised(W: Any) -> bool:
+    """Whether it is held in codes, which are (out, in) whatever a family's files have."""
+    return isinstance(W, Weight) and W.quantised
 
 
 def again(x: Any, W: Any) -> Any:

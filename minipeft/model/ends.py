@@ -101,8 +101,10 @@ def head(run: Any, h: Any, tokens: Tokens) -> Any:
     return run.linear("score", h)
 
 
-def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
+def loss_of(arch: Arch, logits: Any, labels: Any, weights: Any = None) -> Any:
     """The mean cross-entropy; a causal language model's logits are compared with the next label.
+
+    With weights, like the labels, each term of the mean is multiplied by its label's.
 
     For a classifier of one label the mean squared error; for labels (b, classes) of floats the mean binary cross-entropy.
     """
@@ -118,9 +120,15 @@ def loss_of(arch: Arch, logits: Any, labels: Any) -> Any:
     if arch.head == "lm" and not arch.encoder_layers:  # move the labels, not the far larger logits
         last = xp.full((labels.shape[0], 1), IGNORE, labels.dtype)
         labels = xp.concatenate([labels[:, 1:], last], axis=1)
+        weights = None if weights is None else xp.concatenate([weights[:, 1:], 0 * weights[:, :1]], axis=1)
     if tuple(logits.shape[:-1]) != tuple(labels.shape):
         raise Bad(f"labels: expected shape {tuple(logits.shape[:-1])} like the logits, found {tuple(labels.shape)}")
-    return ops.cross_entropy(logits, labels=labels, ignore=IGNORE)
+    if weights is None:
+        return ops.cross_entropy(logits, labels=labels, ignore=IGNORE)
+    kept = labels != IGNORE
+    at = (*xp.indices(labels.shape), xp.where(kept, labels, 0))
+    share = (weights * kept / xp.maximum(kept.sum(), 1)).astype(logits.dtype)
+    return -ops.sum(ops.getitem(ops.log_softmax(logits), index=at) * share)
 
 
 def shifted_right(labels: Any, start: int | None, pad: int | None) -> Any:

@@ -133,6 +133,7 @@ def generate(
                 replay = _token_by_token(run, past + new_tokens)
         else:
             run, fresh = adapted.run(), np.concatenate([fresh, new], axis=1)
+            run.made = len(made)
             mask = None if mask is None else grown(mask)
             positions = None if mask is None else counted(mask)
     return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)

@@ -21,6 +21,7 @@ class Tokens:
     highest: int = 0  # the largest position of a virtual token
     types: Any = None  # (b, t)
     labels: Any = None  # (b, t) if labels are per token
+    weights: Any = None  # (b, t), what each of these counts in the loss; None: 1
     virtual: int = 0  # inserted so far
     past: int = 0  # tokens already in the cache
     at: Any = None  # (t,) where those of this pass stand among the keys, None: at the end
@@ -30,11 +31,11 @@ class Tokens:
     windowed: tuple[bool, ...] = ()  # of each prefix key of the block at work: does a sliding window move past it?
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
 
-    def insert(self, h: Any, P: Any, at: int = 0) -> Any:
+    def insert(self, h: Any, P: Any, at: int = 0, labels: Any = None, weights: Any = None) -> Any:
         """h (b, t, d) with the virtual tokens P (p, d) or (b, p, d) inserted before index `at`: (b, t + p, d).
 
         They are visible to all, have token type 0 and label −100, and take the positions from `at` on; what follows
-        moves up by p.
+        moves up by p. Or they have `labels` (p,), which count with `weights` (p,) in the loss.
         """
         b, p = h.shape[0], P.shape[-2]
         if P.ndim == 2:
@@ -42,15 +43,19 @@ class Tokens:
         parts = [x for x in (h[:, :at], P, h[:, at:]) if x.shape[1]]
 
         def spread(x: Any, fill: Any) -> Any:
-            new = fill if hasattr(fill, "shape") else xp.full((x.shape[0], p), fill, x.dtype)
+            new = xp.broadcast_to(xp.asarray(fill, x.dtype), (x.shape[0], p))
             return xp.concatenate([x[:, :at], new, x[:, at:]], axis=1)
 
         if self.mask is not None:
             self.mask = spread(self.mask, True)
         if self.types is not None:
             self.types = spread(self.types, 0)
+        if weights is not None and self.weights is None:
+            self.weights = xp.ones((b, self.t), h.dtype)
+        if self.weights is not None:
+            self.weights = spread(self.weights, 1 if weights is None else weights)
         if self.labels is not None:
-            self.labels = spread(self.labels, IGNORE)
+            self.labels = spread(self.labels, IGNORE if labels is None else labels)
         if self.positions is not None:
             new = xp.broadcast_to(xp.arange(at, at + p, dtype=self.positions.dtype), (b, p))
             moved = xp.concatenate([self.positions[:, :at], self.positions[:, at:] + p], axis=1)

@@ -50,7 +50,7 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         h = stack(run, "", h, tokens)
     logits = head(run, h, tokens)
     labels = tokens.labels if arch.per_token else labels
-    loss = None if labels is None or logits is None else loss_of(arch, logits, labels)
+    loss = None if labels is None or logits is None else loss_of(arch, logits, labels, tokens.weights)
     return Output(logits, h, tokens, loss)
 
 

@@ -10,12 +10,13 @@ from computed import held, ratios
 
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
-from minipeft.checkpoints import load, save_model
+from minipeft.checkpoints import QUANTISED, load, save_model
 from minipeft.checkpoints.files import read_tensors, write_tensors
+from minipeft.engine.weight import form, quantised
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 from minipeft.model.batch import batch
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import FourBits, quantize
 
 ROOT = Path(__file__).parents[1] / "data" / "four_bits"
 load_methods()
@@ -33,7 +34,7 @@ def test_a_file_of_bitsandbytes_computes_what_transformers_computes_with_it(name
     """Values are rounded to the type of the base that was quantised: bfloat16 in the first, float16 in the last."""
     given, want = recorded(name)
     model = load(ROOT / name, np.float64)
-    assert any(isinstance(W, NF4) for W in model.params.values()) == ("fp4" not in name)
+    assert {W.code for W in model.params.values() if isinstance(W, FourBits)} == {"fp4" if "fp4" in name else "nf4"}
     assert held(ratios(model, given, want))
 
 
@@ -42,20 +43,23 @@ def test_the_rounding_matters():
     import dataclasses
 
     model = load(ROOT / "llama-double", np.float64)
-    unrounded = {k: dataclasses.replace(W, rounds="") if isinstance(W, NF4) else W for k, W in model.params.items()}
+    unrounded = {
+        k: dataclasses.replace(W, rounds="") if isinstance(W, FourBits) else W for k, W in model.params.items()
+    }
     assert not held(ratios(dataclasses.replace(model, params=unrounded), given, want))
 
 
-@pytest.mark.parametrize("name", ["nf4", "nf4-double"])
-def test_a_base_is_loaded_into_four_bits(name):
+@pytest.mark.parametrize("name", QUANTISED)
+def test_a_base_is_loaded_into_few_bits(name):
     """The linears of the layers, and neither the tables nor the head; each as `quantize` has it."""
     plain, model = load(BASES / "llama"), load(BASES / "llama", name)
-    held_so = {k for k, W in model.params.items() if isinstance(W, NF4)}
+    held_so = {k for k, W in model.params.items() if quantised(W)}
+    assert {form(model.params[k]) for k in held_so} == {name}
     assert held_so == {k for k in plain.params if ".attn." in k or ".mlp." in k} - {
         k for k in plain.params if "norm" in k
     }
     for k in held_so:
-        want = quantize(plain.params[k], double=name == "nf4-double").dequantize()
+        want = quantize(plain.params[k], double=name.endswith("double"), code=name.partition("-")[0]).dequantize()
         np.testing.assert_array_equal(model.params[k].dequantize(), want)
     assert model.dtype == np.float32
 
@@ -64,7 +68,7 @@ def test_an_adapter_trains_on_it_as_on_the_numbers_it_stands_for():
     import dataclasses
 
     model = load(BASES / "llama", "nf4").astype(np.float64)
-    wide = {k: W.dequantize() if isinstance(W, NF4) else W for k, W in model.params.items()}
+    wide = {k: W.dequantize() if isinstance(W, FourBits) else W for k, W in model.params.items()}
     asked = batch(input_ids=[[5, 9, 3, 8]], labels=[[5, 9, 3, 8]])
     outs = []
     for base in (model, dataclasses.replace(model, params=wide)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minipeft import attach, load, load_peft, save_adapter, save_peft
+from minipeft import attach, load, load_adapter, load_peft, save_adapter, save_peft
 from minipeft.adapted import Adapted
 from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
@@ -46,6 +46,30 @@ def test_merge(call, tmp_path):
     }  # as the base's file has it
     half = dataclasses.replace(adapted.model, params=half)
     np.testing.assert_array_equal(Adapted(merged).logits(batch), Adapted(half).logits(batch))
+
+
+def test_combine(call, mistake, tmp_path):
+    """Two of different methods: their weighted sum, as one that PEFT reads too."""
+    two = adapter(tmp_path / "a"), adapter(tmp_path / "b", save_peft, LoRA(r=3, rslora=True))
+    words = ["combine", tmp_path / "a", tmp_path / "b", tmp_path / "both", "--weight", "0.5", "--weight", "-2"]
+    status, out, _ = call(*words)
+    assert status == 0 and "cat of 2, rank 5" in out
+    assert call(*words[:-5], tmp_path / "peft", *words[-4:], "--peft")[0] == 0
+    x = tiny.example(two[0].model)
+    changes = [a.run().param("layers.0.attn.q.weight") - two[0].model.params["layers.0.attn.q.weight"] for a in two]
+    for found in (load_adapter(load(BASE), tmp_path / "both"), load_peft(load(BASE), tmp_path / "peft")):
+        got = found.run().param("layers.0.attn.q.weight") - found.model.params["layers.0.attn.q.weight"]
+        np.testing.assert_allclose(got, 0.5 * changes[0] - 2 * changes[1], atol=1e-5)
+        assert np.isfinite(found.logits(x)).all()
+    assert "combine: ties needs a density" in mistake("combine", tmp_path / "a", tmp_path / "c", "--kind", "ties")
+    assert "did you mean ties" in mistake("combine", tmp_path / "a", tmp_path / "c", "--kind", "tie")
+    assert "--rank: expected a number" in mistake(
+        "combine", tmp_path / "a", tmp_path / "c", "--kind", "svd", "--rank", "x"
+    )
+    assert "--weight: expected one for each" in mistake(
+        "combine", tmp_path / "a", tmp_path / "c", "--weight", "1", "--weight", "1"
+    )
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_base_in_bfloat16(call, mistake, tmp_path):

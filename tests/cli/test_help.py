@@ -135,6 +135,7 @@ def test_no_words_are_answered_with_the_help(call):
         ("minipeft check --family b", {"bert"}),
         ("minipeft check --dtype ", {"float64", "float32"}),
         ("minipeft merge --dtype b", {"bfloat16"}),
+        ("minipeft combine --kind dare_t", {"dare_ties", "dare_ties_svd"}),
         ("minipeft train lora out --sch", {"--schedule"}),
         ("minipeft train lora out --schedule c", {"constant", "cosine"}),
         ("minipeft bench --backend ", {"numpy", "cupy"}),

@@ -61,7 +61,7 @@ def test_every_method_is_shown(call):
 
 def test_version_and_help(call):
     assert call("--version")[1].startswith("minipeft 0.")
-    for command in ["list", "show", "compare", "train", "merge", "convert", "replay", "check", "bench"]:
+    for command in ["list", "show", "compare", "train", "merge", "combine", "convert", "replay", "check", "bench"]:
         status, out, _ = call(command, "--help")
         assert status == 0 and "Example" in out, command
 

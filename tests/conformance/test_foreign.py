@@ -153,7 +153,10 @@ def test_the_page_tells_every_tensor_of_a_file():
         assert re.search(rf"^\| ([\w, ]+, )?{method}(,| \|)", PAGE, re.M), method
         folder = cases.SHIPPED / method / "load" / "plain" / "adapter" / "adapter_model.safetensors"
         for key in load_file(folder):
-            assert f"`{key.removeprefix('base_model.model.layer.')}`" in PAGE, (method, key)
+            first = re.sub(
+                r"\.\d+\.", ".0.", key.removeprefix("base_model.model.layer.")
+            )  # of several that are counted
+            assert f"`{first}`" in PAGE, (method, key)
     assert methods <= set(specs())
 
 
@@ -164,7 +167,7 @@ def test_the_table_of_files_is_the_one_that_is_generated():
 def test_the_page_tells_the_four_bit_codebook():
     from minipeft.quantize import NF4_CODEBOOK
 
-    told = PAGE.split("The codebook t")[1].split("A block's")[0].split(":", 1)[1].replace("−", "-").strip().rstrip(".")
+    told = PAGE.split("the codebook t")[1].split("A block's")[0].split(":", 1)[1].replace("−", "-").strip().rstrip(".")
     assert np.array_equal(np.array([float(t) for t in told.split(",")], np.float32), NF4_CODEBOOK)
 
 

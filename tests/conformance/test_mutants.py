@@ -36,7 +36,7 @@ def test_a_file_has_the_name_of_its_method():
     names = {p.stem for p in Path(mutants.__file__).parent.glob("*.py")}
     every = mutants.every()
     assert names - METHODS.keys() == {"__init__", "__main__", "general", "killing"}
-    assert every["residual_forgotten"].where.words == "lora_ga, pissa"  # one imports the other's
+    assert every["residual_forgotten"].where.words == "corda, lora_ga, pissa"  # two import the third's
 
 
 def test_two_of_one_name_are_refused(monkeypatch):

@@ -52,7 +52,11 @@ FAMILIES = list(tiny.ARCHS)
 DTYPES = [np.float64, np.float32]
 DATA = Path(__file__).parents[1] / "data" / "peft"
 RECORDED = sorted(p.relative_to(DATA).as_posix() for p in DATA.glob("*/*") if p.name != "base")
-MEASURED = ("eva", "lora_ga")  # they start from what was measured on data, which rounds in another way on each device
+MEASURED = (
+    "corda",
+    "eva",
+    "lora_ga",
+)  # they start from what was measured on data, which rounds in another way on each device
 
 
 def placed(x):

@@ -8,7 +8,7 @@ from minipeft.engine.bfloat16 import Bfloat16, bfloat16
 from minipeft.engine.mapped import Mapped
 from minipeft.engine.weight import Weight, again, factor, form, held_arrays, widened
 from minipeft.errors import Bad
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import FourBits, quantize
 
 A = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
 HELD = {
@@ -38,7 +38,7 @@ def test_all_of_them_answer_alike(name):
     assert (type(new) is Bfloat16) == (form(W) == "bfloat16") and abs(widened(new) - A - 1).max() <= 2.0**-7
     held = held_arrays(W)
     assert held and all(isinstance(a, np.ndarray) for a in held.values())
-    assert ("codes" in held) == (type(W) is NF4) and ("values" in held) == (form(W) == "bfloat16")
+    assert ("codes" in held) == (type(W) is FourBits) and ("values" in held) == (form(W) == "bfloat16")
 
 
 def test_a_mapped_weight_is_the_file_itself_where_the_types_are_one():

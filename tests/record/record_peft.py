@@ -60,6 +60,7 @@ DOWNCASTING = (
 )  # fmt: skip
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 VOCAB = 43
+BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")  # methods that need task_ids
 Tensors = dict[str, torch.Tensor]
 
 # --- bases: sizes differ from one another wherever the architecture lets them ------------------------------------------
@@ -185,6 +186,7 @@ class Case:
     build: Callable[[Case, Path], None] | None = None  # saves the adapter by other means
     cls: Any = None  # the model that is trained, if it has another head than the base
     rows: int = 0  # of the vocabulary, if it is resized
+    converted: bool = False  # saved as plain LoRA of twice the rank: what it began as is subtracted
 
     @property
     def is_prompt(self) -> bool:
@@ -193,7 +195,7 @@ class Case:
     @property
     def inputs(self) -> Tensors:
         task = self.config.task_type if self.cls else BASES[self.base][2]
-        return inputs(self.base, self.padding, self.config.peft_type == "POLY", task, self.rows or VOCAB)
+        return inputs(self.base, self.padding, self.config.peft_type in BY_TASK, task, self.rows or VOCAB)
 
 
 def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -208,8 +210,14 @@ def save_adapter(case: Case, folder: Path) -> None:
     model = get_peft_model(model, case.config).eval()
     if case.after:
         case.after(model, case)
-    jitter(trainable(model), case.size, generator(case.base, case.name))
-    model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto")
+    with tempfile.TemporaryDirectory() as began:
+        options = {}
+        if case.converted:
+            model.peft_config["default"].init_lora_weights = True
+            model.save_pretrained(f"{began}/first")
+            options = dict(path_initial_model_for_weight_conversion=f"{began}/first")
+        jitter(trainable(model), case.size, generator(case.base, case.name))
+        model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto", **options)
 
 
 def gradient(v: torch.Tensor) -> torch.Tensor:
@@ -237,7 +245,7 @@ def expect(case: Case, folder: Path) -> Tensors:
         if case.is_prompt:  # projections are folded on saving, and only the inference mode reads the folded prompt
             prompt = model.prompt_encoder["default"].embedding.weight
             for p in [
-                prompt,
+                *model.prompt_encoder["default"].parameters(),
                 *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters()),
             ]:
                 p.requires_grad_(True)
@@ -255,7 +263,10 @@ def expect(case: Case, folder: Path) -> Tensors:
     trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
     trained |= {k: grads[k] for k in saved if k in grads}
     if case.is_prompt:
-        trained["prompt_embeddings"] = prompt.grad
+        own = dict(model.prompt_encoder["default"].named_parameters())
+        trained |= {k: p.grad for k, p in own.items()}
+        parts = [p.grad * (k != "frozen_embedding") for k, p in own.items() if k.endswith("_embedding")]
+        trained["prompt_embeddings"] = torch.cat(parts) if parts else prompt.grad
     wants = {
         k: trained[k]
         for k, v in saved.items()

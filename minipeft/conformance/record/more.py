@@ -26,7 +26,7 @@ def drawn(
     inputs = inputs_of(place, method, rng)
     start, trained = arrays_at(place, method, rng, inputs)
     arrays = moved(start, tuple(start) if part_of(cls) else trained, rng)
-    roles = {k: "base" if k in place.given and k not in ("ids", "task_ids") else "input" for k in inputs}
+    roles = {k: "base" if k in place.given and k not in ("ids", "task_ids", "input_ids") else "input" for k in inputs}
     roles |= {k: "array" if k in trained else "stored" for k in arrays}
     about: Arrays = dict(
         method=cls.name, variant=variant, config=config_of(method), place=place.name, source=page.source,

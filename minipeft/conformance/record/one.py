@@ -13,7 +13,7 @@ from minipeft.conformance import places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import WORDS, Arrays, Place, bias_of
-from minipeft.conformance.witnesses import closed_form, dropped_form
+from minipeft.conformance.witnesses import closed_form, dropped_form, removed_by
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.interop.peft.registry import spec_named
@@ -40,6 +40,8 @@ def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
         if name == "ids":
             out[name] = rng.integers(0, WORDS, shape)
             out[name].flat[:3] = (2, 5, 2)  # trained tokens, one of them twice
+        elif name == "input_ids":
+            out[name] = np.array([[2, 5, 2, 5], [7, 2, 5, 1], [5, 2, 3, 2]])  # what is sought twice, once, and never
         elif name == "task_ids":
             out[name] = np.arange(shape[0]) % method.n_tasks
         else:
@@ -123,7 +125,7 @@ def witnesses(case: Case) -> tuple[str, ...]:
                 x, kept = given["x"], given["x"] * given["keep"] / (1 - method.dropout)  # type: ignore[attr-defined]
                 W = places.held(method, given["W"])
                 if "A0" in given:  # a residual base
-                    W = W - method.scale * given["B0"] @ given["A0"]  # type: ignore[attr-defined]
+                    W = W - removed_by(case.method)(method, given)
                 if dropped := dropped_form(case.method):
                     closed = dropped(method, given | {"kept": kept})
                 else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from minipeft.conformance.places import ARCH
 from minipeft.errors import Bad
-from minipeft.method import Method
+from minipeft.method import Method, samples
 from minipeft.model.arch import Arch
 from minipeft.settings import choices, kind, tried
 
@@ -40,7 +40,9 @@ def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
             if choice == getattr(method, field):
                 continue
             try:
-                told = f"{choice:.0e}" if isinstance(choice, float) else choice  # a dot would part a case's name
-                yield f"{field}={told}", dataclasses.replace(method, **{field: choice})
+                made = dataclasses.replace(method, **{field: choice})
             except Bad:
                 continue  # an option that does not go with the others
+            if not samples(made, train=False):  # what is drawn in every pass is no number to record
+                told = f"{choice:.0e}" if isinstance(choice, float) else choice  # a dot would part a case's name
+                yield f"{field}={told}", made

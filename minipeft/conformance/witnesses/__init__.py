@@ -5,7 +5,8 @@ by name; it gives the outputs by name. A variant that computes the same imports 
 Where dropout does not act on the input of the whole change, `dropped(m, t)` is the form in training: t["kept"] is what it leaves of x.
 
 Where training starts from something computed, `start_NAME(m, t)` gives the array NAME, or what is derived of the arrays under
-that name, as it is then. `TINY` are settings, and shapes of arrays, for the tiny tier.
+that name, as it is then. `removed(m, t)` is what a residual base has lost, where it is not s B₀ A₀. `TINY` are settings, and
+shapes of arrays, for the tiny tier.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def closed_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
 def dropped_form(name: str) -> Callable[[Any, Tensors], Tensors] | None:
     """The closed form of the method of this name in training, where its dropout is not the rule's; None where it is."""
     return getattr(_module(name), "dropped", None)
+
+
+def removed_by(name: str) -> Callable[[Any, Tensors], np.ndarray]:
+    """What is taken from the base of the method of this name, of which no dropout knows."""
+    return getattr(_module(name), "removed", lambda m, t: scale(m) * t["B0"] @ t["A0"])
 
 
 def starts_of(name: str) -> tuple[str, Callable[..., np.ndarray]] | None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.cases import Case, Unsupported
-from minipeft.conformance.places import ARCH
+from minipeft.conformance.places import place_at
 from minipeft.interop.harness_torch import Arrays, Layer, TorchLibrary, mask, torch_of
+from minipeft.model.arch import Arch
 
 ENDS = {  # of a place: what goes in and what comes out
     "linear": (("x",), ("y",)),
@@ -52,6 +53,11 @@ def packed(case: Case) -> Case:
     names = {"x": inputs, "g.y": [f"g.{n}" for n in outputs], "target.y": [f"target.{n}" for n in outputs]}
     stacked = {k: np.stack([case.inputs[n] for n in of]) for k, of in names.items() if of[0] in case.inputs}
     return dataclasses.replace(case, inputs={**case.inputs, **stacked})
+
+
+def arch_of(case: Case) -> Arch:
+    """The sizes of the model that the case is a part of."""
+    return place_at(case.place, case.inputs).sites[0].arch
 
 
 @dataclass
@@ -117,8 +123,8 @@ class Adapters(TorchLibrary):
             return adapters.ParBnConfig(scaling="learned" if c["learned_scale"] else c["s"], **options)
         return (adapters.DoubleSeqBnConfig if case.method == "houlsby" else adapters.SeqBnConfig)(**options)
 
-    def configured(self, configs: Mapping[str, Any], active: Any) -> tuple[Any, Any]:
-        """The configurations of a model that its layers ask for, with these adapters by name, some of them active."""
+    def configured(self, case: Case, configs: Mapping[str, Any], active: Any) -> tuple[Any, Any]:
+        """The configurations of a model as wide as the case that its layers ask for, with these adapters by name, some of them active."""
         from adapters import ModelAdaptersConfig
         from adapters.composition import parse_composition
         from transformers import LlamaConfig
@@ -127,7 +133,8 @@ class Adapters(TorchLibrary):
         for name, config in configs.items():
             every.add(name, config)
         every.active_setup = parse_composition(active)
-        return LlamaConfig(hidden_size=ARCH.d, num_attention_heads=ARCH.heads), every
+        arch = arch_of(case)
+        return LlamaConfig(hidden_size=arch.d, num_attention_heads=arch.heads), every
 
     def linear(self, case: Case, configs: Mapping[str, Any], active: Any) -> Any:
         """The library's linear with the base's weights and fresh adapters."""
@@ -141,7 +148,7 @@ class Adapters(TorchLibrary):
         with torch.no_grad():
             base.weight.copy_(torch.tensor(case.tensors["W"]))
             base.bias.copy_(torch.tensor(case.tensors["b"]))
-        layer = LoRALinear.wrap(base, "selfattn", *self.configured(configs, active), attn_key="q")
+        layer = LoRALinear.wrap(base, "selfattn", *self.configured(case, configs, active), attn_key="q")
         for name in configs:
             layer.add_adapter(name, 0)
         return layer
@@ -154,7 +161,7 @@ class Adapters(TorchLibrary):
             return self.shaped(case, layer, layer.loras["it"], lambda x: layer(x[0])[None])
         if case.method == "adapter_fusion":
             return self.fusion(case)
-        model, every = self.configured({"it": self.config(case)}, "it")
+        model, every = self.configured(case, {"it": self.config(case)}, "it")
         if case.method == "loreft":
             return self.reft(case, model, every)
         if case.method == "invertible":
@@ -168,7 +175,7 @@ class Adapters(TorchLibrary):
         if case.method == "prompt_tuning":
             from adapters.methods.prompt_tuning import PromptTuningLayer
 
-            prompt = PromptTuningLayer(model, every, torch.nn.Embedding(1, ARCH.d))
+            prompt = PromptTuningLayer(model, every, torch.nn.Embedding(1, arch_of(case).d))
             prompt.add_adapter("it", 0)
             return self.shaped(case, prompt, prompt.prompt_tunings["it"], lambda h: prompt(h[0])[None])
         from adapters.methods.bottleneck import BottleneckLayer
@@ -203,7 +210,7 @@ class Adapters(TorchLibrary):
         parts = [dataclasses.replace(case, method="pfeiffer", config=c) for c in case.config["adapters"]]
         configs = {str(i): self.config(part) for i, part in enumerate(parts)}
         fuse = Fuse(*configs)
-        model, every = self.configured(configs, fuse)
+        model, every = self.configured(case, configs, fuse)
         every.add_fusion(list(configs), DynamicAdapterFusionConfig(query_before_ln=case.config["query"] == "output"))
         after = BottleneckLayer("output_adapter", is_layer_hooked=True)
         after.init_adapters(model, every)
@@ -241,7 +248,8 @@ class Adapters(TorchLibrary):
         from adapters.context import ForwardContext
         from adapters.methods.prefix_tuning import PrefixTuningLayer, PrefixTuningPool
 
-        model.update(dict(hidden_size=ARCH.kv * ARCH.dh, num_attention_heads=ARCH.kv, num_key_value_heads=ARCH.kv))
+        arch = arch_of(case)
+        model.update(dict(hidden_size=arch.kv * arch.dh, num_attention_heads=arch.kv, num_key_value_heads=arch.kv))
         pool, layer = PrefixTuningPool(model, every), PrefixTuningLayer("self_prefix", model, every)
         layer.set_pool(pool)
         layer.add_adapter("it", 0)

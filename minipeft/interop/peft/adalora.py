@@ -8,12 +8,11 @@ from typing import Any
 from minipeft.adapted import Adapter
 from minipeft.interop.peft.fields import (
     COUNT,
+    NOT_NEGATIVE,
     NUMBER,
     ONLY_STARTS,
     RATE,
     Config,
-    Kind,
-    is_number,
     needed,
     plain,
     refused,
@@ -40,7 +39,7 @@ KNOWN = FACTORS | {
     "deltaT": needed(COUNT, 1),
     "beta1": needed(RATE, 0.85),
     "beta2": needed(RATE, 0.85),
-    "orth_reg_weight": needed(Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, float), 0.5),
+    "orth_reg_weight": needed(NOT_NEGATIVE, 0.5),
     "total_step": plain("when training ends"),
 }
 

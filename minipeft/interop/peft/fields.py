@@ -106,9 +106,20 @@ def pattern(kind: Kind) -> Kind:
     )
 
 
+def group(**kinds: Kind) -> Kind:
+    """A dictionary, or null, whose fields are of these kinds; others are passed over."""
+    return Kind(
+        f"null or a dictionary of {', '.join(f'{name} ({kind.words})' for name, kind in kinds.items())}",
+        lambda v: (
+            v is None or (isinstance(v, dict) and all(k.holds(v[name]) for name, k in kinds.items() if name in v))
+        ),
+    )
+
+
 ANY = Kind("anything", lambda v: True)
 FLAG = Kind("true or false", lambda v: v is None or isinstance(v, bool), bool)
 NUMBER = Kind("a finite number", is_number, float)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, float)
 POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0, float)
 RATE = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1, float)
 COUNT = whole(1)

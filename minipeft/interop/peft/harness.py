@@ -92,7 +92,7 @@ class Peft:
 
     def spec(self, case: Case) -> Spec:
         """How PEFT writes the method. Raises `Unsupported` for what it cannot put on one layer."""
-        if case.place not in ("linear", "tasks", "table"):
+        if case.place not in ("linear", "tasks", "table", "read"):
             raise Unsupported("not one layer")
         spec, method = spec_of(method_of(case)), method_of(case)
         return spec.of(spec.write(method, ARCH), ARCH)
@@ -162,7 +162,7 @@ class Peft:
 
     def call(self, case: Case, model: Any, x: Any) -> Any:
         more = {"task_ids": self.torch(case).tensor(case.tensors["task_ids"])} if case.place == "tasks" else {}
-        return model(x, **more)
+        return model(x, **more, **self.spec(case).called(model, case.tensors))
 
     def input(self, case: Case) -> Any:
         return self.torch(case).tensor(case.tensors["ids" if case.place == "table" else "x"])

@@ -123,6 +123,13 @@ def plain_key(model: Model, key: str) -> str:
     return key
 
 
+def _root(spec: Spec, suffix: str) -> str:
+    """The keys of what sites share, as a regular expression: an adapter's name may follow, modules be named before."""
+    start, dot, end = suffix.rpartition(".")
+    modules = r"(.*\.)?" if spec.copied else ""
+    return rf"{re.escape(start + dot)}{modules}{re.escape(end)}(\.[^.]+)?"
+
+
 def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Parts:
     """The tensors of a file by what they are. Raises `Bad` for keys that are none of this base and method, for two of the
 
@@ -147,12 +154,10 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         a = tensors[key]
         if not (a.ndim and a.size):
             raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
-        shared = [
-            n for n, k in spec.root_keys.items() if re.fullmatch(re.escape(k.suffix) + r"(\.[^.]+)?", unwrapped(key))
-        ]
+        shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k.suffix), unwrapped(key))]
         if shared:
             once(key, "", shared[0])
-            parts.shared[shared[0]] = spec.root_keys[shared[0]].ours(a, model.arch)
+            parts.shared |= {name: spec.root_keys[name].ours(a, model.arch) for name in shared}
             continue
         body = body_of(key)
         if found := _split(body, suffixes):

@@ -6,6 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+
+from minipeft.adapted import Adapter
+from minipeft.engine.backend import to_host
 from minipeft.errors import Bad, note
 from minipeft.interop.peft.fields import (
     BIASES,
@@ -14,15 +18,20 @@ from minipeft.interop.peft.fields import (
     COUNT,
     EXCLUDED,
     FLAG,
+    IDS,
     LAYERED,
+    LIST,
+    NOT_NEGATIVE,
     NUMBER,
     ONLY_STARTS,
+    POSITIVE,
     RATE,
     TARGETS,
     TOKENS,
     WHOLE,
     Config,
     Kind,
+    group,
     needed,
     optional,
     pattern,
@@ -30,14 +39,17 @@ from minipeft.interop.peft.fields import (
     read,
     refused,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, Trial, transposed, turned
+from minipeft.interop.peft.spec import Key, Spec, Trial, never, remade, transposed, turned
+from minipeft.method import method_class
 from minipeft.model.arch import Arch
+from minipeft.model.base import Model
 
 STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell
-    "pissa_niter_": "from a decomposition that begins at random",
-    "corda": "from a decomposition that needs the data",
-    "loftq": "by quantising it",
+CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
+BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell; what to do
+    "pissa_niter_": ("from a decomposition that begins at random", CONVERT),
+    "corda": ("from a decomposition that needs the data", CONVERT),
+    "loftq": ("by quantising it", "save the base as it became, and the adapter with init_lora_weights=true"),
 }
 
 
@@ -89,7 +101,25 @@ KNOWN = FACTORS | {
     "lora_bias": read(FLAG, False),
     "init_lora_weights": read(START, True),
     "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
+    "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
+    "use_qalora": read(FLAG, False),
+    "qalora_group_size": read(COUNT, 16),
+    "alora_invocation_tokens": read(optional(IDS)),
+    "monteclora_config": read(
+        group(
+            num_samples=COUNT,
+            use_entropy=FLAG,
+            dirichlet_prior=POSITIVE,
+            sample_scaler=NOT_NEGATIVE,
+            kl_loss_weight=NOT_NEGATIVE,
+            buffer_size=COUNT,
+        )
+    ),
+    "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
+
+# of which PEFT takes one
+VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
 
 
 def began(config: Config) -> str | None:
@@ -124,12 +154,23 @@ def refuse_transposed(factors: str, arch: Arch) -> None:
         )
 
 
+def _drawn(config: Config, arch: Arch) -> Config:
+    """How they were drawn, if not as usual."""
+    return dict(start=began(config)) if began(config) in ("gaussian", "orthogonal") else {}
+
+
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
+    chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
+    if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
+        chosen.append(f"init_lora_weights={start!r}")
+    if len(chosen) > 1:
+        raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
     if (found := began(config)) in BASE_CHANGED:
+        how, instead = BASE_CHANGED[found]
         raise Bad(
-            f"adapter_config.json: init_lora_weights={start!r} changed the base, {BASE_CHANGED[found]}: it cannot be made "
-            "again from this file; save the adapter with path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            f"adapter_config.json: init_lora_weights={start!r} changed the base, {how}: it cannot be made again from this file; "
+            f"{instead}, which makes it plain LoRA"
         )
     if found == "lora_ga":
         note(
@@ -166,13 +207,20 @@ TUNER = Spec(
     settings=dict(r="r", alpha="lora_alpha", dropout="lora_dropout", rslora="use_rslora", lora_bias="lora_bias"),
     writes=written,
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
-    settled=lambda config, arch: dict(fixed=("B",)) if config.get("init_lora_weights") == "mica" else {},
     wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )
 
+
+def _writes(m: Any, arch: Arch) -> Config:
+    # PEFT refuses "gaussian" beside a bias, and "orthogonal" for odd ranks, when it loads what it then replaces
+    return written(m, arch, init_lora_weights="gaussian" if m.start == "gaussian" and not m.lora_bias else True)
+
+
 SPEC = dataclasses.replace(
     TUNER,
+    reads=_drawn,
+    writes=_writes,
     examine=_examine,
     variants=_patterns,
     combined=True,
@@ -186,4 +234,30 @@ SPEC = dataclasses.replace(
         Trial("llama-cls", dict(r=2), dict(train_whole=["score"]), name="on a classifier"),
         Trial("t5", dict(r=2), dict(targets="q v wi"), name="t5"),
     ),
+)
+
+
+def doubled(m: Any) -> Any:
+    """LoRA of twice the rank and the same scale."""
+    plain: Any = method_class("lora")
+    return plain(r=2 * m.r, alpha=m.alpha * (2**0.5 if m.rslora else 2), dropout=m.dropout, rslora=m.rslora)
+
+
+def as_lora(model: Model, adapter: Adapter) -> Adapter:
+    """Factors A0, B0 that are subtracted from the base, as further directions: B A − B0 A0 = [B, B0] [A; −A0]."""
+    at = {site: doubled(m) for site, m in adapter.at.items() if m.name == adapter.method.name}
+    arrays = {}
+    for site, own in adapter.grouped().items():
+        if site in at:
+            own = {k: to_host(a) for k, a in own.items()}
+            arrays[f"{site}:A"] = np.concatenate([own["A"], -own["A0"]])
+            arrays[f"{site}:B"] = np.concatenate([own["B"], own["B0"]], axis=1)
+    return remade(adapter, doubled(adapter.method), at, arrays)
+
+
+CONVERTED = dataclasses.replace(  # what began as a part of the base that no file tells: plain LoRA of twice the rank
+    TUNER,
+    writes=lambda m, arch: TUNER.write(doubled(m), arch),
+    claims=never,
+    plain=as_lora,
 )

@@ -23,7 +23,7 @@ KNOWN = PROMPT | {
 }
 
 
-def _reads(config: Config, arch: Arch) -> Config:
+def reads(config: Config, arch: Arch) -> Config:
     """Raises `Bad` where the prefixes do not fit this base."""
     both = 2 if arch.encoder_layers else 1
     given = config | dict(num_transformer_submodules=stacks(config, arch))
@@ -39,7 +39,7 @@ def _reads(config: Config, arch: Arch) -> Config:
     return dict(window="past", layout="peft" if both == 2 else "ordered", blocks=0 if blocks == arch.layers else blocks)
 
 
-def _writes(m: Any, arch: Arch) -> Config:
+def writes(m: Any, arch: Arch) -> Config:
     blocks = 2 * arch.layers if arch.encoder_layers and m.layout == "ordered" else m.blocks or arch.layers
     return dict(
         token_dim=arch.kv * arch.dh, num_layers=blocks, num_attention_heads=arch.kv,
@@ -47,26 +47,28 @@ def _writes(m: Any, arch: Arch) -> Config:
     )  # fmt: skip
 
 
-def _as_prefixes(model: Model, adapter: Adapter) -> Adapter:
+def as_prefixes(model: Model, adapter: Adapter) -> Adapter:
     """The projection, folded in, in PEFT's layout. Raises `Bad` where PEFT computes something else."""
     method: Any = adapter.method
     arch = model.arch
     own = [s for s, m in adapter.at.items() if m.name == method.name]
     if own != (expected := [f"layers.{n}.attn.kv" for n in range(arch.layers)]):
-        raise Bad(f"prefix_tuning: PEFT has prefixes at {', '.join(expected)} alone, found {', '.join(own)}")
+        raise Bad(f"{method.name}: PEFT has prefixes at {', '.join(expected)} alone, found {', '.join(own)}")
     if any(arch.window_of(n) for n in range(arch.layers)) and method.window == "all":
-        raise Bad("prefix_tuning: window='all' is not what PEFT computes with a sliding window; expected 'past'")
+        raise Bad(f"{method.name}: window='all' is not what PEFT computes with a sliding window; expected 'past'")
     if method.positions == "zero" and arch.positions != "relative":
-        raise Bad("prefix_tuning: positions='zero' is not what PEFT computes; expected 'after'")
+        raise Bad(f"{method.name}: positions='zero' is not what PEFT computes; expected 'after'")
     if method.layout == "peft" and not arch.encoder_layers:
-        raise Bad("prefix_tuning: layout='peft' is not what PEFT computes without an encoder; expected 'ordered'")
+        raise Bad(f"{method.name}: layout='peft' is not what PEFT computes without an encoder; expected 'ordered'")
     E = to_host(method.flat(**adapter.grouped()[""]))
     if arch.encoder_layers and method.layout == "ordered":  # there PEFT takes for layer l what stands at 2l
         blocks = E.reshape(len(E), -1, 2 * arch.kv * arch.dh)[:, : arch.layers]
         E = np.stack([blocks, np.zeros_like(blocks)], axis=2).reshape(len(E), -1)
     plain = dataclasses.replace(method, hidden=0, layout="peft" if arch.encoder_layers else "ordered",
                                 blocks=E.shape[1] // (2 * arch.kv * arch.dh))  # fmt: skip
-    return remade(adapter, plain, dict.fromkeys(own, plain), {":E": E})
+    frozen = getattr(method, "frozen", 0)
+    parts = {":E": E[frozen:]} | ({":F": E[:frozen]} if frozen else {})
+    return remade(adapter, plain, dict.fromkeys(own, plain), parts)
 
 
 SPEC = Spec(
@@ -74,9 +76,9 @@ SPEC = Spec(
     KNOWN,
     root_keys={"E": Key("prompt_embeddings", size="(p, 2 layers kv d_h)")},
     settings=dict(p="num_virtual_tokens"),
-    reads=_reads,
-    writes=_writes,
-    plain=_as_prefixes,
+    reads=reads,
+    writes=writes,
+    plain=as_prefixes,
     tasked=True,
     on_layer=False,
     trials=(

@@ -22,7 +22,7 @@ KNOWN = PROMPT | {
 ROWS = {"P": Key("prompt_embeddings", size="(p, d)")}
 
 
-def _reads(config: Config, arch: Arch) -> Config:
+def reads(config: Config, arch: Arch) -> Config:
     typed = config.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
     return dict(
         pool="last_position" if arch.head == "classify" and arch.pool == "last" else "token",
@@ -76,7 +76,7 @@ SPEC = Spec(
     KNOWN,
     root_keys=ROWS,
     settings=dict(p="num_virtual_tokens"),
-    reads=_reads,
+    reads=reads,
     writes=lambda m, arch: sized(m, arch) | dict(prompt_tuning_init="RANDOM"),
     settled=rows,
     plain=pooled,

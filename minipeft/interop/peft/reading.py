@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted
+from minipeft.arrays import held_for
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import There, expected, wrong_in
@@ -102,7 +103,9 @@ def load_peft_parts(
     if spec.on_blocks:
         targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
     own: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
-    arrays = declared_at(base, method, targets, per_site)
+    at = _methods_at(base, method, targets, per_site)
+    arrays = dict(expected(method, at, every))
+    own = _held_once(folder, labels(spec, every, modules), held_for(method, at), own)
     own |= {next((full for full in arrays if full.endswith(f":{k}")), f":{k}"): v for k, v in parts.shared.items()}
     there_are = {k: it.shape for k, it in arrays.items()}
     needed = {k for k, it in arrays.items() if it.trained and (k in own or k.partition(":")[0] in found)}
@@ -144,13 +147,13 @@ def refuse_odd(folder: Path, spec: Spec, tensors: Mapping[str, Any], model: Mode
         raise Bad(
             f"{folder}: expected at most {most:,} tensors, which an adapter of this base has, found {len(tensors):,}"
         )
-    places = {k.suffix for k in spec.keys.values() if k.row is not None or k.integers}
+    places = {k.suffix for k in spec.keys.values() if k.row is not None or k.whole}
     plain: dict[str, str] = {}
     for key, a in tensors.items():
         if (other := plain.setdefault(unwrapped(key), key)) != key:
             raise Bad(f"{folder}: {other} and {key} are the same tensor; expected one adapter in a file")
         if key.endswith(tuple(places)):
-            if a.dtype.kind != "i":
+            if a.dtype.kind != "i" and a.dtype != np.uint8:
                 raise Bad(f"{folder}: {key}: expected integers, found {a.dtype}")
         elif a.dtype.kind != "f":
             raise Bad(f"{folder}: {key}: expected floating-point numbers, found {a.dtype}")
@@ -167,11 +170,33 @@ def declared_at(
     model: Model, method: Method, targets: Any, per_site: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, There]:
     """The arrays that a method has on a model by its declarations, {"site:name": array}; nothing is drawn."""
-    every = sites(model)
-    at = {s.name: dataclasses.replace(method, **per_site.get(s.name, {})) for s in select(model, targets)}
+    return dict(expected(method, _methods_at(model, method, targets, per_site), sites(model)))
+
+
+def _methods_at(
+    model: Model, method: Method, targets: Any, per_site: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Method]:
+    """The method as it stands at each of its sites."""
+    chosen = {s.name: s for s in select(model, targets)}
+    at = {name: dataclasses.replace(method, **per_site.get(name, {})) for name in chosen}
     for name, own in at.items():
-        refuse_unfit(own, every[name])
-    return dict(expected(method, at, every))
+        refuse_unfit(own, chosen[name])
+    return at
+
+
+def _held_once(
+    folder: Path, label: Callable[[str], str], held: Mapping[str, Mapping[str, str]], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A file's arrays, but those that sites share held once: a file has them at every site. Raises `Bad` where they differ."""
+    own = dict(own)
+    for name, by in held.items():
+        for site, holder in by.items():
+            here, there = f"{site}:{name}", f"{holder}:{name}"
+            if here in own and here != there and not np.array_equal(own[here], own.setdefault(there, own[here])):
+                raise Bad(f"{folder}: {label(here)} and {label(there)} differ, which are one, shared by their modules")
+            if here != there:
+                own.pop(here, None)
+    return own
 
 
 def refuse_misfits(

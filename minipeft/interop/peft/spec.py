@@ -35,6 +35,11 @@ def vector(a: Any, arch: Arch) -> Any:
     return a.reshape(-1)
 
 
+def int32(a: Any, arch: Arch) -> Any:
+    """Integers of 32 bits."""
+    return a.astype(np.int32)
+
+
 def column(a: Any, arch: Arch) -> Any:
     """The numbers below each other."""
     return a.reshape(-1, 1)
@@ -49,7 +54,7 @@ class Key:
     theirs: Callable[[Any, Arch], Any] = _same  # ours -> theirs; linear, so it serves gradients too
     shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
-    integers: bool = False  # theirs is of integers, of 32 bits
+    whole: bool = False  # theirs is of integers
     holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
     size: str = ""  # of theirs in symbols, for docs/format.md
 
@@ -76,7 +81,7 @@ def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np
             continue
         a = np.ascontiguousarray(key.theirs(arrays[name], arch))
         if key.row is None:
-            out[key.suffix] = a.astype(np.int32) if key.integers else a
+            out[key.suffix] = a
         else:
             rows.setdefault(key.suffix, {})[key.row] = a
     return out | {s: np.stack([own[n] for n in sorted(own)]).astype(np.int32) for s, own in rows.items()}
@@ -111,7 +116,10 @@ class Spec:
     known: Mapping[str, Field]  # every field of its configuration
     keys: Keys = field(default_factory=dict)  # our array at a site -> its key
     embedding_keys: Keys | None = None  # at a token table, if they differ
-    root_keys: Keys = field(default_factory=dict)  # shared arrays, whose keys name no module
+    root_keys: Keys = field(
+        default_factory=dict
+    )  # shared arrays, whose keys name no module; parts of one tensor may have one key
+    copied: bool = False  # these stand once more under every module; one is enough
 
     # the configuration
     settings: Mapping[str, str] = field(default_factory=dict)  # our setting -> their field of the same value
@@ -121,9 +129,16 @@ class Spec:
         default_factory=dict
     )  # their dictionary of what differs by module -> our setting
     at_site: Callable[[Config, Mapping[str, Any]], Config] = lambda config, arrays: {}  # settings that our arrays tell
+    at_module: Callable[[Config, str], Config] = lambda config, module: {}  # settings that a module's name tells
+    at_sites: Callable[[Config, Mapping[str, str], Mapping[str, Mapping[str, Any]]], Mapping[str, Config]] = (
+        lambda config, modules, arrays: {}
+    )  # settings that differ by site, at their modules with these arrays of ours
     of_adapter: Callable[[Adapter, Mapping[str, str], Any], Config] = (
         lambda adapter, modules, folder: {}
     )  # their fields that tell of a whole adapter, whose sites are their modules, written to a folder
+    named: Callable[[Model, Adapter, Mapping[str, str]], Config] = (
+        lambda model, adapter, modules: {}
+    )  # target_modules and what goes with them, where the names of the adapter's modules are not enough
     settled: Callable[[Config, Arch], Config] = (
         lambda config, arch: {}
     )  # fields of this class that a configuration changes
@@ -155,6 +170,7 @@ class Spec:
     # the harness, the recorded cases and the live tests: PEFT on one module named `layer`, and on whole models
     on_layer: bool = True  # whether PEFT can be put there
     layer: Config = field(default_factory=dict)  # its further fields there
+    called: Callable[[Any, Mapping[str, Any]], Config] = lambda model, inputs: {}  # what it is called with beside x
     unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
     wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
@@ -193,7 +209,11 @@ class Spec:
                 values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
                 for site, module in modules.items():
                     out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
-        return {site: own | self.at_site(config, arrays[site]) for site, own in out.items()}
+        every = self.at_sites(config, modules, arrays)
+        return {
+            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site]) | every.get(site, {})
+            for site, own in out.items()
+        }
 
     def write(self, method: Any, arch: Arch) -> Config:
         """Their configuration, of a method of ours."""

@@ -19,7 +19,7 @@ from minipeft.interop.peft.fields import (
     optional,
     read,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, Trial
+from minipeft.interop.peft.spec import Key, Spec, Trial, int32
 from minipeft.model.arch import Arch
 
 RANK = Kind("an integer of at least 1 or null", lambda v: v is None or COUNT.holds(v), lambda v: v or 0)
@@ -35,7 +35,7 @@ KNOWN = COMMON | TARGETS | WHOLE | INIT | {
 
 KEYS = {
     "v": Key("supertuning_values", size="(n)"),
-    "p": Key("supertuning_indices", integers=True, size="(n): row · in + column"),
+    "p": Key("supertuning_indices", theirs=int32, whole=True, size="(n): row · in + column"),
     "A": Key("supertuning_lora_A.weight", size="(r, in) with `r`"),
     "B": Key("supertuning_lora_B.weight", size="(out, r) with `r`"),
 }

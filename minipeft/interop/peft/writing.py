@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import held_for
 from minipeft.checkpoints import their_layout
 from minipeft.checkpoints.files import write_json, write_tensors
 from minipeft.engine.backend import to_host
@@ -51,9 +52,15 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     for full, a in arrays.items():
         site, _, name = full.rpartition(":")
         if name in spec.root_keys and (not site or spec.is_prompt):
-            out[spec.root_keys[name].suffix] = spec.root_keys[name].theirs(to_host(a), arch)
+            key = spec.root_keys[name]
+            theirs = key.theirs(to_host(a), arch)
+            out[key.suffix] = out[key.suffix] + theirs if key.suffix in out else theirs  # each has 0 for the others
         elif site:
             grouped.setdefault(site, {})[name] = to_host(a)
+    for name, by in held_for(adapter.method, adapter.at).items():  # theirs has at every site what is shared
+        for site, holder in by.items():
+            if site in grouped and name in grouped.get(holder, {}):
+                grouped[site][name] = grouped[holder][name]
     for site, own in grouped.items():
         method = adapter.at[site]
         if method.name == WHOLE:
@@ -165,7 +172,7 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
             usual = getattr(adapter.method, ours)
             if differ := {modules[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
                 config[theirs] = differ
-    return config | spec.of_adapter(adapter, modules, folder)
+    return config | spec.named(model, adapter, modules) | spec.of_adapter(adapter, modules, folder)
 
 
 def _refuse_apart(model: Model, adapter: Adapter) -> None:

@@ -9,13 +9,13 @@ with the centred batch and a row for the shift of the mean, and decomposed again
 
     [diag(σ) V;  X − x̄;  √(N k/(N + k)) (μ − x̄)],   k rows of mean x̄ after N of mean μ
 
-Ranks are shared out after every batch: of all sites' directions, the Σ r that explain the largest share σ_i²/Σ‖x − μ‖²
+Ranks are shared out after every batch: of all sites' directions, the Σ r (each site's own) that explain the largest share σ_i²/Σ‖x − μ‖²
 of the variance are kept. A site is done while each direction it keeps has a cosine of at least `tau` with what it was
 before the last batch; batches are repeated until all sites are. A site that keeps no direction is given up.
 
 Merges   exactly: W' is an ordinary weight.
 Dropout  as LoRA.
-Differs  Padding is left out, prompts are not. Sites with the same inputs share one PCA, and the first is served first.
+Differs  Padding is left out, and so are tokens without a label where tokens have labels (labelled), as in HF peft. Sites with the same inputs share one PCA, and the first is served first.
          Where ranks change, s stays (adjust_scaling; else α does, and s = α/r with the new r); HF peft's own rule does
          not keep s with rslora, and it whitens once for every site that shares the inputs. Its decomposition is
          randomised and in float32, and batches of fewer than n tokens are left out; ours is exact and takes them.
@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import Bad, at_least, found_together, trained, within
+from minipeft.declare import Bad, at_least, found_together, requires, trained, within
 from minipeft.engine.factors import PCA
 from minipeft.methods.lowrank.lora import LoRA
 
@@ -41,13 +41,14 @@ def distribute(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
     """A, rank and α of every site that keeps a direction."""
     pcas: dict[bytes, PCA] = {}
     of: dict[str, PCA] = {}
-    inputs: dict[str, Any] = {facts["site"]: facts.site.inputs or () for facts in every}
+    inputs = {facts["site"]: _inputs(method, facts.site) for facts in every}
     for facts in every:
         name, width = facts["site"], facts["in"]
         if not any(map(len, inputs[name])):
             raise Bad(f"{method.name}: expected linears that saw inputs, found {name}, which saw none")
-        fresh = PCA(f"{method.name}: inputs of {name}", min(round(method.rho * method.r), width), np.zeros((0, width)))
-        of[name] = pcas.setdefault(inputs[name][0].tobytes(), fresh)
+        n, key = min(round(method.rho * facts["r"]), width), next(X for X in inputs[name] if len(X)).tobytes()
+        of[name] = pcas.setdefault(key, PCA(f"{method.name}: inputs of {name}", n, np.zeros((0, width))))
+        of[name].n = max(of[name].n, n)
     ranks = {name: pca.n for name, pca in of.items()}
     batches = len(inputs[every[0]["site"]])
     for i in range(method.passes * batches):
@@ -59,12 +60,19 @@ def distribute(method: Any, every: list[Any]) -> dict[str, dict[str, Any]]:
         if not todo:
             break
         for pca, X in todo.values():
-            if len(X):  # a batch of padding alone has none
+            if len(X):
                 pca.add(X, method.tau)
+        if not all(pca.rows for pca in pcas.values()):
+            continue  # some saw padding alone
         shares = [(-share, name) for name, pca in of.items() for share in pca.explained]
-        best = [name for _, name in sorted(shares, key=lambda pair: pair[0])[: method.r * len(every)]]
+        best = [name for _, name in sorted(shares, key=lambda pair: pair[0])[: sum(f["r"] for f in every)]]
         ranks = {name: best.count(name) for name in of}
-    return {name: _settled(method, of[name], rank) for name, rank in ranks.items() if rank}
+    return {f["site"]: _settled(f.method, of[f["site"]], rank) for f in every if (rank := ranks[f["site"]])}
+
+
+def _inputs(method: Any, site: Any) -> list[Any]:
+    X = site.inputs or []
+    return [x[kept] for x, kept in zip(X, site.labelled, strict=True)] if site.labelled and method.labelled else list(X)
 
 
 def _settled(method: Any, pca: PCA, rank: int) -> dict[str, Any]:
@@ -83,6 +91,8 @@ class EVA(LoRA):
     tau: float = within("(0, 1]", 0.99)
     whiten: bool = False
     adjust_scaling: bool = True
+    labelled: bool = True
     passes: int = at_least(1, 100, 10_000)  # over the batches, at most
 
+    drawn = requires("start == 'uniform'", "start is of factors that are drawn; expected 'uniform', found {start}")
     A = trained("r", "in", start=found_together(distribute, "v_i, or v_i/√σ_i with whiten", needs=("inputs",)))

@@ -6,10 +6,9 @@
 
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ; an embedding has none.
-Differs  The paper draws A from a Gaussian (§4.1); the authors' loralib and HF peft draw it Kaiming-uniformly with
-         a = √5, which is the U above. We follow the code. An embedding is a matrix (V, d) like any other here; HF peft
-         stores its factors transposed, A (r, V) zero and B (d, r) normal. A change of a tied embedding does not reach
-         the head.
+Differs  The paper draws A from a Gaussian (§4.1), loralib from U(±1/√in), as we do; HF peft has our three starts, "orthogonal"
+         (https://datta0.github.io/posts/rethink-lora-init: B A = 0, neither being 0) for even r alone. An embedding is a matrix
+         (V, d) like any other here; peft stores its factors transposed. A change of a tied one does not reach the head.
 
 >>> A, B = np.array([[1., 0., 2.]]), np.array([[1.], [3.]])
 >>> LoRA(r=1, alpha=2).change(A=A, B=B).onto(np.zeros((2, 3)))
@@ -21,7 +20,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Method, count, either, free, lowrank, normal, shift, trained, uniform, within
+from minipeft.declare import DOWN, QUERY_VALUE, UP, Method, choice, count, free, lowrank, shift, trained, within
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,10 @@ class LoRA(Method):
     dropout: float = within("[0, 1)", 0.0)
     rslora: bool = False
     lora_bias: bool = False
+    start: str = choice("uniform", "gaussian", "orthogonal", varied=False)
 
-    A = trained("r", "in", start=either("embedding", normal(), uniform("in")))
-    B = trained("out", "r")
+    A = trained("r", "in", start=DOWN)
+    B = trained("out", "r", start=UP)
     c = trained("out", when="lora_bias and not embedding")
 
     @property

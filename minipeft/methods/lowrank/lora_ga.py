@@ -11,7 +11,8 @@
 Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, not on that of A0.
 Differs  reading="paper" follows the paper and the authors' code; reading="peft" HF peft, where B0 carries Σ_J as well,
-         "stable" and "weight_svd" multiply B0 alone (the latter by σ_1(W)/Σ_J1), and "random" takes one set for both.
+         "stable" and "weight_svd" multiply B0 alone (the latter by σ_1(W)/Σ_J1), and "random" takes one set for both;
+         on GPT-2, whose weights lie transposed, its "stable" takes in for out.
          They subtract from the base, which a reload in HF peft does not repeat; here A0 and B0 are stored. Their
          decomposition of G is randomised, ours exact; the largest entry of every row of Vᵀ is positive. An embedding
          starts as in LoRA.
@@ -66,7 +67,7 @@ class LoRAGA(LoRA):
     gamma: float = positive(16.0)  # γ of "stable"
     reading: str = choice("paper", "peft", reading=True)
 
-    no_bias = requires("not lora_bias", "lora_bias goes with factors that start at 0; expected False")
+    drawn = requires("not lora_bias and start == 'uniform'", "lora_bias and start go with factors that are drawn")
     rank = requires("2 r <= min(in, out)", "r must be at most {min(in, out) / 2}, found {r}", when="not embedding")
     A = trained("r", "in", start=either("embedding", LoRA.A.start, GRADIENT))
     B = trained("out", "r", start=either("embedding", LoRA.B.start, GRADIENT))

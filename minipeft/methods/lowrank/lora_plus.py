@@ -27,5 +27,5 @@ class LoRAPlus(LoRA):
     name = "lora_plus"
     ratio: float = positive(16.0)  # λ
 
-    B = trained("out", "r", rate="ratio")
+    B = trained("out", "r", start=LoRA.B.start, rate="ratio")
     c = trained("out", when="lora_bias and not embedding", rate="ratio")

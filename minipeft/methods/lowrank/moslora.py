@@ -14,7 +14,7 @@ array([[1., 2.]])
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import choice, either, lowrank, orthonormal, shift, trained, uniform
+from minipeft.declare import choice, either, lowrank, orthonormal, requires, shift, trained, uniform
 from minipeft.methods.lowrank.lora import LoRA
 
 
@@ -25,6 +25,7 @@ class MoSLoRA(LoRA):
     name = "moslora"
     mixer: str = choice("uniform", "orthogonal")
 
+    zero = requires("start != 'orthogonal'", "start='orthogonal' goes with factors that nothing stands between")
     M = trained("r", "r", start=either("mixer == 'orthogonal'", orthonormal(), uniform("r")))
 
     def change(self, *, A: Any, B: Any, M: Any, c: Any = None) -> Any:

@@ -1,18 +1,19 @@
 """QLoRA: Efficient Finetuning of Quantized LLMs. Dettmers et al. 2023, https://arxiv.org/abs/2305.14314
 
-    Ŵ  = deq(quant(W))      held in four bits, made a matrix again at every use   (paper, eq. 5; minipeft.quantize)
+    Ŵ  = deq(quant(W))      held in few bits, made a matrix again at every use   (paper, eq. 5; minipeft.quantize)
     W' = Ŵ + s B A,   s = α/r, as LoRA
 
-Merges   exactly: to Ŵ + s B A in full precision. `requantized` gives what four bits keep of it.
+Merges   exactly: to Ŵ + s B A in full precision. `requantized` gives what those bits keep of it.
 Dropout  as LoRA.
 Differs  The base model, not the adapter, holds the codes: an adapter trained here is an ordinary LoRA. Constants are
          quantised too, as in the paper: double_quant=True; bitsandbytes leaves that off unless asked. bitsandbytes
-         merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in four
-         bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is.
+         merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in few
+         bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is. FP4 and eight
+         bits by rows are bitsandbytes' too; what enters a linear is left as it is, where it rounds that to eight bits.
 
 >>> from minipeft.drawing import Facts
 >>> site = Site("q.weight", (2, 2), "linear", None, np.array([[0.5, 1.0], [-1.0, 0.1]]))
->>> in_four_bits(QLoRA(double_quant=False), Facts(QLoRA(), site)).dequantize().round(2)
+>>> in_few_bits(QLoRA(double_quant=False), Facts(QLoRA(), site)).dequantize().round(2)
 array([[ 0.44,  1.  ],
        [-1.  ,  0.08]])
 """
@@ -20,28 +21,33 @@ array([[ 0.44,  1.  ],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import at_least, held
+from minipeft.declare import at_least, choice, held
 from minipeft.methods.lowrank.lora import LoRA
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import quantize
 
 
-def in_four_bits(method: Any, facts: Any) -> NF4 | None:
-    """The weight of a linear in four bits."""
-    return quantize(facts.W, method.block, method.double_quant) if facts["linear"] else None
+def in_few_bits(method: Any, facts: Any) -> Any:
+    """The weight of a linear, quantised."""
+    return method.quantized(facts.W) if facts["linear"] else None
 
 
 @dataclass(frozen=True)
 class QLoRA(LoRA):
-    """LoRA over a base held in four bits."""
+    """LoRA over a base held in four bits or eight."""
 
     name = "qlora"
     targets: str = "all-linear"
     takes = "linears"
-    block: int = at_least(1, 64, tried=64)
-    double_quant: bool = True
+    code: str = choice("nf4", "fp4", "int8")
+    block: int = at_least(1, 64, tried=64)  # of values in four bits
+    double_quant: bool = True  # of their constants
 
-    W = held(in_four_bits)
+    W = held(in_few_bits)
 
-    def requantized(self, W: Any, **arrays: Any) -> NF4:
-        """W' in four bits again, W being the base as dequantised: the merge of bitsandbytes, W' only roughly."""
-        return quantize(self.change(**arrays).onto(W), self.block, self.double_quant)
+    def quantized(self, W: Any) -> Any:
+        """W as it is held."""
+        return quantize(W, self.block, self.double_quant, self.code)
+
+    def requantized(self, W: Any, **arrays: Any) -> Any:
+        """W' held so again, W being the base as dequantised: the merge of bitsandbytes, W' only roughly."""
+        return self.quantized(self.change(**arrays).onto(W))

@@ -12,7 +12,8 @@ Merges     no: the keys grow. The projection can be dropped after training: `fla
 Positions  The text starts at position p: positions="after". AdapterHub starts it at 0: positions="zero".
 Differs    The paper has prefixes in the encoder and in cross-attention too; like HF peft we put them in the self-attention
            of the decoder, other `targets` add others. start="zero" is no identity: zero keys take their share of the
-           softmax. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n, and n is the encoder's:
+           softmax. start="text" takes the keys and values that the base has of a text's first p tokens, as it would read
+           them. In encoder-decoders layer l of HF peft uses the rows of layer 2l mod n, and n is the encoder's:
            layout="peft"; ours is layout="ordered". HF peft saves E with the projection folded in, and puts it into the
            cache, where a sliding window moves past it: window="past"; here every query sees it: window="all".
 
@@ -28,10 +29,14 @@ Differs    The paper has prefixes in the encoder and in cross-attention too; lik
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import Here, Method, choice, count, normal, requires, size, trained, uniform, zero_if
+from minipeft.declare import (
+    Here, Method, Unfit, choice, count, either, fact, free, memory, normal, requires, size, trained, uniform, zero_if,
+)  # fmt: skip
 from minipeft.engine import ops
 
-ZERO, NET = "start == 'zero'", "hidden > 0"
+ZERO, READ, NET = "start == 'zero'", "start == 'text'", "hidden > 0"
+FLAT = "start == 'zero' and not hidden"
+TOLD = "start='text', and no other, needs text of at least p = {p} token ids, and no hidden, found {text} and hidden = {hidden}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class PrefixTuning(Method):
     takes = "keys and values"
     p: int = count(8, tried=3)
     hidden: int = count(0, least=0, most=1 << 13)  # h of the projection, 0: none
-    start: str = choice("normal", "zero")
+    start: str = choice("normal", "zero", "text")
+    text: tuple[int, ...] = free(())  # token ids, p or more, for start="text"
     positions: str = choice("after", "zero", reading=True)
     layout: str = choice("ordered", "peft", reading=True)
     window: str = choice("all", "past", varied=False)
@@ -51,7 +57,10 @@ class PrefixTuning(Method):
 
     n, k = size("blocks or sites"), size("G e")
     enough = requires("n >= sites", "blocks must be at least {sites}, the number of its sites, found {n},")
-    E = trained("p", "k if hidden else 2 n k", start=zero_if("start == 'zero' and not hidden", normal()), shared=True)
+    told = requires("len(text) >= p and not hidden if start == 'text' else not text", TOLD)
+    reads = fact(lambda method, site: site.arch.causal and not site.arch.encoder_layers)
+    alone = requires("reads or not text", "start='text' needs a decoder alone", error=Unfit)
+    E = trained("p", "k if hidden else 2 n k", start=either(READ, memory("text"), zero_if(FLAT, normal())), shared=True)
     A1 = trained("hidden", "k", start=uniform("k"), when=NET, shared=True)
     c1 = trained("hidden", start=uniform("k"), when=NET, shared=True)
     A2 = trained("2 n k", "hidden", start=zero_if(ZERO, uniform("hidden")), when=NET, shared=True)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import QUERY_VALUE, Bad, Here, Method, count, requires, size, trained, uniform
+from minipeft.declare import QUERY_VALUE, Here, Method, count, requires, size, trained, uniform
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.method import Base
@@ -67,17 +67,8 @@ class Poly(Method):
         return ops.swapaxes(A @ B)[0] / self.r
 
     def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, Z: Any) -> Any:
-        """Every row through the weights of its task. Raises `Bad` for unknown tasks, and for missing ones."""
-        alone = self.n_tasks == 1 and here.run.batch.task_ids is None  # a single task need not be named
-        ids = xp.zeros(x.shape[0], int) if alone else here.task_ids
-        if tuple(ids.shape) != x.shape[:1]:
-            raise Bad(
-                f"{self.name}: task_ids must be one for each of {x.shape[0]} rows, found shape {tuple(ids.shape)}"
-            )
-        given = np.zeros(1, int) if alone else here.host("task_ids")
-        if given.min() < 0 or given.max() >= self.n_tasks:
-            raise Bad(f"{self.name}: task_ids must lie in 0 … {self.n_tasks - 1}, found {given.min()} … {given.max()}")
-        z = self._logits(Z, ids)
+        """Every row through the weights of its task."""
+        z = self._logits(Z, here.tasks(self.n_tasks, x.shape[0]))
         if here.train:
             tiny = np.finfo(z.dtype).eps
             u = xp.clip(here.random(z.shape), tiny, 1 - tiny)

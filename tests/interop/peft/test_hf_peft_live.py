@@ -108,7 +108,7 @@ def test_peft_computes_the_same(name, trial, hf, tmp_path):
 
     base = trial.base
     adapted = adapted_of(name, trial, load(ROOT / base / "base", np.float64))
-    given = inputs(base, name == "poly")
+    given = inputs(base, hasattr(METHODS[name], "n_tasks"))
     save_peft(adapted, tmp_path)
     model, modules = read_by_peft(hf, base, tmp_path)
     torch.set_default_dtype(torch.float64)
@@ -127,8 +127,8 @@ def test_peft_computes_the_same(name, trial, hf, tmp_path):
 
 
 def test_every_method_that_peft_has_is_here():
-    """Its base in four bits is tried elsewhere: tests/checkpoints/test_hf_bases.py."""
-    assert set(specs()) - {name for name, _ in TRIALS.values()} == {"qlora"}
+    """A base in four bits is tried elsewhere: tests/checkpoints/test_hf_bases.py, tests/methods/lowrank/test_loftq.py."""
+    assert set(specs()) - {name for name, _ in TRIALS.values()} == {"loftq", "qlora"}
 
 
 @pytest.mark.parametrize("base", ["gpt2", "bert-cls", "mistral"])

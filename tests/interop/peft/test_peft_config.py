@@ -111,7 +111,8 @@ LINES = [
     (dict(task_type="CLS"), "task_type: expected one of 'SEQ_CLS'"),
     (dict(layers_to_transform=[0.5]), "layers_to_transform: expected an integer or a list of integers"),
     (dict(init_lora_weights="ones"), "init_lora_weights: expected true, false or the name of a start, found 'ones'"),
-    (dict(kasa_config={"beta": 1}), "kasa_config is not supported for LORA: changes the base"),
+    (dict(kasa_config={"beta": -1}), "kasa_config: expected null or a dictionary of beta .a number of at least 0., gamma"),
+    (dict(layer_replication=[[0, 2]]), "layer_replication is not supported for LORA: another number of layers"),
     (dict(peft_type=["LORA"]), r"peft_type \['LORA'\] is not supported"),
 ]  # fmt: skip
 
@@ -146,10 +147,13 @@ def test_what_only_says_how_arrays_began_changes_nothing(bases):
     """A converted adapter is plain LoRA, whatever it was converted from."""
     case = "llama/lora"
     plain = attached(bases, case, {})
-    for left in (dict(corda_config={"corda_method": "kpm"}), dict(eva_config={"rho": 2.0}), dict(init_lora_weights="gaussian"),
+    for left in (dict(corda_config={"corda_method": "kpm"}), dict(eva_config={"rho": 2.0}), dict(init_lora_weights="eva"),
                  dict(lora_ga_config={"direction": "ArB2r"}), dict(loftq_config={"loftq_bits": 4})):  # fmt: skip
         again = attached(bases, case, left)
         assert again.adapters[0].method == plain.adapters[0].method
+    for start in ("gaussian", "orthogonal"):
+        again = attached(bases, case, dict(init_lora_weights=start))
+        assert again.adapters[0].method == dataclasses.replace(plain.adapters[0].method, start=start)
 
 
 JUNK = st.recursive(

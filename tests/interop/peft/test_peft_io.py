@@ -17,7 +17,7 @@ from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.errors import Bad
 from minipeft.interop.peft.keys import plain_key
 from minipeft.interop.peft.reading import load_peft
-from minipeft.interop.peft.registry import has, specs
+from minipeft.interop.peft.registry import has, spec_of, specs
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 from minipeft.model.batch import batch
@@ -48,8 +48,11 @@ def test_written_as_it_was_read(case, bases, tmp_path):
     for name, theirs in was.items():
         copies = {k for k in theirs if "base_layer.weight" in k or ".original_module." in k or ".modules_to_save." in k}
         copies |= {k for k in theirs if plain_key(base, k) != k}  # of a tied head
-        left = ("base_model.vera_A", "base_model.vera_B", ".supertuning_indices")  # what PEFT may leave out
-        stored = {k for k in now[name] if k.endswith(left)}
+        spec = spec_of(adapted.adapters[0].method)
+        roots = {k.suffix for k in spec.root_keys.values()}
+        copies |= {k for k in theirs if k not in roots and "base_model." + k.rpartition(".")[2] in roots}
+        places = tuple(f".{k.suffix}" for k in spec.keys.values() if k.whole)
+        stored = {k for k in now[name] if k in roots or k.endswith(places)}  # PEFT may leave them out
         assert set(theirs) - copies <= set(now[name]) <= set(theirs) | stored
         for k in set(theirs) & set(now[name]):
             a, b = theirs[k], now[name][k]
@@ -172,9 +175,16 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"peft_type": "LORAX"}, r"peft_type 'LORAX' is not supported; expected one of .*\(did you mean LORA"),
         ({"peft_type": None}, "peft_type None is not supported"),
         ({"r": "absent"}, "a LORA adapter needs 'r'"),
-        ({"use_qalora": True}, "use_qalora is not supported for LORA"),
+        ({"target_parameters": ["q"]}, "target_parameters is not supported for LORA"),
+        ({"use_qalora": True}, "use_qalora: A at .*q_proj.* has a column for every input, so this was trained as plain LoRA"),
+        ({"use_dora": True, "use_bdlora": {}}, "expected one variant of LoRA, found use_dora and use_bdlora"),
+        ({"use_bdlora": {}, "init_lora_weights": "pissa"}, "expected one variant of LoRA, found use_bdlora and init_lora_weights='pissa'"),
+        ({"use_bdlora": {"nblocks": 0}}, r"use_bdlora: expected null or a dictionary of .*nblocks \(an integer of at least 1\)"),
+        ({"use_bdlora": {}}, "use_bdlora: expected one side for .*q_proj, found none"),
+        ({"use_bdlora": {"target_modules_bd_a": ["q_"], "target_modules_bd_b": ["proj"]}}, "one side for .*q_proj, found A and B"),
         ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base, .* path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights='pissa_niter_16' changed the base, .* begins at random"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed the base, by quantising it: .* save the base as it became"),
         ({"init_lora_weights": "pissa_niter_x"}, "init_lora_weights: expected true, false or the name of a start"),
         ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"2 target modules have no tensors, the first .*layers.0.self_attn.k_proj"),
         ({"r": 5}, r"lora_A.weight as A: expected shape \(5, 24\), found \(3, 24\)"),

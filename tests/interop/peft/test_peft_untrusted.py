@@ -118,6 +118,8 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ("llama/lora-modules-to-save", lambda t: {k: a.astype(np.int64) if "lm_head" in k else a for k, a in t.items()}, "expected floating"),
         ("llama/shira-unseeded", lambda t: {k: a for k, a in t.items() if "indices" not in k}, r"lacks .*shira_indices and 7 more"),
         ("llama/shira", lambda t: {k: a.astype(np.uint32) if "indices" in k else a for k, a in t.items()}, "expected integers, found uint32"),
+        ("llama/randlora", lambda t: {k: a + (".1.self_attn.v_proj.randlora_A" in k) for k, a in t.items()}, r"randlora_A are the same tensor"),
+        ("llama/randlora-unsaved", put("base_model.model.model.layers.0.mlp.randlora_C", (3,)), "unexpected key"),
         ("llama/lora", lambda t: t | {f"{UP}{n}": np.ones(1, np.float32) for n in range(20_000)}, r"expected at most [\d,]+ tensors"),
     ],
 )  # fmt: skip

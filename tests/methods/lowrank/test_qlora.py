@@ -7,7 +7,7 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.merging import merge
 from minipeft.methods.lowrank.qlora import QLoRA
-from minipeft.quantize import NF4, quantize
+from minipeft.quantize import FourBits, quantize
 
 SITE = "layers.1.mlp.down.weight"  # (24, 40)
 
@@ -21,7 +21,7 @@ def moved(adapted):
 def test_the_base_is_held_in_four_bits(double):
     model = tiny.model()
     adapted = attach(model, QLoRA(r=2, double_quant=double))
-    held = {k: v for k, v in adapted.model.params.items() if isinstance(v, NF4)}
+    held = {k: v for k, v in adapted.model.params.items() if isinstance(v, FourBits)}
     assert len(held) == 14 and all(v.double == double for v in held.values())
     assert adapted.model.size == model.size and adapted.model.dtype == model.dtype
     codes, full = sum(v.nbytes for v in held.values()), sum(model.params[k].nbytes for k in held)

@@ -7,7 +7,7 @@ import pytest
 
 from minipeft.attaching import attach
 from minipeft.checkpoints import load
-from minipeft.engine.factors import as_torch, singular, sketched
+from minipeft.engine.factors import as_torch, singular
 from minipeft.errors import Bad
 from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.reading import load_peft_parts, read_adapter_tensors
@@ -93,7 +93,7 @@ def test_eps_shortens_what_is_longer_and_leaves_the_rest():
 @pytest.mark.parametrize("svd", ["full", "lowrank"])
 def test_a_and_b_start_as_the_principal_part(split, svd):
     W = np.random.default_rng(0).standard_normal((9, 12))
-    a = drawn(PSOFT(r=3, split=split, svd=svd, rounds=200), W, moved=0)
+    a = drawn(PSOFT(r=3, split=split, svd=svd, niter=200), W, moved=0)
     np.testing.assert_allclose(a["B"] @ a["A"], part(W, 3), rtol=0, atol=1e-12)
     gram = a["A"] @ a["A"].T
     S = np.diag(np.linalg.svd(W)[1][:3])
@@ -152,22 +152,6 @@ def test_signs_are_those_of_torch(shape):
         assert (abs(cosine) > 0.99).all()
         other, total = other + (cosine < 0).sum(), total + len(cosine)
     assert other <= total / 40
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize("shape", [(24, 17), (17, 24), (12, 90)])
-@pytest.mark.parametrize("rounds", [0, 2])
-def test_a_sketch_is_torch_s(shape, rounds):
-    import torch
-
-    from minipeft.torch_random import TorchGenerator
-
-    W = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    torch.manual_seed(3)
-    U, S, V = (t.numpy() for t in torch.svd_lowrank(torch.tensor(W), q=4, niter=rounds))
-    u, s, vt = sketched("W", W, TorchGenerator(3).normal((min(shape), 4)), rounds)
-    np.testing.assert_allclose(s, S, rtol=1e-5)
-    np.testing.assert_allclose((u * s) @ vt, (U * S) @ V.T, rtol=0, atol=1e-4)
 
 
 @pytest.mark.hf

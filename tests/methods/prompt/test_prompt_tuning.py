@@ -51,3 +51,17 @@ def test_given_positions_and_types_are_ignored_where_asked():
     assert abs(logits("positions", **types) - logits("nothing")).max() > 1e-3
     with pytest.raises(Bad, match="ignores must be one of nothing, positions, positions and types, found 'all'"):
         PromptTuning(ignores="all")
+
+
+def test_a_text_gives_the_rows_over_and_over():
+    model = tiny.model()
+    table = model.params["embed.tokens.weight"]
+    for p, rows in [(2, [7, 3]), (3, [7, 3, 9]), (7, [7, 3, 9, 7, 3, 9, 7])]:
+        P = attach(model, PromptTuning(p=p, start="text", text=(7, 3, 9))).adapters[0].arrays["embed.tokens.out:P"]
+        assert (table[rows] == P).all()
+    for ids in [(3, 50), (-1,)]:
+        with pytest.raises(Bad, match=f"text must lie in 0 … 49, found {ids[-1]}"):
+            attach(model, PromptTuning(start="text", text=ids))
+    for wrong in [dict(start="text"), dict(text=(3,)), dict(start="vocab", text=(3,))]:
+        with pytest.raises(Bad, match="start='text', and no other, needs text, found"):
+            PromptTuning(**wrong)
