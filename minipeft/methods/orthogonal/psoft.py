@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.declare import (
-    QUERY_VALUE, Method, at_least, choice, count, fill, found, lowrank, requires, skew, stored, trained, within,
+    QUERY_VALUE, Method, at_least, cayley, choice, count, fill, found, lowrank, requires, skew, stored, trained, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
@@ -84,14 +84,8 @@ class PSOFT(Method):
     def turn(self, q: Any) -> Any:
         """O of q."""
         Q = skew(q[None])[0]
-        I = xp.eye(self.r, dtype=Q.dtype)
         if self.cayley == "exact":
-            return ops.solve(I - Q, I + Q)  # the factors commute
+            return cayley(Q)
         if self.eps is not None:
             Q = Q * (self.eps / ops.maximum(ops.norm(Q) + 1e-12, xp.full((), self.eps, Q.dtype)))
-        if self.terms <= 2:
-            return I + (2 * (self.terms - 1)) * Q
-        O = 2 * I + Q
-        for _ in range(max(self.terms - 1, 3) - 2):
-            O = 2 * I + Q @ O
-        return I + Q @ O
+        return cayley(Q, self.terms)
