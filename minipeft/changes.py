@@ -15,6 +15,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import once, xp
+from minipeft.engine.tensor import value
 
 Input = Callable[[Any], Any]  # what dropout makes of an input
 
@@ -216,6 +217,33 @@ def skew(q: Any) -> Any:
     i, j = _above_diagonal(n)
     Q = ops.put(q, index=(slice(None), i, j), shape=(K, n, n))
     return Q - ops.swapaxes(Q)
+
+
+def cayley(Q: Any, terms: int | None = None) -> Any:
+    """(I + Q)(I − Q)⁻¹ of square matrices, orthogonal where Q is skew-symmetric. In its place so many `terms` of the series:
+
+    I + 2 Q + … + 2 Q^{k−1} + Q^k, k = max(terms − 1, 3); 2 terms are I + 2 Q, and 1 is I.
+    """
+    I = xp.eye(Q.shape[-1], dtype=Q.dtype)
+    if terms is None:
+        return ops.solve(I - Q, I + Q)  # the factors commute
+    if terms <= 2:
+        return I + (2 * (terms - 1)) * Q
+    R = 2 * I + Q
+    for _ in range(max(terms - 1, 3) - 2):
+        R = 2 * I + Q @ R
+    return I + Q @ R
+
+
+def qr(P: Any) -> Any:
+    """Q of P = Q U, U upper triangular and invertible, with the signs of LAPACK's reflections.
+
+    With U held constant P U⁻¹ = X is Q, and X where P moves on departs by X (XᵀX − I), the lower triangle left out and the diagonal halved.
+    """
+    U = xp.linalg.qr(value(P))[1]
+    X = ops.solve(U.T, P.T).T
+    I = xp.eye(U.shape[0], dtype=U.dtype)
+    return X - X @ ((X.T @ X - I) * (xp.triu(xp.ones_like(I)) - I / 2))
 
 
 @once

@@ -211,6 +211,16 @@ def places(n: str, in_order: bool = False) -> Start:
     return found(draw, f"distinct elements{', in row-major order' if in_order else ''}, drawn from `seed`")
 
 
+def extremes(n: str, top: str) -> Start:
+    """Places in W, counted row by row, of the n largest |W|, the largest first; of the smallest where `top` does not hold."""
+
+    def draw(method: Any, facts: Facts) -> Any:
+        size = abs(facts.W.reshape(-1))
+        return np.argsort(-size if facts.value(top) else size, kind="stable")[: facts.value(n)]
+
+    return found(draw, f"places of the {n} largest |W|, row by row; of the smallest without {plainly(top)}")
+
+
 def words(n: str, text: str = "") -> Start:
     """n rows of the token table: those of the ids in the setting `text` over and over, or, without any, uniformly chosen."""
 

@@ -24,6 +24,7 @@ from minipeft.declare import (
     divides,
     each,
     either,
+    extremes,
     fact,
     fill,
     found,
@@ -569,3 +570,15 @@ def test_sites_of_a_model_have_what_declarations_ask_for():
         for site in sites(tiny.model(family)).values():
             facts = Facts(Plain(), site)
             assert facts["size"] >= 1 and facts[site.kind] is True and facts["site"] == site.name
+
+
+def test_extremes_are_in_order_and_of_equals_the_first_counts():
+    @dataclass(frozen=True)
+    class Most(Method, register=False):
+        top: bool = True
+        p = stored("4", start=extremes("4", "top"), below="out in", distinct_with="p")
+
+    W = np.array([[2.0, -3.0, 2.0], [1.0, -2.0, 3.0]])
+    site = Site("x.weight", W.shape, "linear", tiny.ARCHS["llama"], W)
+    found = {top: draw(Facts(Most(top=top), site))["p"][0].tolist() for top in (True, False)}
+    assert found == {True: [1, 5, 0, 2], False: [3, 0, 2, 4]}

@@ -26,6 +26,31 @@ def singular(what: str, W: Any) -> tuple[Any, Any, Any]:
     return np.linalg.svd(finite(what, W), full_matrices=False)
 
 
+def as_torch(what: str, W: Any) -> tuple[Any, Any, Any]:
+    """The same, each pair of vectors with the sign that it has in torch, on the host, in float32. `what` names W.
+
+    A decomposition leaves it open; torch has it from MKL's LAPACK, which goes by the shape as below. Where singular values lie so
+    near each other that roundings decide, some signs may differ.
+    """
+    U, S, Vt = singular(what, W)
+    narrow, (m, n) = np.asarray(W, np.float32), W.shape
+    if m >= n:  # tall from ⌊1.5 n⌋ on: then R's, of W = Q R
+        other = _svd32(narrow if m < n * 3 // 2 else np.linalg.qr(narrow)[1])[2]
+    else:  # L's, of W = L Q; up to 20 m by way of a lower bidiagonal matrix, which LAPACK makes of what is a little wider than tall
+        Q, R = np.linalg.qr(narrow.T)
+        L = R.T if n >= 20 * m or m == 1 else np.pad(R.T, ((0, 2), (0, 3)))
+        other = _svd32(L)[2][:m, :m] @ Q.T
+    sign = np.where((other * Vt).sum(axis=1) < 0, -1.0, 1.0)
+    return U * sign, S, Vt * sign[:, None]
+
+
+def _svd32(W: np.ndarray) -> tuple[Any, Any, Any]:
+    """LAPACK's sgesdd: NumPy's own decomposes in float64."""
+    from scipy.linalg import svd
+
+    return svd(W, full_matrices=False, check_finite=False)
+
+
 def orthonormal(what: str, R: Any) -> Any:
     """The nearest matrix with orthonormal rows, in R's dtype; `what` names R. Raises `Bad` as `finite`, on the host."""
     if name() == "numpy":

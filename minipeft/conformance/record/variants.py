@@ -44,4 +44,5 @@ def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
             except Bad:
                 continue  # an option that does not go with the others
             if not samples(made, train=False):  # what is drawn in every pass is no number to record
-                yield f"{field}={choice}", made
+                told = f"{choice:.0e}" if isinstance(choice, float) else choice  # a dot would part a case's name
+                yield f"{field}={told}", made

@@ -18,7 +18,7 @@ def dropped(m: Any, t: Tensors) -> Tensors:
     for v, p in zip(t["v"], t["p"], strict=True):
         W.flat[int(p)] += v
     for k in range(m.r):
-        low += (2 if m.alpha is None else m.alpha / m.r) * np.outer(t["B"][:, k], t["A"][k])
+        low += m.scale * np.outer(t["B"][:, k], t["A"][k])
     return dict(y=each(lambda x, kept: W @ x + low @ kept + t["b"], t["x"], t["kept"]))
 
 

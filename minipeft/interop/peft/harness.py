@@ -125,6 +125,8 @@ class Peft:
                     raise Unsupported(f"{key}: PEFT has shape {tuple(state[key].shape)}, not {tuple(a.shape)}")
             if found.unexpected_keys:
                 raise Unsupported(f"PEFT does not know {found.unexpected_keys[0]}")
+            for name, buffer in self.spec(case).buffers.items():
+                getattr(model.base_model.model.layer, buffer)["default"] = torch.tensor(case.tensors[name])
         if "keep" in case.tensors:
             self.masked(case, model)
         return model

@@ -209,6 +209,7 @@ class Spec:
     unasked: Callable[[Any], str] = lambda m: ""  # why PEFT cannot be asked for a method with these settings
     readings: Mapping[str, str] = field(default_factory=dict)  # PEFT's, where paper and practice split
     wide: tuple[str, ...] = ()  # PEFT's modules that cast to float32 inside
+    buffers: Mapping[str, str] = field(default_factory=dict)  # ours that PEFT makes itself -> where its layer keeps it
     traced: Mapping[str, str] = field(default_factory=dict)  # an intermediate -> the module of the layer that gives it
     combined: bool = False  # libraries also put it on tables, sum it, and merge it into weights of half precision
     variants: Callable[[Config], Mapping[str, Config]] = lambda config: {}  # other configurations of the same files

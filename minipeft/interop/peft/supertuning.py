@@ -47,20 +47,25 @@ def _settled(config: Config, arch: Arch) -> Config:
     return {} if saved else dict(keys={k: key for k, key in KEYS.items() if k != "p"})
 
 
+def _reads(config: Config, arch: Arch) -> Config:
+    alpha = config.get("lora_alpha")
+    return {} if alpha is None or not config["r"] else dict(scale=alpha / config["r"])
+
+
 def _writes(m: Any, arch: Arch) -> Config:
-    alpha = 2.0 * m.r if m.alpha is None else m.alpha
-    return dict(r=m.r or None, lora_alpha=alpha if m.r else None, save_precomputed_indices=True)
+    return dict(r=m.r or None, lora_alpha=m.scale * m.r if m.r else None, save_precomputed_indices=True)
 
 
 SPEC = Spec(
     "SUPERTUNING",
     KNOWN,
     keys=KEYS,
-    settings=dict(sparsity="sparsity", top="select_top", r="r", alpha="lora_alpha", dropout="lora_dropout"),
+    settings=dict(sparsity="sparsity", top="select_top", r="r", dropout="lora_dropout"),
+    reads=_reads,
     writes=_writes,
     settled=_settled,
     trials=(
         Trial("llama", dict(sparsity=0.9)),
-        Trial("bert-cls", dict(sparsity=0.8, top=False, r=2, alpha=5.0), name="supra"),
+        Trial("bert-cls", dict(sparsity=0.8, top=False, r=2, scale=2.5), name="supra"),
     ),
 )

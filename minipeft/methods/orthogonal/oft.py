@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE, Method, Step, at_least, choice, count, fact, positive, requires, rotated, size, skew, trained, when,
+    QUERY_VALUE, Method, Step, at_least, cayley, choice, count, fact, positive, requires, rotated, size, skew, trained, when,
 )  # fmt: skip
 from minipeft.engine import ops, stop_gradient
 from minipeft.engine.backend import xp
@@ -84,15 +84,7 @@ class OFT(Method):
         if self.coft:  # the value is the projection's, the gradient goes straight to Q
             Q = stop_gradient(self._project(Q)) + (Q - stop_gradient(Q))
         Q = skew(Q)
-        I = xp.eye(Q.shape[-1], dtype=Q.dtype)
-        if self.cayley == "exact":
-            return ops.solve(I + Q, I - Q)  # the factors commute
-        if self.terms <= 2:
-            return I + (2 * (self.terms - 1)) * Q
-        R = 2 * I + Q
-        for _ in range(max(self.terms - 1, 3) - 2):
-            R = 2 * I + Q @ R
-        return I + Q @ R
+        return cayley(-Q) if self.cayley == "exact" else cayley(Q, self.terms)
 
     @when("coft")
     def after_step(self, step: Step) -> None:

@@ -21,27 +21,19 @@ array([[-3., 20.],
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minipeft.declare import (
-    QUERY_VALUE, Here, Method, choice, count, either, found, normal, positive, size, trained, within,
+    QUERY_VALUE, Base, Here, Method, choice, count, either, found, normal, positive, qr, size, trained, within,
 )  # fmt: skip
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
-from minipeft.engine.tensor import value
-from minipeft.method import Base
-
-
-def orthonormal(P: Any) -> Any:
-    """Q of P = Q U. With U held constant X = P U⁻¹ is Q, and what is left of XᵀX − I, halved on its diagonal, is how X departs."""
-    U = xp.linalg.qr(value(P))[1]
-    X = ops.solve(U.T, P.T).T
-    I = xp.eye(U.shape[0], dtype=U.dtype)
-    return X - X @ ((X.T @ X - I) * (xp.triu(xp.ones_like(I)) - I / 2))
 
 
 def kept(method: Any, facts: Any) -> Any:
     """R with which nothing changes."""
     P = facts.drawn["P"]
-    return method.projector_of(P)[1].T @ facts.W / method.scale_of(P)
+    Z = np.maximum(P, 0) if method.projector == "relu" else np.linalg.qr(P)[0]
+    return Z.T @ facts.W / method.scale_of(P)
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class DEFT(Method):
 
     def projector_of(self, P: Any) -> tuple[Any, Any]:
         """Q, Z."""
-        return (P, ops.relu(P)) if self.projector == "relu" else (orthonormal(P),) * 2
+        return (P, ops.relu(P)) if self.projector == "relu" else (qr(P),) * 2
 
     def scale_of(self, P: Any) -> float:
         """s."""

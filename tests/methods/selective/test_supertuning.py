@@ -28,11 +28,10 @@ def test_the_extreme_elements_change_and_no_other(top):
 
 def test_supra_adds_a_low_rank():
     W = np.random.default_rng(0).standard_normal((6, 8))
-    method = SuperTuning(sparsity=0.75, r=2, alpha=3.0)
+    method = SuperTuning(sparsity=0.75, r=2, scale=1.5)
     a = drawn(method, W)
     sparse = weight_of(SuperTuning(sparsity=0.75), W, {k: a[k] for k in "vp"})
     np.testing.assert_allclose(weight_of(method, W, a) - sparse, 1.5 * a["B"] @ a["A"], rtol=0, atol=1e-14)
-    assert (SuperTuning(r=4).scale, SuperTuning(r=4, alpha=6.0).scale) == (2.0, 1.5)
 
 
 @pytest.mark.parametrize(("sparsity", "out", "n"), [(0.9, 24, 23), (0.9, 100, 99), (0.0, 3, 30), (0.5, 3, 15)])
@@ -83,7 +82,7 @@ def test_places_output_gradients_and_merged_weight_are_those_of_peft(shape, top,
         sparsity=sparsity, select_top=top, r=r or None, lora_alpha=alpha, target_modules=["lin"]
     )
     theirs = one_part.Peft(config, W, b, x, c)
-    method = SuperTuning(sparsity=sparsity, top=top, r=r, alpha=alpha)
+    method = SuperTuning(sparsity=sparsity, top=top, r=r, scale=alpha / r if alpha else 2.0)
     a = drawn(method, W)
     np.testing.assert_array_equal(a["p"], theirs.model.base_model.model.lin.supertuning_indices["default"].numpy())
     theta = {k: theirs.params[name] for k, name in KEYS.items() if k in a}

@@ -2,47 +2,15 @@ import numpy as np
 import one_part
 import pytest
 
-from minipeft.conformance.witnesses.deft import reflected
-from minipeft.engine import gradcheck, ops
 from minipeft.errors import Bad
 from minipeft.method import weight_of
-from minipeft.methods.structured.deft import DEFT, orthonormal
+from minipeft.methods.structured.deft import DEFT
 
 KEYS = dict(P="deft_P", R="deft_R")
 
 
 def drawn(method, W, moved=0.5):
     return one_part.arrays(method, one_part.site(W), np.random.default_rng(1), moved=moved)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (5, 1), (6, 3), (5, 5), (40, 17)])
-def test_the_columns_are_those_of_lapack_signs_and_all(shape):
-    P = np.random.default_rng(0).standard_normal(shape)
-    Q = orthonormal(P)
-    n = shape[0] * np.linalg.cond(P)
-    np.testing.assert_allclose(Q, np.linalg.qr(P)[0], rtol=0, atol=8 * n * 2.0**-53)
-    np.testing.assert_allclose(Q, reflected(P), rtol=0, atol=8 * n * 2.0**-53)
-
-
-def test_a_column_with_nothing_below_its_pivot_keeps_its_sign():
-    P = np.array([[2.0, 1.0, 3.0], [0.0, -1.0, 1.0], [0.0, 0.0, 5.0]])
-    np.testing.assert_allclose(orthonormal(P), np.eye(3), rtol=0, atol=1e-15)  # U is P itself, whose second pivot is −1
-    np.testing.assert_allclose(orthonormal(np.array([[3.0], [4.0]])), [[-0.6], [-0.8]], rtol=0, atol=1e-15)
-
-
-def test_they_stay_orthonormal_where_columns_are_nearly_parallel():
-    """X = P U⁻¹ is off by cond(P) roundings, 10⁻⁸ here; what it departs by is taken out again."""
-    rng = np.random.default_rng(0)
-    P = rng.standard_normal((20, 1)) + 1e-8 * rng.standard_normal((20, 4))
-    Q = orthonormal(P)
-    assert abs(Q.T @ Q - np.eye(4)).max() < 1e-14
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (6, 3), (5, 5)])
-def test_its_gradient_is_that_of_differences(shape):
-    rng = np.random.default_rng(0)
-    P, g = rng.standard_normal(shape), rng.standard_normal(shape)
-    gradcheck(lambda t: ops.sum(orthonormal(t["P"]) * g), dict(P=P))
 
 
 @pytest.mark.parametrize("r", [1, 3, 9])

@@ -1,0 +1,101 @@
+"""PSOFT in PEFT: what turns and stretches within the space; the space itself is found again in the base where a file is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minipeft.errors import Bad, note
+from minipeft.interop.peft.fields import (
+    COMMON,
+    CONV,
+    COUNT,
+    EXCLUDED,
+    FLAG,
+    INIT,
+    LAYERED,
+    NUMBER,
+    RATE,
+    TARGETS,
+    WHOLE,
+    Config,
+    Kind,
+    among,
+    is_number,
+    needed,
+    optional,
+    plain,
+    read,
+    whole,
+)  # fmt: skip
+from minipeft.interop.peft.spec import DECOMPOSED, Key, Spec, Trial
+from minipeft.model.arch import Arch
+
+EPS = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1, float)
+
+KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | INIT | {
+    "r": needed(COUNT, 32),
+    "psoft_alpha": plain("B is divided by the scale that the change is multiplied by", 32, NUMBER),
+    "psoft_dropout": read(RATE, 0.0),
+    "ab_svd_init": needed(among("psoft_init", "pissa_init"), "psoft_init"),
+    "psoft_svd": needed(among("full", "lowrank"), "full"),
+    "psoft_svd_lowrank_niter": plain("goes with psoft_svd='lowrank'", 10),
+    "random_seed": plain("goes with psoft_svd='lowrank'", 0),
+    "psoft_orth": read(FLAG, True),
+    "psoft_mag_a": read(FLAG, True),
+    "psoft_mag_b": read(FLAG, True),
+    "use_cayley_neumann": read(FLAG, False),
+    "num_cayley_neumann_terms": read(whole(1, 1000), 5),
+    "cayley_neumann_eps": read(optional(EPS)),
+}  # fmt: skip
+
+LOWRANK = "psoft_svd='lowrank': PEFT finds the singular vectors anew on loading, with signs that roundings decide"
+
+
+def _examine(config: Config) -> None:
+    if config.get("psoft_svd") == "lowrank":
+        raise Bad(f"adapter_config.json: {LOWRANK}; merge the adapter where it was trained")
+    note(
+        "adapter_config.json: a PSOFT file lacks its singular vectors, whose signs depend on who decomposes: they are taken "
+        "as torch has them on an x86 processor; those of another, or of a GPU, may be others"
+    )
+
+
+def _writes(m: Any, arch: Arch) -> Config:
+    if m.svd == "lowrank":
+        raise Bad(f"{LOWRANK}; expected svd='full'")
+    neumann = m.cayley == "neumann"
+    return dict(ab_svd_init=f"{m.split}_init", psoft_svd="full", use_cayley_neumann=neumann, psoft_alpha=m.r)
+
+
+SPEC = Spec(
+    "PSOFT",
+    KNOWN,
+    keys={
+        "q": Key("psoft_R.weight", holds=lambda a: a.ndim == 1, size="(r(r − 1)/2), or (r, r) without `psoft_orth`"),
+        "O": Key("psoft_R.weight", holds=lambda a: a.ndim == 2),
+        "alpha": Key("psoft_R.vector_a", size="(r) with `psoft_mag_a`"),
+        "beta": Key("psoft_R.vector_b", size="(r) with `psoft_mag_b`"),
+    },
+    settings=dict(
+        r="r",
+        orth="psoft_orth",
+        scale_in="psoft_mag_a",
+        scale_out="psoft_mag_b",
+        terms="num_cayley_neumann_terms",
+        eps="cayley_neumann_eps",
+        dropout="psoft_dropout",
+    ),
+    reads=lambda config, arch: dict(
+        split=config["ab_svd_init"].removesuffix("_init"),
+        cayley="neumann" if config["use_cayley_neumann"] else "exact",
+    ),
+    writes=_writes,
+    examine=_examine,
+    wide=("peft.tuners.psoft.layer",),
+    buffers=dict(A="_psoft_A_cache", B="_psoft_B_cache"),
+    notes="the singular triples are taken out of the base again, with signs that depend on who decomposes",
+    trials=(
+        Trial("llama", dict(r=3), inexact=DECOMPOSED),
+        Trial("llama", dict(r=3, orth=False, split="pissa"), name="free", inexact=DECOMPOSED),
+    ),
+)
