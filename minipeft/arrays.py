@@ -141,9 +141,9 @@ def each(how_many: str, shared: bool = False, **arrays: Any) -> Any:
 
 
 def of_parts(setting: str, trained: str = "", same_sites: bool = False, **starts: Start) -> Any:
-    """The arrays of the methods that a setting holds; trained where a condition holds, or else stored. `starts` replace theirs.
+    """The arrays of the methods that a setting holds; trained where a condition holds, or else stored. `starts` replace theirs,
 
-    With `same_sites` adapters that are given trained must have the same sites.
+    and go by the method's own setting where one of theirs has the same name. With `same_sites` adapters that are given trained must have the same sites.
     """
     return Parts(setting, trained, same_sites, tuple(starts.items()))
 

@@ -152,8 +152,9 @@ def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
             if given and name not in given.get(facts.site.name, {}):
                 continue  # this one leaves the site alone
             array = dataclasses.replace(it.array, start=starts.get(it.name, it.array.start))
+            told = inner.with_letter(**settings_of(facts.method)) if it.name in starts else inner  # whose start it is
             trained = bool(part.trained) and bool(facts.value(part.trained))
-            yield There(name, it.shape, array, inner, trained, it.own, None if given or part.same_sites else k)
+            yield There(name, it.shape, array, told, trained, it.own, None if given or part.same_sites else k)
 
 
 def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:

@@ -370,6 +370,7 @@ class Part(Plain, register=False):
 
     name = "part"
     r: int = count(2)
+    start: str = choice("of its own", "random")  # a name that the method below has, too
     lora_bias: bool = False
     A = trained("r", "in", start=normal())
     B = trained("out", "r")

@@ -1,4 +1,4 @@
-"""CorDA: Context-Oriented Decomposition Adaptation of Large Language Models. Yang et al. 2024, https://arxiv.org/abs/2406.05223
+"""CorDA: Context-Oriented Decomposition Adaptation of Large Language Models for Task-Aware Parameter-Efficient Fine-tuning. Yang et al. 2024, https://arxiv.org/abs/2406.05223
 
     C  = mean of XᵀX over some batches, X their inputs of W, token by token;   C ← C + 0.01 (tr C/in) 1
     W C = U Σ Vᵀ,   hence   W = U Σ V̂ᵀ   with   V̂ᵀ = Vᵀ C⁻¹ = Σ⁻¹ Uᵀ W          (paper, §3.2)
