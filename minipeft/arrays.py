@@ -140,6 +140,21 @@ def each(how_many: str, shared: bool = False, **arrays: Any) -> Any:
     return Each(how_many, tuple((name, dataclasses.replace(a, shared=shared)) for name, a in arrays.items()))
 
 
+def in_layers(every: str = "") -> Callable[..., Mapping[str, str]]:
+    """For `shared_by`: the sites of one name in all layers, or of one `group` where this setting names one.
+
+    With `every`, a setting, only so many of them, one after the other.
+    """
+
+    def holders(at: Mapping[str, Method]) -> dict[str, str]:
+        groups: dict[str, list[str]] = {}
+        for site, method in at.items():
+            groups.setdefault(getattr(method, "group", "") or re.sub(r"layers\.\d+", "layers", site), []).append(site)
+        return {s: own[i - i % getattr(at[s], every, len(own))] for own in groups.values() for i, s in enumerate(own)}
+
+    return holders
+
+
 def of_parts(setting: str, trained: str = "", same_sites: bool = False, **starts: Start) -> Any:
     """The arrays of the methods that a setting holds; trained where a condition holds, or else stored. `starts` replace theirs,
 

@@ -48,6 +48,11 @@ def _safe(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+def _unsafe(name: str) -> str:
+    """The name that was made safe."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
 @cache
 def _compiled(expression: str) -> tuple[CodeType, tuple[str, ...]]:
     """The code of an expression, and the names that it needs."""
@@ -77,7 +82,7 @@ def _compiled(expression: str) -> tuple[CodeType, tuple[str, ...]]:
 
 def names(expression: str) -> set[str]:
     """The names that an expression needs."""
-    return {n[:-1] if keyword.iskeyword(n[:-1]) else n for n in _compiled(expression)[1]}
+    return {_unsafe(n) for n in _compiled(expression)[1]}
 
 
 def evaluate(expression: str, known: Mapping[str, Any]) -> Any:
@@ -89,7 +94,7 @@ def evaluate(expression: str, known: Mapping[str, Any]) -> Any:
     code, needed = _compiled(expression)
     values: dict[str, Any] = {}
     for name in needed:
-        plain = name[:-1] if keyword.iskeyword(name[:-1]) else name
+        plain = _unsafe(name)
         try:
             values[name] = known[plain]
         except KeyError:

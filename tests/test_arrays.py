@@ -31,6 +31,7 @@ from minipeft.declare import (
     found_together,
     free,
     held,
+    in_layers,
     inverse,
     normal,
     of_parts,
@@ -344,6 +345,21 @@ def test_some_sites_share_an_array_that_one_of_them_holds():
     assert not np.array_equal(own[q]["A"], own["layers.0.attn.q.weight"]["A"])
     moved = adapted.replace({f"default/{q}:A": own[q]["A"] + 1})
     assert (moved.run().param(v) != run.param(v)).any() and (moved.run().param(q) != run.param(q)).any()
+
+
+def test_sites_that_share_in_layers():
+    sites = [f"layers.{i}.{k}.weight" for i in range(5) for k in "qv"]
+    made = dataclass(frozen=True)(
+        type("Made", (Plain,), dict(__annotations__=dict(n=int, group=str), n=2, group=""), register=False)
+    )
+    at = dict.fromkeys(sites, made())
+    assert in_layers()(at) == {s: sites["v" in s] for s in sites}
+    assert in_layers("n")(at) == {
+        f"layers.{i}.{k}.weight": f"layers.{i - i % 2}.{k}.weight" for i in range(5) for k in "qv"
+    }
+    one = {**at, **dict.fromkeys(sites[2:], made(n=3, group="rest"))}
+    assert in_layers()(one) == {s: s if s in sites[:2] else sites[2] for s in sites}
+    assert in_layers("n")(one) == {s: s if i < 2 else sites[i - (i - 2) % 3] for i, s in enumerate(sites)}
 
 
 def test_what_is_shared_has_one_shape_at_all_its_sites():

@@ -121,6 +121,7 @@ def test_words_of_python_are_names():
     """`in` and `lambda` are letters of shapes."""
     known = {"in": 4, "out": 3, "lambda": 2}
     assert evaluate("lambda (in + out)", known) == 14 and names("lambda (in + out)") == set(known)
+    assert evaluate("asa and ins", {"asa": 1, "ins": 2}) == 2 and names("asa and ins") == {"asa", "ins"}
 
 
 def test_the_names_that_an_expression_needs():

@@ -262,6 +262,8 @@ def arrays_at(
     asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, d))})
     if place.name == "norm":
         asks["params"] |= {f"{NORM}.bias": tensors["b"] if "b" in tensors else rng.standard_normal(shape)}
+    elif place.name == "linear" and "b" in tensors:
+        asks["params"] |= {f"{Q}.bias": tensors["b"]}
     if "grads" in needs(method):
         asks["grad"] = tensors["G"] if "G" in tensors else rng.standard_normal(shape)
     if "inputs" in needs(method):

@@ -74,15 +74,50 @@ def leading(W: np.ndarray, r: int) -> tuple[Any, Any]:
 
 
 def sketched(W: np.ndarray, r: int, niter: int, rng: Any) -> tuple[Any, Any]:
-    """Nearly `principal`: within the span of r random directions after niter rounds of W Wᵀ (Halko et al. 2011, algorithm 4.4)."""
-    if W.shape[0] < W.shape[1]:
-        A, B = sketched(W.T, r, niter, rng)
-        return B.T, A.T
-    Q, _ = np.linalg.qr(W @ rng.standard_normal((W.shape[1], r)))
-    for _ in range(niter):
-        Q, _ = np.linalg.qr(W @ np.linalg.qr(W.T @ Q)[0])
-    A, B = principal(Q.T @ W, r)
-    return A, Q @ B
+    """Nearly `principal`: within the span of r random directions after niter powers of W Wᵀ."""
+    U, S, Vt = randomised(W, rng.standard_normal((min(W.shape), r)), niter)
+    root = np.sqrt(S)
+    return root[:, None] * Vt, U * root
+
+
+def randomised(M: np.ndarray, random: np.ndarray, steps: int = 2) -> tuple[Any, Any, Any]:
+    """U, Σ, Vᵀ of about the largest triples of M, as many as `random` (min(M.shape), n) has columns, by steps of its powers.
+
+    Of M as it is, or of its transpose where it has fewer rows than columns. Halko, Martinsson & Tropp 2011, algorithm 4.4; what torch.svd_lowrank computes.
+    """
+    wide = M.shape[0] < M.shape[1]
+    M = M.T if wide else M
+    Q, _ = np.linalg.qr(M @ random)
+    for _ in range(steps):
+        Q, _ = np.linalg.qr(M.T @ Q)
+        Q, _ = np.linalg.qr(M @ Q)
+    U, S, Vt = np.linalg.svd(Q.T @ M, full_matrices=False)
+    return (Vt.T, S, (Q @ U).T) if wide else (Q @ U, S, Vt)
+
+
+def clusters(X: np.ndarray, k: int, steps: int, seed: int) -> np.ndarray:
+    """(n,) the cluster, 0 … k − 1, of each row of X by Lloyd's k-means from k of them, as scikit-learn's KMeans(init="random", n_init=1)."""
+    X = X - X.mean(axis=0)
+    centres = X[np.random.RandomState(seed).choice(len(X), k, replace=False, p=np.full(len(X), 1 / len(X)))]
+    labels, enough = np.full(len(X), -1), 1e-4 * X.var(axis=0).mean()
+
+    def nearest(centres: np.ndarray) -> np.ndarray:
+        return ((centres**2).sum(axis=1) - 2 * X @ centres.T).argmin(axis=1)
+
+    for _ in range(steps):
+        before, labels = labels, nearest(centres)
+        if same := np.array_equal(before, labels):
+            break
+        of = (labels == np.arange(k)[:, None]).astype(X.dtype)  # (k, n)
+        if len(empty := np.flatnonzero(of.sum(axis=1) == 0)):  # they take the rows that are farthest from their centres
+            far = np.argsort(-((X - centres[labels]) ** 2).sum(axis=1), kind="stable")[: len(empty)]
+            of[:, far] = 0
+            of[empty, far] = 1
+        moved = of @ X / of.sum(axis=1, keepdims=True)
+        shift, centres = ((moved - centres) ** 2).sum(), moved
+        if shift <= enough:
+            break
+    return labels if same else nearest(centres)
 
 
 @dataclass

@@ -27,8 +27,9 @@ def files_of(spec: Spec, method: Method, inputs: Arrays, arrays: Arrays, about: 
     trained = frozenset(f"{site}:{k}" for k in [k for k, r in about["roles"].items() if r == "array"])
     adapter = Adapter("case", method, {site: method}, {f"{site}:{k}": v for k, v in arrays.items()}, trained)
     config = layer.config_of(spec, method) | dict(inference_mode=True)
+    spec = spec.of(config, places.ARCH)
     held = spec.plain(None, adapter)  # type: ignore[arg-type]
-    written = {*spec.keys, *spec.root_keys}
+    written = {*spec.keys, *spec.root_keys, *(spec.packing.of if spec.packing else ())}
     arrays = {k: single(v) if k in written else v for k, v in held.grouped()[site].items()}
     tensors = {k: a.astype(np.float32) if a.dtype.kind == "f" else a for k, a in layer.tensors_of(spec, arrays).items()}
     want = places.PLACES["linear"].call(held.method, inputs, arrays)

@@ -27,14 +27,16 @@ def config_of(spec: Spec, method: Method) -> Config:
 
 def tensors_of(spec: Spec, arrays: Arrays, kind: str = "linear") -> dict[str, np.ndarray]:
     """Arrays of a method under PEFT's keys and in its layout."""
+    arrays = arrays if spec.packing is None else spec.packing.theirs(arrays, arrays)  # type: ignore[assignment]
     out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(kind), arrays, ARCH).items()}
     return out | shared_to_theirs(spec.root_keys, arrays, ARCH)
 
 
-def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear") -> Arrays:
-    """Tensors under PEFT's keys as arrays under our names."""
+def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear", beside: Arrays | None = None) -> Arrays:
+    """Tensors under PEFT's keys as arrays under our names; `beside` are arrays that tell of those that a file has in parts."""
     found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
-    return to_ours(spec.keys_of(kind), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
+    own = to_ours(spec.keys_of(kind), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
+    return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
 
 
 def load_layer(case: Case) -> tuple[Method, Arrays]:
@@ -55,7 +57,11 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
         raise Bad(f"unexpected key {strange[0]!r}{near(strange[0], known)}")
     found = arrays_of(spec, tensors)
     method = cls(**settings | spec.read_at(config, {LAYER: LAYER}, {LAYER: found})[LAYER])
-    drawn, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
+    start, trained = arrays_at(PLACES["linear"], method, np.random.default_rng(0), case.tensors)
+    drawn = start
+    if spec.packing is not None:
+        drawn = dict(spec.packing.theirs(start, start))
+        trained = tuple(drawn)
 
     def name(array: str) -> str:
         return MODULE + spec.keys[array].suffix if array in spec.keys else spec.root_keys[array].suffix
@@ -67,5 +73,5 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
         if array not in drawn or a.shape != drawn[array].shape:
             expected = drawn[array].shape if array in drawn else "none"
             raise Bad(f"{name(array)}: expected shape {expected}, found {a.shape}")
-    every = drawn | found
+    every = start | (found if spec.packing is None else dict(spec.packing.ours(found, start)))
     return method, {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in every.items()}

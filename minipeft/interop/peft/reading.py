@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.adapted import Adapted
+from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import held_for
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import There, expected, wrong_in
-from minipeft.engine.backend import read_only, to_device
+from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head
 from minipeft.interop.peft.config import checked
@@ -111,12 +111,31 @@ def load_peft_parts(
     there_are = {k: it.shape for k, it in arrays.items()}
     needed = {k for k, it in arrays.items() if it.trained and (k in own or k.partition(":")[0] in found)}
     needed |= {f":{k}" for k in spec.root_keys} if spec.keeps(config) else set()
-    refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
+    if spec.packing is None:
+        refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
     adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
+    if spec.packing is not None:
+        own = _unpacked(folder, spec, modules, adapted.adapter(name), found)
     new = own | {f"{site}:W1": v for site, v in parts.whole.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
     options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
+
+
+def _unpacked(
+    folder: Path, spec: Spec, modules: Mapping[str, str], adapter: Adapter, found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arrays of ours, of the parts that a file has. Raises `Bad` for parts that are not those of the adapter's."""
+    assert spec.packing is not None
+    own: dict[str, Any] = {}
+    for site, parts in found.items():
+        beside = {k: to_host(a) for k, a in adapter.grouped()[site].items()}
+        keys = {f"{site}:{n}": f"{ROOT}{modules[site]}.{k.suffix}" for n, k in spec.keys.items()}
+        wanted = {f"{site}:{n}": a for n, a in spec.packing.theirs(beside, beside).items() if n in spec.keys}
+        given, shapes = {f"{site}:{n}": a for n, a in parts.items()}, {k: a.shape for k, a in wanted.items()}
+        refuse_misfits(folder, keys.__getitem__, given, shapes, wanted)
+        own |= {f"{site}:{n}": a for n, a in spec.packing.ours(parts, beside).items()}
+    return own
 
 
 def _same_targets(

@@ -128,6 +128,21 @@ def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
     return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a)}
 
 
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Arrays of ours that their file has in parts, as other arrays of the same site tell: `beside`, by our names.
+
+    The parts have keys like arrays. `ours` makes arrays of all that a file has of a site, `theirs` parts of arrays or their gradients.
+    """
+
+    of: tuple[str, ...]  # these arrays
+    ours: Callable[[Arrays, Arrays], Arrays]  # (parts, beside)
+    theirs: Callable[[Arrays, Arrays], Arrays]  # (arrays, beside)
+
+
 @dataclass(frozen=True)
 class Trial:
     """An adapter that PEFT must read and compute the same with: on a recorded base, with these settings, attached so."""
@@ -155,6 +170,8 @@ class Spec:
         default_factory=dict
     )  # shared arrays, whose keys name no module; parts of one tensor may have one key
     copied: bool = False  # these stand once more under every module; one is enough
+
+    packing: Packing | None = None  # what is in parts there
 
     # the configuration
     settings: Mapping[str, str] = field(default_factory=dict)  # our setting -> their field of the same value

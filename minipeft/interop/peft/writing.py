@@ -69,10 +69,18 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         elif method.name == TOKENS and adapter.method.name != TOKENS:
             (a,) = own.values()
             out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.{TOKENS_KEY}"] = a
-        elif theirs := to_theirs(spec.keys_of(every[site].kind), own, arch):
+        elif theirs := to_theirs(spec.keys_of(every[site].kind), _parts(spec, adapter, site, own), arch):
             module = module_of(_own(model), spec, site)
             out |= {f"{ROOT}{module}.{suffix}": a for suffix, a in theirs.items()}
     return out
+
+
+def _parts(spec: Spec, adapter: Adapter, site: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arrays of one site as their file has them, in parts perhaps."""
+    if spec.packing is None:
+        return own
+    beside = {k.rpartition(":")[2]: to_host(a) for k, a in adapter.arrays.items() if k.rpartition(":")[0] == site}
+    return spec.packing.theirs(own, beside)
 
 
 def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:

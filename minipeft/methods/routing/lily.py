@@ -17,29 +17,12 @@ Differs  The mean is the authors' and HF peft's: what comes of a text depends on
 array([[20.]])
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Here, Method, choice, count, either, free, trained, uniform
+from minipeft.declare import QUERY_VALUE, Here, Method, count, free, in_layers, trained, uniform
 from minipeft.engine import ops
 from minipeft.method import Base
-
-
-def _groups(at: Mapping[str, Any]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for site, m in at.items():
-        groups.setdefault(m.group or re.sub(r"layers\.\d+", "layers", site), []).append(site)
-    return list(groups.values())
-
-
-def _first(at: Mapping[str, Any]) -> dict[str, str]:
-    return {site: group[0] for group in _groups(at) for site in group}
-
-
-def _before(at: Mapping[str, Any]) -> dict[str, str]:
-    return {site: group[i - i % at[site].stride] for group in _groups(at) for i, site in enumerate(group)}
 
 
 @dataclass(frozen=True)
@@ -53,19 +36,12 @@ class Lily(Method):
     experts: int = count(2, least=2, tried=3)
     s: float = free(1.0, tried=1.5)
     group: str = free("")
-    start: str = choice("zero", "random")
 
-    A = trained("r", "in", start=uniform("in"), shared_by=_before)
-    B = trained("experts r", "out", start=either("start == 'random'", uniform("out")), shared_by=_first)
+    A = trained("r", "in", start=uniform("in"), shared_by=in_layers("stride"))
+    B = trained("experts r", "out", shared_by=in_layers())
     R = trained("experts", "r", start=uniform("r"))
 
-    @property
-    def identity(self) -> bool:  # type: ignore[override]
-        """Only while the experts are 0."""
-        return self.start == "zero"
-
     def forward(self, x: Any, base: Base, here: Here, *, A: Any, B: Any, R: Any) -> Any:
-        """The base's output and that of the batch's mixture."""
         h = ops.linear(x, A)
         p = ops.mean(ops.reshape(ops.softmax(ops.linear(h, R)), shape=(-1, self.experts, 1, 1)), axis=0)
         return base(x) + self.s * (h @ ops.sum(p * ops.reshape(B, shape=(*R.shape, -1)), axis=0))
