@@ -43,7 +43,7 @@ class Tokens:
         parts = [x for x in (h[:, :at], P, h[:, at:]) if x.shape[1]]
 
         def spread(x: Any, fill: Any) -> Any:
-            new = xp.broadcast_to(xp.asarray(fill, x.dtype), (x.shape[0], p))
+            new = xp.full((x.shape[0], p), fill, x.dtype)
             return xp.concatenate([x[:, :at], new, x[:, at:]], axis=1)
 
         if self.mask is not None:

@@ -192,7 +192,7 @@ def test_a_training_goes_on_by_graph_where_it_was_killed(device, tmp_path):
 
 # --- generation -------------------------------------------------------------------------------------------------------
 
-WITH = ["base", "lora", "dora", "prefix_tuning", "prompt_tuning", "p_tuning", "ia3", "houlsby", "llama_adapter", "loreft"]  # fmt: skip
+WITH = ["base", "lora", "dora", "prefix_tuning", "prompt_tuning", "cartridge", "p_tuning", "ia3", "houlsby", "llama_adapter", "loreft"]  # fmt: skip
 GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 
 

@@ -86,6 +86,7 @@ SPEC = Spec(
         Trial("llama", dict(p=3)),
         Trial("bert-cls", dict(p=3), name="bert"),
         Trial("t5", dict(p=3), name="t5"),
+        Trial("t5gated", dict(p=3), name="t5 unequal"),
         Trial("mistral", dict(p=3), name="window"),
     ),
 )

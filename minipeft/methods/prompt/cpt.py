@@ -13,19 +13,35 @@ Differs    HF peft trains P − E, so that weight decay pulls P to E; here to 0.
            takes input_type_mask, 4 throughout by default, and adds the largest of types to it: with one that 4 does not
            divide no label of the text counts. Micro-batches are weighed by the labels of their text.
 
->>> cpt = CPT(tokens=(3, 7, 8, 5), types=(2, 4, 6, 8), gamma=0.5)
->>> cpt.labels, cpt.weights
+>>> labels, weights = counted((3, 7, 8, 5), (2, 4, 6, 8), 0.5)
+>>> labels.tolist(), weights.tolist()
 ([-100, 7, -100, 5], [1.0, 0.25, 1.0, 0.5])
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minipeft.declare import (
     Here, Method, Step, Unfit, at_least, choice, fact, free, requires, same, size, stored, such_that, trained, words,
 )  # fmt: skip
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import once, xp
 from minipeft.model.batch import IGNORE
+
+
+@once
+def counted(tokens: tuple[int, ...], types: tuple[int, ...], gamma: float) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that are labels, −100 elsewhere; and γ^k, k counting their types from the last on, which is 1."""
+    known = sorted({c for c in types[1:] if c and c % 4 == 0}, reverse=True)  # the first token is predicted by none
+    labels = [i if c and c % 4 == 0 else IGNORE for i, c in zip(tokens, types)]
+    return np.array(labels), np.array([gamma ** (1 + known.index(c)) if c in known else 1.0 for c in types])
+
+
+@once
+def radii(types: tuple[int, ...], eps: float, eps_format: float) -> np.ndarray:
+    """ε_i (p, 1); 0 where a row stays."""
+    return np.array([[(0.0, eps_format, eps, eps_format)[c % 4]] for c in types])
 
 
 @dataclass(frozen=True)
@@ -52,31 +68,20 @@ class CPT(Method):
     E = stored("p", "d", start=words("p", "tokens"))
     P = trained("p", "d", start=same("E"))
 
-    @property
-    def labels(self) -> list[int]:
-        """The tokens that are labels, −100 elsewhere."""
-        return [i if c and c % 4 == 0 else IGNORE for i, c in zip(self.tokens, self.types)]
-
-    @property
-    def weights(self) -> list[float]:
-        """γ^k, k counting the labels' types from the last one on, which is 1; the first token is predicted by none."""
-        known = sorted({c for c in self.types[1:] if c and c % 4 == 0}, reverse=True)
-        return [self.gamma ** (1 + known.index(c) if c in known else 0) for c in self.types]
-
     def apply(self, h: Any, here: Here, *, E: Any, P: Any) -> Any:
         here.tokens.positions = here.tokens.positions if self.ignores == "nothing" else None
-        return here.tokens.insert(h, P, labels=self.labels, weights=self.weights) if here.prefill else h
+        labels, weights = counted(self.tokens, self.types, self.gamma)
+        return here.tokens.insert(h, P, labels=labels, weights=weights) if here.prefill else h
 
     def after_backward(self, step: Step) -> None:
-        """Labels, and what has no type, stay as they are."""
+        """What may not move has no gradient."""
         for arrays in step.grads.values():
-            arrays["P"] = arrays["P"] * xp.asarray([[c % 4 > 0] for c in self.types], arrays["P"].dtype)
+            arrays["P"] = arrays["P"] * (radii(self.types, self.eps, self.eps_format) > 0)
 
     def after_step(self, step: Step) -> None:
         """P_i goes back to where its ball ends."""
-        eps = [(0, self.eps_format, self.eps, self.eps_format)[c % 4] for c in self.types]
         for site, own in step.theta.items():
             E, D = step.stored[site]["E"], own["P"] - step.stored[site]["E"]
-            most = xp.asarray(eps, D.dtype)[:, None] * (D.shape[1] / 2048) ** 0.5
+            most = radii(self.types, self.eps, self.eps_format).astype(D.dtype) * (D.shape[1] / 2048) ** 0.5
             norm = xp.sqrt((D * D).sum(axis=1, keepdims=True))
             own["P"] = xp.where(norm > most, E + D * (most / (norm + (norm == 0))), own["P"])

@@ -102,3 +102,32 @@ def test_more_blocks_than_layers():
     assert (wide.logits(given) == narrow.logits(given)).all()
     with pytest.raises(Bad, match="blocks must be at least 2, the number of its sites, found 1"):
         attach(model, PrefixTuning(p=2, blocks=1))
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_the_start_at_zero_is_that_of_peft(hidden):
+    """Every prefix is 0, be it by itself or by the projection's last linear, whose other factors are drawn."""
+    import torch
+    from peft import PrefixTuningConfig
+    from peft.tuners.prefix_tuning import PrefixEncoder
+
+    config = PrefixTuningConfig(
+        num_virtual_tokens=3, token_dim=12, num_layers=2, num_attention_heads=3, init_weights="zero", prefix_projection=hidden > 0,
+        encoder_hidden_size=hidden or None,
+    )  # fmt: skip
+    theirs = {k: v.numpy() for k, v in PrefixEncoder(config).state_dict().items()}
+    names = dict(
+        E="embedding.weight",
+        A1="transform.0.weight",
+        c1="transform.0.bias",
+        A2="transform.2.weight",
+        c2="transform.2.bias",
+    )
+    mine = attach(tiny.model(), PrefixTuning(p=3, hidden=hidden, start="zero")).adapters[0]
+    own = mine.grouped()[""]
+    assert {names[k]: a.shape for k, a in own.items()} == {k: a.shape for k, a in theirs.items()}
+    assert {k: bool(a.any()) for k, a in own.items()} == {k: bool(theirs[names[k]].any()) for k in own}
+    assert not mine.method.flat(**own).any()
+    config.inference_mode = False
+    assert not PrefixEncoder(config)(torch.arange(3)[None]).detach().numpy().any()

@@ -5,6 +5,7 @@ import reference
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.methods.prompt.mpt import MPT
 from minipeft.methods.prompt.prompt_tuning import PromptTuning
 from minipeft.model.batch import batch
 
@@ -65,3 +66,29 @@ def test_a_text_gives_the_rows_over_and_over():
     for wrong in [dict(start="text"), dict(text=(3,)), dict(start="vocab", text=(3,))]:
         with pytest.raises(Bad, match="start='text', and no other, needs text, found"):
             PromptTuning(**wrong)
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("stacks", [1, 2])
+@pytest.mark.parametrize("p", [2, 3, 8])
+def test_the_start_from_a_text_is_that_of_peft(p, stacks, monkeypatch):
+    """For two stacks PEFT goes on in the text after p tokens, which nothing reads but in MPT."""
+    import torch
+    import transformers
+    from peft import PromptTuningConfig
+    from peft.tuners.prompt_tuning import PromptEmbedding
+
+    model = tiny.model()
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", lambda *a, **k: lambda text: {"input_ids": [7, 3, 9]}
+    )
+    config = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=p, num_transformer_submodules=stacks, token_dim=24, prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="any", tokenizer_name_or_path="any",
+    )  # fmt: skip
+    table = torch.nn.Embedding.from_pretrained(torch.tensor(model.params["embed.tokens.weight"]))
+    want = PromptEmbedding(config, table).embedding.weight
+    mine = attach(model, PromptTuning(p=p, start="text", text=(7, 3, 9))).adapters[0].arrays["embed.tokens.out:P"]
+    both = attach(model, MPT(p=p * stacks, start="text", text=(7, 3, 9))).adapters[0].arrays[":P"]
+    np.testing.assert_array_equal(mine.astype(np.float32), want.detach().numpy()[:p])
+    np.testing.assert_array_equal(both.astype(np.float32), want.detach().numpy())
