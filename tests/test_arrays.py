@@ -201,6 +201,12 @@ def test_what_starts_measure():
         x = trained("out", "in", start=either("linear", get, fill(0)))
         y = trained("out", "in", start=zero_if("linear", found(lambda m, f: 0, "", needs=("inputs", "grads"))))
 
+    @dataclass(frozen=True)
+    class Chosen(Plain, register=False):
+        start: str = choice("zero", "found")
+        x = trained("out", "in", start=either("start == 'found'", get))
+
+    assert needs(Chosen) == needs(Chosen(start="found")) == ("grads",) and needs(Chosen()) == ()
     assert needs(Made) == ("grads", "inputs") and needs(METHODS["lora"]) == () and needs(METHODS["eva"]) == ("inputs",)
 
 
