@@ -36,10 +36,7 @@ class C3A(Method):
         256, small=lambda a: math.gcd(a.d, a.heads * a.dh, a.kv * a.dh), tried=lambda a: math.gcd(a.d, 4)
     )  # β
     start: str = choice("xavier", "kaiming", "normal", "zero", varied=False)
-
-    divides = requires(
-        "out % block == 0 and in % block == 0", "block must divide {out} and {in}, both widths, found {block},"
-    )
+    fits = requires("out % block == in % block == 0", "block must divide {out} and {in}, both widths, found {block},")
     k = trained("out / block", "in / block", "block", start=START)
 
     @property
