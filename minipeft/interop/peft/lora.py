@@ -27,6 +27,7 @@ from minipeft.interop.peft.fields import (
     WHOLE,
     Config,
     Kind,
+    among,
     group,
     needed,
     optional,
@@ -97,6 +98,9 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "velora_config": read(
+        group(num_groups=COUNT, scale=POSITIVE, init_type=among("batch_average", "batch_average_once", "random"))
+    ),
     "alora_invocation_tokens": read(optional(IDS)),
     "monteclora_config": read(
         group(
@@ -112,7 +116,15 @@ KNOWN = FACTORS | {
 }
 
 # of which PEFT takes one
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
+VARIANTS = (
+    "use_dora",
+    "use_bdlora",
+    "use_qalora",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+    "velora_config",
+)
 
 
 def began(config: Config) -> str | None:
