@@ -319,6 +319,14 @@ def test_arrays_of_parts():
     assert not got["B0"][0].any() and (drawn(Over(start="random"))["B1"] == 7).all()
 
 
+def test_a_start_may_be_made_of_the_arrays_of_parts():
+    class Made(Over, register=False):
+        P = stored("out", "in", start=found(lambda m, facts: facts.drawn["B1"] @ facts.drawn["A1"], "B1 A1"))
+
+    got = {k: a for k, (a, _) in draw(Facts(Made(start="random"), LINEAR, np.random.default_rng(0))).items()}
+    assert np.array_equal(got["P"], got["B1"] @ got["A1"]) and got["P"].any()
+
+
 def test_parts_are_of_their_class():
     for wrong, says in (((), "one or more .*Part"), ((METHODS["lora"](),), "one or more .*Part"), (Part(), "tuple")):
         with pytest.raises(Bad, match=f"over: experts must be .*{says}"):
