@@ -254,9 +254,16 @@ def held_for(method: Method, at: Mapping[str, Method]) -> dict[str, dict[str, st
 
 
 def needs(method: type[Method] | Method) -> tuple[str, ...]:
-    """What the starts of a method measure on data: "inputs" of its linears, "grads" of their weights."""
-    cls = method if isinstance(method, type) else type(method)
-    return tuple(dict.fromkeys(n for a in declared(cls).arrays.values() for n in a.start.needs))
+    """What the starts of a method measure on data: "inputs" of its linears, "grads" of their weights. A class tells all it may."""
+    cls, own = (method, {}) if isinstance(method, type) else (type(method), settings_of(method))
+    return tuple(dict.fromkeys(n for a in declared(cls).arrays.values() for n in _needed(a.start, own)))
+
+
+def _needed(start: Start, own: Mapping[str, Any]) -> tuple[str, ...]:
+    if start.chosen is None or not names(start.chosen[0]) <= own.keys():
+        return start.needs
+    condition, one, other = start.chosen
+    return _needed(one if evaluate(condition, own) else other, own)
 
 
 def rate(method: Method, name: str) -> float:

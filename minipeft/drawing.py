@@ -228,6 +228,7 @@ def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
                 f"{facts.method.name}: {it.name} is declared as {it.shape} at {facts.site.name}, its start is {tuple(a.shape)}"
             )
         it.facts.drawn[it.own] = a
+        facts.drawn[it.name] = to_host(a)  # a part's, for what is made of the parts
         found[it.name] = (a, it.trained)
     return {it.name: found[it.name] for it in every}
 

@@ -27,6 +27,7 @@ class Start:
     draw: Callable[[Facts, tuple[int, ...], str], Any]
     needs: tuple[str, ...] = ()
     together: Callable[..., Any] | None = None  # decides for all sites at once
+    chosen: tuple[str, Start, Start] | None = None  # the condition, and the starts where it holds and where not
 
     @property
     def is_zero(self) -> bool:
@@ -114,7 +115,8 @@ def either(condition: str, one: Start, other: Start = ZERO) -> Start:
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         return (one if facts.value(condition) else other).draw(facts, shape, name)
 
-    return Start(f"{one.says} with {plainly(condition)}, else {other.says}", draw, one.needs + other.needs)
+    says = f"{one.says} with {plainly(condition)}, else {other.says}"
+    return Start(says, draw, one.needs + other.needs, chosen=(condition, one, other))
 
 
 def by(setting: str, usual: Start, **others: Start) -> Start:

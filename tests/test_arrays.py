@@ -255,6 +255,12 @@ def test_what_starts_measure():
         x = trained("out", "in", start=either("linear", get, fill(0)))
         y = trained("out", "in", start=zero_if("linear", found(lambda m, f: 0, "", needs=("inputs", "grads"))))
 
+    @dataclass(frozen=True)
+    class Chosen(Plain, register=False):
+        start: str = choice("zero", "found")
+        x = trained("out", "in", start=either("start == 'found'", get))
+
+    assert needs(Chosen) == needs(Chosen(start="found")) == ("grads",) and needs(Chosen()) == ()
     assert needs(Made) == ("grads", "inputs") and needs(METHODS["lora"]) == () and needs(METHODS["eva"]) == ("inputs",)
 
 
@@ -413,6 +419,14 @@ def test_arrays_of_parts():
     assert np.array_equal(got["A0"][0], rng.standard_normal((2, 9)))
     assert np.array_equal(got["A1"][0], rng.standard_normal((3, 9)))
     assert not got["B0"][0].any() and (drawn(Over(start="random"))["B1"] == 7).all()
+
+
+def test_a_start_may_be_made_of_the_arrays_of_parts():
+    class Made(Over, register=False):
+        P = stored("out", "in", start=found(lambda m, facts: facts.drawn["B1"] @ facts.drawn["A1"], "B1 A1"))
+
+    got = {k: a for k, (a, _) in draw(Facts(Made(start="random"), LINEAR, np.random.default_rng(0))).items()}
+    assert np.array_equal(got["P"], got["B1"] @ got["A1"]) and got["P"].any()
 
 
 def test_parts_are_of_their_class():

@@ -145,8 +145,8 @@ def checks_of_usual(
         asked = about | dict(config=about["config"] | dict(dropout=0.3), roles=about["roles"] | {"keep": "base"})
         yield finished(Case(check="dropout", ask="forward", inputs={**inputs, **arrays, **keep}, **asked))
     base = {k: v for k, v in inputs.items() if about["roles"][k] == "base"}
-    measured = {"G": inputs["W"] * 0 + single(rng.standard_normal((OUT, IN)))} if "grads" in needs(cls) else {}
-    measured |= {"X": single(rng.standard_normal((9, IN)))} if "inputs" in needs(cls) else {}
+    measured = {"G": inputs["W"] * 0 + single(rng.standard_normal((OUT, IN)))} if "grads" in needs(method) else {}
+    measured |= {"X": single(rng.standard_normal((9, IN)))} if "inputs" in needs(method) else {}
     shapes = {k: np.zeros(v.shape) for k, v in start.items()}
     identity = {}
     if method.identity and place.name == "linear":

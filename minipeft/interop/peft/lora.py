@@ -26,11 +26,13 @@ from minipeft.interop.peft.fields import (
     ONLY_STARTS,
     POSITIVE,
     RATE,
+    SEED,
     TARGETS,
     TOKENS,
     WHOLE,
     Config,
     Kind,
+    among,
     group,
     needed,
     optional,
@@ -104,6 +106,19 @@ KNOWN = FACTORS | {
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
+    "arrow_config": read(
+        group(
+            top_k=COUNT,
+            router_temperature=POSITIVE,
+            use_gks=FLAG,
+            task_adapter_names=LIST,
+            gks_adapter_names=LIST,
+            rng_seed=optional(SEED),
+        )
+    ),
+    "velora_config": read(
+        group(num_groups=COUNT, scale=POSITIVE, init_type=among("batch_average", "batch_average_once", "random"))
+    ),
     "alora_invocation_tokens": read(optional(IDS)),
     "monteclora_config": read(
         group(
@@ -119,7 +134,15 @@ KNOWN = FACTORS | {
 }
 
 # of which PEFT takes one
-VARIANTS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "monteclora_config", "alora_invocation_tokens")
+VARIANTS = (
+    "use_dora",
+    "use_bdlora",
+    "use_qalora",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+    "velora_config",
+)
 
 
 def began(config: Config) -> str | None:

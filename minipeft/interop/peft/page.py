@@ -39,7 +39,7 @@ def _row(spec: Spec) -> tuple[str, ...]:
     names = ", ".join(f"`{suffix}` {size}" for suffix, size in told.items())
     settings = ", ".join(ours if ours == theirs else f"{ours}: `{theirs}`" for ours, theirs in spec.settings.items())
     return (
-        f"`{spec.peft_type}`", f"{names}; {spec.notes}" if spec.notes else names, ", ".join(dict.fromkeys(keys)), settings
+        f"`{spec.peft_type}`", "; ".join(filter(None, (names, spec.notes))), ", ".join(dict.fromkeys(keys)), settings
     )  # fmt: skip
 
 

@@ -127,8 +127,8 @@ def test_peft_computes_the_same(name, trial, hf, tmp_path):
 
 
 def test_every_method_that_peft_has_is_here():
-    """A base in four bits is tried elsewhere: tests/checkpoints/test_hf_bases.py, tests/methods/lowrank/test_loftq.py."""
-    assert set(specs()) - {name for name, _ in TRIALS.values()} == {"loftq", "qlora"}
+    """What is tried elsewhere: over a base in four bits (tests/checkpoints/test_hf_bases.py), or in the method's own tests."""
+    assert set(specs()) - {name for name, _ in TRIALS.values()} == {"arrow", "loftq", "qa_lora", "qlora"}
 
 
 @pytest.mark.parametrize("base", ["gpt2", "bert-cls", "mistral"])
