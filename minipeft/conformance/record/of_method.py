@@ -59,7 +59,9 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
     if weights:
         yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
         if place.name == "linear":
-            yield finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
+            delta = finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
+            if delta.want["delta"].any():  # it may change the bias alone
+                yield delta
         if declared(cls).held is None and "A0" not in arrays:  # others take the residual for their base
             yield dataclasses.replace(
             Case(check="unmerge", ask="unmerge", inputs={**inputs, **arrays}, **about), tolerance="COND", k=8.0,
