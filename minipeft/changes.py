@@ -35,6 +35,10 @@ class Change:
         """b', None for none."""
         return b
 
+    def bias_over(self, b: Any, W: Callable[[], Any]) -> Any:
+        """b' where it may depend on the weight too: W() is the weight under the change."""
+        return self.bias(b)
+
     @property
     def steady(self) -> Sum:
         """The part that dropout leaves alone."""
@@ -44,12 +48,12 @@ class Change:
         """x W'ᵀ + b' over `base`, the linear as it is without the change; `drop` acts on the input of what is changed."""
         W = self.onto(base.W)
         if drop is same_input:
-            return ops.linear(x, W, self.bias(base.b))
+            return ops.linear(x, W, self.bias_over(base.b, lambda: base.W))
         y, still = base(x), base.W
         for t in self.steady.terms:
             y, still = t.add(y, x), t.added(still)
         y = y + ops.linear(drop(x), W - still)
-        b, new = base.b, self.bias(base.b)
+        b, new = base.b, self.bias_over(base.b, lambda: base.W)
         if new is b:
             return y
         return y + (new if b is None else -b if new is None else new - b)
@@ -335,6 +339,25 @@ def swapped(W1: Any, b1: Any = None) -> Swapped:
     return Swapped(W1, b1)
 
 
+@dataclass(frozen=True, eq=False)
+class Mapped(Change):
+    """W' = f(W), and b' = g(b, W); b is None where there is none."""
+
+    f: Callable[[Any], Any]
+    g: Callable[[Any, Any], Any]
+
+    def onto(self, W: Any) -> Any:
+        return self.f(W)
+
+    def bias_over(self, b: Any, W: Callable[[], Any]) -> Any:
+        return self.g(b, W())
+
+
+def mapped(f: Callable[[Any], Any], g: Callable[[Any, Any], Any]) -> Mapped:
+    """f(W) in place of W, and g(b, W) of b, which is None where there is none."""
+    return Mapped(f, g)
+
+
 # --- what a method says in plain --------------------------------------------------------------------------------------
 
 
@@ -384,4 +407,8 @@ def rows_kept(change: Change, k: Any) -> Change:
     if isinstance(change, Sum):
         terms = tuple(t if t.steady else replace(t, B=t.B * k[:, None]) for t in change.terms)
         return replace(change, terms=terms)
-    return Weighed(lambda W: W + k[:, None] * (change.onto(W) - W), Sum(()), change.bias)
+
+    def some(W: Any) -> Any:
+        return W + k[:, None] * (change.onto(W) - W)
+
+    return Mapped(some, change.g) if isinstance(change, Mapped) else Weighed(some, Sum(()), change.bias)

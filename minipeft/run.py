@@ -135,7 +135,8 @@ class Run:
                 steps.append((hook, self._change(hook, name).onto))
             if name.endswith(".bias"):  # what a change of the weight does to the bias comes last
                 over = f"{name.removesuffix('bias')}weight"
-                steps += [(h, self._change(h, over).bias) for h in self._param_hooks(over) if is_weight(h.method)]
+                hooks = [h for h in self._param_hooks(over) if is_weight(h.method)]
+                steps += [(h, self._to_bias(h, over, hooks[:i])) for i, h in enumerate(hooks)]
             self._weights[name] = self._changed(self.base(name), steps)
         return self._weights[name]
 
@@ -147,6 +148,18 @@ class Run:
         if key not in self._changes:
             self._changes[key] = change_of(hook.method, hook.arrays)
         return self._changes[key]
+
+    def _to_bias(self, hook: _Hook, name: str, before: list[_Hook]) -> Callable[[Any], Any]:
+        """What a change of the weight of this name makes of the bias; `before` are the methods that come before it there."""
+
+        def under() -> Any:
+            W = self.base(name)
+            for h in before:
+                if not self._shares or h.adapter == hook.adapter:
+                    W = self._change(h, name).onto(W)
+            return W
+
+        return lambda b: self._change(hook, name).bias_over(b, under)
 
     def _changed(self, W: Any, steps: list[tuple[_Hook, Callable]]) -> Any:
         """What the steps make of W one after the other; with weights, W and the weighted sum of all adapters' changes."""
@@ -213,9 +226,9 @@ class Run:
 
             return Base(base.held, base.b, base.table, own, no_weight)
         change, drop = self._change(hook, name), same_input
+        b = change.bias_over(base.b, lambda: base.W)
         if samples(method, self.train):
-            return Base(base.held, change.bias(base.b), base.table, own, lambda: change.onto(base.W))
-        b = change.bias(base.b)
+            return Base(base.held, b, base.table, own, lambda: change.onto(base.W))
         if self.train:
             if (p := getattr(method, "module_dropout", 0.0)) and self.rng.random() < p:
                 return base

@@ -16,6 +16,7 @@ from minipeft.changes import (
     Weighed,
     cayley,
     lowrank,
+    mapped,
     qr,
     replaced,
     rotated,
@@ -48,6 +49,11 @@ class Kind:
     weight: Callable[[Any], Any]
     bias: Callable[[Any], Any] = same
     still: Callable[[Any], Any] = same
+    over: Callable[[Any, Any], Any] | None = None  # b', where it depends on W too
+
+    def bias_over(self, b: Any, W: Any) -> Any:
+        """b' over W."""
+        return self.bias(b) if self.over is None else self.over(b, W)
 
 
 def low_rank(draw, wide=False):
@@ -124,6 +130,9 @@ def others(draw):
     def no_bias(b):
         return None
 
+    def moved(b, W):
+        return W @ k if b is None else b * l + W @ k
+
     return draw(
         st.sampled_from(
             [
@@ -137,6 +146,7 @@ def others(draw):
                 Kind(replaced(T, ids), new),
                 Kind(replaced(T, ids, keeps_bias=False), new, no_bias),
                 Kind(Weighed(lambda W: W * k + D, Sum(())), lambda W: W * k + D),
+                Kind(mapped(lambda W: W * k + D, moved), lambda W: W * k + D, over=moved),
                 Kind(Weighed(lambda W: W * k, steady(low)), lambda W: W * k, same, lambda W: W + M),
             ]
         )
@@ -152,7 +162,7 @@ def kept(draw):
     def some(W):
         return still(W) + k[:, None] * (kind.weight(W) - still(W))
 
-    return Kind(rows_kept(kind.change, k), some, kind.bias, still)
+    return Kind(rows_kept(kind.change, k), some, kind.bias, still, kind.over)
 
 
 KINDS = sums() | others() | kept()
@@ -183,7 +193,7 @@ def plain(x, W, b):
 def test_the_matrix_and_the_bias(kind, base):
     _, W, b = base
     assert np.allclose(kind.change.onto(W), kind.weight(W))
-    got, want = kind.change.bias(b), kind.bias(b)
+    got, want = kind.change.bias_over(b, lambda: W), kind.bias_over(b, W)
     assert (got is None) == (want is None) and (got is None or np.allclose(got, want))
 
 
@@ -192,7 +202,7 @@ def test_the_matrix_and_the_bias(kind, base):
 def test_a_linear(kind, base, shape, seed):
     under, W, b = base
     x = np.random.default_rng(seed).standard_normal((*shape, IN))
-    assert np.allclose(kind.change.linear(x, under), plain(x, kind.weight(W), kind.bias(b)))
+    assert np.allclose(kind.change.linear(x, under), plain(x, kind.weight(W), kind.bias_over(b, W)))
 
 
 @often
@@ -204,7 +214,7 @@ def test_a_linear_under_dropout(kind, base, seed):
     x, mask = rng.standard_normal((2, 3, IN)), rng.integers(0, 2, (2, 3, IN)) * 2.0
     got = kind.change.linear(x, under, lambda x: x * mask)
     still = kind.still(W)
-    assert np.allclose(got, plain(x, still, None) + plain(x * mask, kind.weight(W) - still, kind.bias(b)))
+    assert np.allclose(got, plain(x, still, None) + plain(x * mask, kind.weight(W) - still, kind.bias_over(b, W)))
 
 
 @often

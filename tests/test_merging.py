@@ -1,5 +1,6 @@
 """Folding adapters into weights."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.conformance import tiny
+from minipeft.declare import Method, mapped, trained
 from minipeft.errors import Bad
 from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
@@ -70,6 +72,36 @@ def test_a_bias_is_trained_beneath_what_a_weight_does_to_it(family, other):
         if other == "lora":
             b, c = (adapted.theta[k] for k in ("biases/layers.0.mlp.up.bias:W1", "other/layers.0.mlp.up.weight:c"))
             np.testing.assert_allclose(plain.params["layers.0.mlp.up.bias"], b + 3 * c, rtol=1e-14)
+
+
+@dataclass(frozen=True)
+class Moving(Method, register=False):
+    """W' = 2 W and b' = b + W c, of no bias too."""
+
+    name = "moving"
+    takes = "linears"
+    c = trained("in")
+
+    def change(self, *, c):
+        return mapped(lambda W: 2 * W, lambda b, W: W @ c if b is None else b + W @ c)
+
+
+@pytest.mark.parametrize("weights", [{}, dict(a=0.7, b=0.3)])
+@pytest.mark.parametrize("family", ["llama", "bert"])  # without biases, and with
+def test_a_bias_that_depends_on_the_weight_sees_the_one_beneath(family, weights):
+    """Over another method that is W' of it; in a weighted sum every change is over the base."""
+    model, batch = tiny.model(family), tiny.example(tiny.model(family))
+    adapted = attach(attach(model, Moving(), name="a", targets="attn.v.weight"), LoRA(r=2), name="b")
+    adapted = attach(adapted, Moving(), name="c", targets="attn.v.weight")
+    adapted = moved(adapted.using(**weights) if weights else adapted)
+    merged = Adapted(merge(adapted))
+    assert apart(merged.logits(batch), adapted.logits(batch)) < 1e-11
+    v = "layers.0.attn.v"
+    W, b = (model.params.get(f"{v}.{leaf}", 0.0) for leaf in ("weight", "bias"))
+    a, c = (adapted.adapter(n).arrays[f"{v}.weight:c"] for n in "ac")
+    B, A = (adapted.adapter("b").arrays[f"{v}.weight:{n}"] for n in "BA")
+    want = b + 0.7 * W @ a if weights else b + W @ a + (2 * W + 4 * B @ A) @ c
+    np.testing.assert_allclose(merged.model.params[f"{v}.bias"], want, rtol=0, atol=1e-12)
 
 
 def test_merging_breaks_a_tie_only_where_it_must():

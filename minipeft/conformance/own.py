@@ -95,8 +95,9 @@ class Own:
             raise Unsupported(f"{method.name} does not merge")
         if case.place == "bias":
             return fetched(dict(W=base["W"], b=weight_of(method, base["b"], own)))
-        merged = dict(W=weight_of(method, held(method, base["W"]), own))
-        if "b" in base and (b := bias_of(method, base["b"], own)) is not None:
+        W = held(method, base["W"])
+        merged = dict(W=weight_of(method, W, own))
+        if "b" in base and (b := bias_of(method, base["b"], own, W)) is not None:
             merged["b"] = b
         return fetched(merged)
 

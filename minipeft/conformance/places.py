@@ -96,9 +96,9 @@ def held(method: Method, W: Any) -> Any:
     return W if W4 is None else widened(W4)
 
 
-def bias_of(method: Method, b: Any, arrays: Arrays) -> Any:
-    """The bias as the method makes it."""
-    return change_of(method, arrays).bias(b)
+def bias_of(method: Method, b: Any, arrays: Arrays, W: Any) -> Any:
+    """The bias as the method makes it, over this weight."""
+    return change_of(method, arrays).bias_over(b, lambda: W)
 
 
 def _linear(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
@@ -260,6 +260,8 @@ def arrays_at(
     shape, d = place.sites[0].shape, place.sites[0].arch.d
     W = tensors.get("b" if place.name == "bias" else "W", rng.standard_normal(shape))
     asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, d))})
+    if "b" in place.inputs and place.name != "norm":
+        asks["params"] |= {f"{Q}.bias": tensors["b"] if "b" in tensors else np.zeros(place.inputs["b"])}
     if place.name == "norm":
         asks["params"] |= {f"{NORM}.bias": tensors["b"] if "b" in tensors else rng.standard_normal(shape)}
     elif place.name == "linear" and "b" in tensors:

@@ -159,7 +159,7 @@ def witnesses(case: Case) -> tuple[str, ...]:
         for i, weight in enumerate(case.options["weights"]):
             member, own = OWN.adapter(case, i)
             total[0][:] += weight * (weight_of(member, W, own) - W)
-            total[1][:] += weight * (bias_of(member, b, own) - b)
+            total[1][:] += weight * (bias_of(member, b, own, W) - b)
         agree(case, dict(y=case.inputs["x"] @ total[0].T + total[1]), "summed weights")
         found.append("the sum of the merged weights")
     elif case.ask == "merge_bfloat16":

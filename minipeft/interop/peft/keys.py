@@ -180,12 +180,15 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
                 parts.rows[site] = a
             else:
                 once(key, site, suffix)
+                held = False
                 for name, k in spec.keys_of(every[site].kind).items():
                     if k.suffix == suffix and not k.fits(a):
                         shape = ", ".join("n" if n is None else str(n) for n in k.shape or ())
                         raise Bad(f"{folder}: {key}: expected shape ({shape}), found {tuple(a.shape)}")
                     if k.suffix == suffix and k.holds(a):
-                        parts.at.setdefault(site, {})[name] = k.read(a, model.arch)
+                        parts.at.setdefault(site, {})[name], held = k.read(a, model.arch), True
+                if not held:
+                    parts.spare[key] = a
             continue
         param, mark = param_of(naming, body)
         plain = plain_body(body)[0]
