@@ -21,7 +21,7 @@ from minipeft.conformance.record.variants import readings, usual, variants
 from minipeft.conformance.witnesses import dropped_form, starts_of
 from minipeft.errors import Bad
 from minipeft.interop.peft.registry import spec_named
-from minipeft.method import Method, is_weight, samples
+from minipeft.method import Method, is_weight
 from minipeft.quantize import CODEBOOKS
 
 SIZES = "other_sizes"  # the variant at other sizes
@@ -140,7 +140,7 @@ def checks_of_usual(
                 case = dataclasses.replace(case, want={k: v for k, v in case.want.items() if k != "W"})
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
     dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
-    if dropped and (not samples(method, train=True) or dropped_form(cls.name)):
+    if dropped and (not hasattr(cls, "forward") or dropped_form(cls.name)):  # which may sample, or drop elsewhere
         keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}
         asked = about | dict(config=about["config"] | dict(dropout=0.3), roles=about["roles"] | {"keep": "base"})
         yield finished(Case(check="dropout", ask="forward", inputs={**inputs, **arrays, **keep}, **asked))
