@@ -230,7 +230,7 @@ def test_sites_whose_settings_differ_are_decided_for_together():
     """In the model's order, each by its own settings; drawn at all sites of one setting, then at those of the next."""
 
     def doubled(method, every):
-        assert [(f.index, f.method.r, len(f.sites)) for f in every] == [(0, 1, 2), (1, 3, 1), (2, 1, 2)]
+        assert [(f.index, f.method.r, len(f.sites)) for f in every] == [(0, 1, 3), (1, 3, 3), (2, 1, 3)]
         return {f["site"]: dict(r=2 * f.method.r) for f in every}
 
     @dataclass(frozen=True)

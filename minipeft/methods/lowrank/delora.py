@@ -5,9 +5,7 @@
 A_i being row i of A, B_i column i of B, and n_j = ‖W_j‖ of column j at the start: every term has norm 1, so ‖W' − W‖ ≤ λ max n.
 
 Merges   exactly: W' is an ordinary weight.
-Dropout  acts on the input of the change.
-Differs  The paper has n_j = ‖W‖ for all j: norm="whole". HF peft, followed here, takes each column's. Norms below 10⁻⁴ count as
-         10⁻⁴, so that B = 0 may be the start: there the gradient of B is 10⁴ λ/r times what A's rows give.
+Differs  The paper has n_j = ‖W‖ for all j: norm="whole"; HF peft each column's. Norms below 10⁻⁴ count as 10⁻⁴, so that B may start at 0.
 
 >>> A, B = np.array([[3., 4.]]), np.array([[0.], [2.]])
 >>> DeLoRA(r=1).change(A=A, B=B, lam=np.array([10.]), n=np.array([1., 2.])).onto(np.zeros((2, 2)))

@@ -8,9 +8,9 @@ Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of the change; an embedding has none.
 Differs  There is no α: the scale of W is that of the change. HF peft draws A as LoRA's, or with start="gaussian" from N(0, 1/r²).
 
->>> HiRA(r=1).weight(np.array([[1., 2.], [3., 0.]]), A=np.array([[1., 2.]]), B=np.array([[1.], [-1.]]))
-array([[ 2.,  6.],
-       [ 0., -0.]])
+>>> HiRA(r=1).weight(np.array([[1., 2.], [3., 0.]]), A=np.array([[1., 2.]]), B=np.array([[1.], [2.]]))
+array([[2., 6.],
+       [9., 0.]])
 """
 
 from dataclasses import dataclass

@@ -4,12 +4,10 @@
     W' = Ŵ + s B A,   s = α/r, as LoRA
 
 Merges   exactly: to Ŵ + s B A in full precision. `requantized` gives what those bits keep of it.
-Dropout  as LoRA.
-Differs  The base model, not the adapter, holds the codes: an adapter trained here is an ordinary LoRA. Constants are
-         quantised too, as in the paper: double_quant=True; bitsandbytes leaves that off unless asked. bitsandbytes
-         merges back into four bits, which does not give W' and cannot be undone. Only targeted linears are held in few
-         bits; the targets are all linears but the head, as in the paper (§4). A tied head stays as it is. FP4 and eight
-         bits by rows are bitsandbytes' too; what enters a linear is left as it is, where it rounds that to eight bits.
+Differs  The base model, not the adapter, holds the codes: an adapter trained here is an ordinary LoRA. Constants are quantised too, as
+         in the paper; bitsandbytes leaves that off unless asked, and merges back into four bits, which does not give W'. Only
+         targeted linears are held so, by default all but the head, as in the paper (§4); a tied head is not. FP4 and INT8 are
+         bitsandbytes' too; with INT8 it rounds what enters a linear as well.
 
 >>> from minipeft.drawing import Facts
 >>> site = Site("q.weight", (2, 2), "linear", None, np.array([[0.5, 1.0], [-1.0, 0.1]]))
@@ -41,7 +39,6 @@ class QLoRA(LoRA):
     code: str = choice("nf4", "fp4", "int8")
     block: int = at_least(1, 64, tried=64)  # of values in four bits
     double_quant: bool = True  # of their constants
-
     W = held(in_few_bits)
 
     def quantized(self, W: Any) -> Any:

@@ -3,15 +3,12 @@
     W' = W + W ∘ A + B                                                        (paper)
     b' = b + b ∘ D + E + W C
 
-Each letter has a path. "lora": A = Ad Au, B = Bd Bu, C = Cd Cu, of rank r. "vector": a number for each output (A, B, D, E)
-or input (C). "constant": one number for all. "none": 0.
+Each letter has a path: "lora", A = Ad Au of rank r; "vector", a number for each output, or input (C); "constant", one for all; "none", 0.
 
 Merges   exactly: W' and b' are ordinary.
-Differs  The paper lets every layer search for paths of its own, within one set of arrays; here as in HF peft they are
-         chosen beforehand, by patterns for a layer. A linear without a bias has no C, D and E, as in HF peft.
+Differs  The paper searches paths for every layer; here, as in HF peft, they are chosen. A linear without a bias has no C, D and E.
 
->>> change = GLoRA(path_AB="constant").change(
-...     A=np.array([[1.]]), B=np.array([[0.]]), D=np.array([0.]), E=np.array([5.]), Cd=np.eye(2), Cu=np.array([[1.], [2.]]))
+>>> change = GLoRA(path_AB="constant").change(A=1., B=0., D=0., E=np.array([5.]), Cd=np.eye(2), Cu=np.array([[1.], [2.]]))
 >>> change.onto(np.array([[1., 3.]])), change.bias_over(np.array([0.]), lambda: np.array([[1., 3.]]))
 (array([[2., 6.]]), array([12.]))
 """

@@ -7,8 +7,7 @@ for block j of k rows of blocks and i of k columns: A_i^j are columns j r/k … 
 block has factors of rank r/k of its own, and W' − W a rank of up to k r, at the size of LoRA's factors.
 
 Merges   exactly: W' is an ordinary weight.
-Dropout  acts on the input of the change; HF peft drops twice, and apart, where there is a hybrid rank.
-Differs  As in HF peft the sum of both ranks divides α.
+Differs  As in HF peft the sum of both ranks divides α; it drops twice, and apart, where there is a hybrid rank.
 
 >>> A, B = np.array([[[1., 2.]], [[3., 4.]]]), np.array([[[1.], [10.]], [[1.], [10.]]])
 >>> GraLoRA(r=2, k=2, alpha=2.).change(A=A, B=B)
@@ -19,7 +18,7 @@ array([[ 1., 30.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Method, count, free, requires, trained, uniform, within
+from minipeft.declare import QUERY_VALUE, Method, count, divides, free, requires, trained, uniform, within
 from minipeft.engine import ops
 
 
@@ -37,7 +36,7 @@ class GraLoRA(Method):
     dropout: float = within("[0, 1)", 0.0)
 
     ranks = requires("r % k == 0", "k must divide r, found {k} and {r}")
-    divides = requires("in % k == 0 and out % k == 0", "k must divide {out} and {in}, both widths, found {k},")
+    fits = divides("k")
     A = trained("k", "in / k", "r", start=uniform("in / k"))
     B = trained("k", "r", "out / k")
     H = trained("h", "in", start=uniform("in"), when="h > 0")
@@ -47,6 +46,5 @@ class GraLoRA(Method):
         k, q = self.k, self.r // self.k
         A = ops.transpose(ops.reshape(A, shape=(k, -1, k, q)), axes=(2, 0, 3, 1))  # j, i, q, in/k
         B = ops.transpose(ops.reshape(B, shape=(k, k, q, -1)), axes=(0, 1, 3, 2))  # j, i, out/k, q
-        D = ops.transpose(B @ A, axes=(0, 2, 1, 3))
-        D = ops.reshape(D, shape=(D.shape[0] * D.shape[1], D.shape[2] * D.shape[3]))
+        D = ops.reshape(ops.transpose(B @ A, axes=(0, 2, 1, 3)), shape=(k * B.shape[2], k * A.shape[3]))
         return self.alpha / (self.r + self.h) * (D if H is None else D + G @ H)

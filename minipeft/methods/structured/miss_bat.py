@@ -15,7 +15,7 @@ array([[3., 5.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import QUERY_VALUE, Method, count, requires, trained
+from minipeft.declare import QUERY_VALUE, Method, count, divides, trained
 from minipeft.engine import ops
 
 
@@ -28,7 +28,7 @@ class MiSSBAT(Method):
     takes = "linears"
     r: int = count(64, small=2, tried=lambda arch: 4 if arch.d == 12 else 1)
 
-    divides = requires("in % r == 0 and out % r == 0", "r must divide {out} and {in}, both widths, found {r},")
+    fits = divides("r")
     B = trained("out / r", "r", "r")
 
     def weight(self, W: Any, *, B: Any) -> Any:

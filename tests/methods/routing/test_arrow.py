@@ -33,7 +33,8 @@ def trained(model, seed, targets=SITES, **settings):
 @pytest.mark.parametrize(("r", "out", "in_"), [(1, 5, 7), (3, 5, 7), (9, 7, 5), (9, 5, 12)])
 def test_a_direction_is_the_dominant_right_singular_vector(r, out, in_):
     """Also with ranks beyond both sides."""
-    A, B = RNG.standard_normal((r, in_)), RNG.standard_normal((out, r))
+    rng = np.random.default_rng([r, out, in_])
+    A, B = rng.standard_normal((r, in_)), rng.standard_normal((out, r))
     v = np.linalg.svd(B @ A)[2][0]
     assert abs(abs(direction(A, B) @ v) - 1) < 1e-13
     S = np.linalg.svd(B @ A, compute_uv=False)
