@@ -81,7 +81,7 @@ def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str,
         known["out"] = shape[0]
     known |= {k: site.kind == k for k in ("linear", "embedding", "norm", "bias", "table", "activation")}
     weights = [s.shape for s in sites or (site,) if len(s.shape)]
-    known |= dict(sites=len(sites) or 1)
+    known |= dict(sites=len(sites) or 1, total=sum(map(math.prod, weights)))
     if weights:
         known |= dict(out_max=max(s[0] for s in weights), in_max=max(s[-1] for s in weights))
     known |= settings_of(method)
