@@ -162,7 +162,7 @@ def test_rows_of_every_kind():
     found = {r.name: r for r in rows(Several)}
     assert list(found) == ["A", "V{n}", "v{n}", "g{k}", "S{k}", "W1{k}"]
     assert found["A"].initial == "N(0, 1); shared by all sites" and not found["A"].trained
-    assert found["V{n}"] == Row("V{n}", ("n + 1", "d_model"), True, "0", "n < depth", True)
+    assert found["V{n}"] == Row("V{n}", ("n + 1", "d_model"), True, "0", "n < depth", "all sites")
     assert found["v{n}"].initial == "3; shared by all sites; only with n < depth"
     assert found["g{k}"].initial == "5; trained with also and depth > 1" and found["g{k}"].shape == ("out",)
     assert found["S{k}"].start.startswith("as in part k's S;") and found["S{k}"].when == "sketch and r != 1"
