@@ -56,10 +56,9 @@ SPEC = Spec(
         "R": Key("boft_R", size="(F, in/β, β, β)"),
         "s": Key("boft_s", vector, column, shape=(None, 1), size="(out, 1)"),
     },
-    settings=dict(
-        block="boft_block_size", blocks="boft_block_num", factors="boft_n_butterfly_factor", block_dropout="boft_dropout"
-    ),
-    writes=lambda m, arch: transposed(arch),
+    settings=dict(factors="boft_n_butterfly_factor", block_dropout="boft_dropout"),
+    reads=_reads,
+    writes=_writes,
     at_site=_at_site,
     unasked=lambda m: "PEFT has one factor where its extension for CUDA is not built" if m.factors > 1 else "",
     wide=("peft.tuners.boft.layer",),
