@@ -10,7 +10,8 @@ Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of W' − W.
 Differs  HF peft groups by the last two words of a module's name, draws the places of one group after the other, and decomposes in float32.
          It does not save U, and in loading makes it of a V of its own, which is rounding's choice, and beside which it then puts the
-         saved one; there a column that is 0 is rounding's noise, made of length 1.
+         saved one; there a column that is 0 is rounding's noise, made of length 1. The authors' own adds U (S + diag λ) Vᵀ to
+         W, which is then there twice, with S transposed except in merging.
 
 >>> U, V = np.eye(2), np.array([[0., 1.], [1., 0.]])
 >>> FRoD().weight(None, U=U, V=V, lam=np.array([2., 3.]), s=np.array([5.]), rows=np.array([0]), cols=np.array([1]))
