@@ -62,6 +62,11 @@ class Facts:
         """The base's parameter on the host: the same bits on every device."""
         return to_host(widened(self.site.W))
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """W at all sites of the adapter, by their names."""
+        return {s.name: to_host(widened(s.W)) for s in self.sites}
+
 
 def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str, Any]:
     """What the letters of a declaration stand for at a site: settings, the site's shape, facts of the model."""
