@@ -72,7 +72,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         elif theirs := to_theirs(spec.keys_of(every[site].kind), _parts(spec, adapter, site, own), arch):
             module = module_of(_own(model), spec, site)
             out |= {f"{ROOT}{module}.{suffix}": a for suffix, a in theirs.items()}
-    return out
+    return dict(spec.common.theirs(out))
 
 
 def _parts(spec: Spec, adapter: Adapter, site: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
