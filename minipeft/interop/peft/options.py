@@ -241,8 +241,9 @@ def tuners_of(tests: Path | None) -> dict[str, Tuner]:
         for kind in {spec.peft_type: None for spec in specs().values()}:
             methods = {name: spec for name, spec in specs().items() if spec.peft_type == kind}
             cases = dict(sorted(recorded.get(kind, {}).items(), key=_order))
+            both = [again[c] for c in cases if c in again] + [c for name in methods for c in saved[name]]
             out[kind] = Tuner(
-                methods, _known(methods), cases, (*(again[c] for c in cases if c in again), *(c for n in methods for c in saved[n])),
+                methods, _known(methods), cases, [c for c in both if c["peft_type"] == kind],  # not what is written as another's
                 tuple(w for name, spec in methods.items() for w in _written(name, spec)),
             )  # fmt: skip
     return out
