@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minipeft.checkpoints.files import write_bytes
 from minipeft.conformance.cases import SHIPPED
-from minipeft.interop.peft import options
+from minipeft.interop.peft import options, tuners
 from minipeft.interop.peft.registry import specs
 from minipeft.interop.peft.spec import Spec
 
@@ -58,7 +58,7 @@ def renewed(page: str) -> str:
 def has_peft() -> bool:
     """Whether the PEFT that this is written for is installed."""
     try:
-        return version("peft") == options.VERSION
+        return version("peft") == tuners.VERSION
     except PackageNotFoundError:
         return False
 
@@ -66,5 +66,5 @@ def has_peft() -> bool:
 if __name__ == "__main__":
     write_bytes(PAGE, renewed(PAGE.read_text(encoding="utf-8")).encode())
     if has_peft():
-        write_bytes(options.TUNERS, options.as_toml(options.tuners_of_peft()).encode())
+        write_bytes(tuners.TUNERS, tuners.as_toml(tuners.tuners_of_peft()).encode())
     write_bytes(options.PAGE, options.page(Path(sys.argv[1]) if len(sys.argv) > 1 else options.TESTS).encode())

@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 
-from minipeft.interop.peft import options
+from minipeft.interop.peft import options, tuners
 from minipeft.interop.peft.fields import COMMON, FLAG, among, plain, read, refused
-from minipeft.interop.peft.options import Tuner, Written, known_tuners, page, tuners_of_peft
+from minipeft.interop.peft.options import page
 from minipeft.interop.peft.page import has_peft
 from minipeft.interop.peft.registry import peft_types, specs
 from minipeft.interop.peft.spec import Spec
+from minipeft.interop.peft.tuners import Tuner, Written, known_tuners, tuners_of_peft
 
 PAGE = options.PAGE.read_text(encoding="utf-8")
 RECORDED = sorted(options.TESTS.glob("data/peft/*/*/adapter/adapter_config.json"))
@@ -158,7 +159,7 @@ def test_the_words_of_a_field_are_those_of_peft():
 def test_the_recorded_tuners_are_those_of_peft():
     assert has_peft()
     assert tuners_of_peft() == known_tuners(), "python -m minipeft.interop.peft.page"
-    assert options.as_toml(tuners_of_peft()) == options.TUNERS.read_text(encoding="utf-8")
+    assert tuners.as_toml(tuners_of_peft()) == tuners.TUNERS.read_text(encoding="utf-8")
 
 
 @pytest.mark.hf
