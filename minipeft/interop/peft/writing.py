@@ -206,6 +206,11 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
     rows: dict[str, Any] = {s: m for s, m in adapter.at.items() if m.name == TOKENS}
     if rows and adapter.method.name != TOKENS:
+        if "trainable_token_indices" not in spec.known:
+            raise Bad(
+                f"{adapter.method.name} cannot be written for PEFT with {TOKENS} beside it: {spec.peft_type} has no "
+                "trainable_token_indices, and PEFT would pass the rows over"
+            )
         config["trainable_token_indices"] = {
             their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()
         }
