@@ -147,21 +147,28 @@ class _Drawn:
 
     def __init__(self, rng: np.random.Generator | None) -> None:
         self.rng, self.used = rng, 0
-        self.arrays: list[Any] = []
+        self.arrays: list[tuple[str, Any]] = []  # by what of the generator they are drawn
 
     def random(self, size: Any = None, dtype: Any = np.float64) -> Any:
         """The next array of numbers in [0, 1), drawn in the first rehearsal. Raises `Bad` for a number of the host."""
+        return self._next("random", size, dtype)
+
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64) -> Any:
+        """The next array of numbers of N(0, 1), in the same way."""
+        return self._next("standard_normal", size, dtype)
+
+    def _next(self, what: str, size: Any, dtype: Any) -> Any:
         if size is None or self.rng is None:
             raise Bad("graph: a number is drawn for the host to decide by, which a graph would not do again")
         if self.used == len(self.arrays):
-            self.arrays.append(to_device(self.rng.random(size, dtype=dtype)))
+            self.arrays.append((what, to_device(getattr(self.rng, what)(size, dtype=dtype))))
         self.used += 1
-        return self.arrays[self.used - 1]
+        return self.arrays[self.used - 1][1]
 
     def __getattr__(self, name: str) -> Any:
-        raise Bad(f"graph: rng.{name} is drawn from at every step, and a graph knows rng.random alone")
+        raise Bad(f"graph: rng.{name} is drawn from at every step, and a graph knows random and standard_normal alone")
 
     def anew(self, rng: np.random.Generator | None) -> None:
         """Draw all numbers again, in the order of the first time."""
-        for x in self.arrays:
-            x[...] = to_device(rng.random(x.shape, dtype=x.dtype))  # type: ignore[union-attr]
+        for what, x in self.arrays:
+            x[...] = to_device(getattr(rng, what)(x.shape, dtype=x.dtype))

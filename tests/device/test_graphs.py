@@ -272,11 +272,19 @@ def test_a_forward_pass_by_a_graph(device, family, made):
 SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("minipeft.methods."))
 
 
+UNRECORDED = ("boft", "para", "psoft", "velora")  # of cuBLAS and cuSOLVER what no graph of CuPy's can hold
+
+
 @pytest.mark.parametrize("device, name", on([(n,) for n in FEW], [(n,) for n in SHIPPED]), indirect=["device"])
 def test_every_method_by_a_graph(device, name, made):
-    """Its forward pass, where nothing is differentiated, and its training."""
+    """Its forward pass, where nothing is differentiated, and its training; one that decomposes or averages in every pass is told."""
     family = "bert" if name == "bitfit" else "llama"
     there = laws.case(small(METHODS[name], tiny.arch(family)), family)
+    if name in UNRECORDED and backend.name() == "cupy":
+        with pytest.raises(Bad, match=r"graph: something here .* captur") as told:
+            fit(there.moved, [tiny.example(there.model, tasks=1)], steps=1, graph=True)
+        assert "\n" not in str(told.value)
+        return
     given = tiny.example(there.model, tasks=1)
 
     def computed_by(theta, graph):

@@ -23,9 +23,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from minipeft.declare import Bad, Here, Method, Unfit, choice, count, fact, free, requires, size, such_that, within
 from minipeft.engine import ops
-from minipeft.engine.backend import xp
+from minipeft.engine.backend import once, xp
 from minipeft.method import Base
 from minipeft.methods.lowrank.lora import LoRA
+
+
+@once
+def column(start: tuple[int, ...]) -> np.ndarray:
+    """(b, 1)."""
+    return np.array(start)[:, None]
 
 
 @dataclass(frozen=True)
@@ -70,5 +76,5 @@ class ALoRA(Method):
                 found = (sliding_window_view(prompt, n, axis=1) == self.invocation).all(axis=-1)
             last = found.shape[1] - 1 - found[:, ::-1].argmax(axis=1)
             start = np.where(found.any(axis=1), last + t - ids.shape[1], np.iinfo(np.int64).max)
-            here.state["start"] = xp.asarray(start)[:, None]
+            here.state["start"] = column(tuple(start.tolist()))
         return here.past + xp.arange(t) >= here.state["start"]

@@ -42,7 +42,7 @@ class SuperTuning(Method):
     B = trained("out", "r", when="r")
 
     def weight(self, W: Any, *, v: Any, p: Any, A: Any = None, B: Any = None) -> Any:
-        W = W + ops.put(v, index=(p // W.shape[1], p % W.shape[1]), shape=W.shape)
+        W = W + ops.reshape(ops.put(v, index=(p,), shape=(W.size,)), shape=W.shape)
         return W if A is None else W + self.scale * (B @ A)
 
     def forward(self, x: Any, base: Base, here: Here, *, v: Any, p: Any, A: Any = None, B: Any = None) -> Any:

@@ -18,9 +18,8 @@ array([[1., 3., 1.],
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from minipeft.declare import QUERY_VALUE, Method, count, requires, size, trained, within
+from minipeft.engine import ops
 
 
 @dataclass(frozen=True)
@@ -40,5 +39,6 @@ class MiSS(Method):
     D = trained("r", "m")
 
     def weight(self, W: Any, *, D: Any) -> Any:
-        o, i = np.ogrid[: W.shape[0], : W.shape[1]]
-        return W + D[i % D.shape[0], o % D.shape[1]]
+        across, along = (-(-n // m) for n, m in zip(W.shape, D.shape[::-1], strict=True))
+        D = ops.concatenate(*[ops.concatenate(*[D] * across, axis=1)] * along)
+        return W + ops.swapaxes(D)[:, : W.shape[1]]

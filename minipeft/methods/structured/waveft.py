@@ -20,9 +20,17 @@ from typing import Any
 
 from minipeft.declare import QUERY_VALUE, Method, at_least, choice, free, normal, places, requires, size, stored, trained, zero_if  # fmt: skip
 from minipeft.engine import ops
+from minipeft.engine.backend import xp
 from minipeft.engine.wavelets import FAMILIES, synthesis
 
 PLACES = places("n")
+
+
+def middle(F: Any, P: int, Q: int) -> Any:
+    """F in the middle of P × Q noughts."""
+    (m, n), above, left = F.shape, (P - F.shape[0]) // 2, (Q - F.shape[1]) // 2
+    F = ops.concatenate(xp.zeros((above, n), F.dtype), F, xp.zeros((P - above - m, n), F.dtype))
+    return ops.concatenate(xp.zeros((P, left), F.dtype), F, xp.zeros((P, Q - left - n), F.dtype), axis=1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ class WaveFT(Method):
         if not self.idwt:
             return W + self.scaling * ops.put(c, index=(rows, cols), shape=W.shape)
         U, V = (synthesis(n, self.wavelet, c.dtype) for n in W.shape)
-        (i, m), (j, n) = ((at + (S.shape[1] - len(S)) // 2, S.shape[1] // 2) for at, S in ((rows, U), (cols, V)))
-        turn = 1 * (j >= n) - (i >= m)  # 1 in the upper right quarter, −1 in the lower left
-        F = ops.put(c, index=(i + turn * m, j - turn * n), shape=(2 * m, 2 * n))
+        F = middle(ops.put(c, index=(rows, cols), shape=W.shape), U.shape[1], V.shape[1])
+        top, low = F[: len(F) // 2], F[len(F) // 2 :]
+        n = V.shape[1] // 2
+        F = ops.concatenate(*[ops.concatenate(top[:, at], low[:, at], axis=1) for at in (slice(n), slice(n, None))])
         return W + self.scaling * (U @ F @ V.T)
