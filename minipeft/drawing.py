@@ -62,6 +62,11 @@ class Facts:
         """The base's parameter on the host: the same bits on every device."""
         return to_host(widened(self.site.W))
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """W at all sites of the adapter, by their names."""
+        return {s.name: to_host(widened(s.W)) for s in self.sites}
+
 
 def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str, Any]:
     """What the letters of a declaration stand for at a site: settings, the site's shape, facts of the model."""
@@ -81,7 +86,7 @@ def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str,
         known["out"] = shape[0]
     known |= {k: site.kind == k for k in ("linear", "embedding", "norm", "bias", "table", "activation")}
     weights = [s.shape for s in sites or (site,) if len(s.shape)]
-    known |= dict(sites=len(sites) or 1)
+    known |= dict(sites=len(sites) or 1, total=sum(map(math.prod, weights)))
     if weights:
         known |= dict(out_max=max(s[0] for s in weights), in_max=max(s[-1] for s in weights))
     known |= settings_of(method)

@@ -32,7 +32,8 @@ def near(word: str, options: Iterable[str], n: int = 3) -> str:
     """
     if len(word) > FAR:
         return ""
-    close = difflib.get_close_matches(word, list(islice(options, MANY)), n=n, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(islice(options, MANY)), n=2 * n, cutoff=0.5)
+    close = sorted(close, key=lambda option: sorted(option) != sorted(word))[:n]  # the same letters come first
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 

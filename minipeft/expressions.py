@@ -1,7 +1,8 @@
 """Expressions as methods declare them: shapes such as "r (in + out)", conditions such as "lora_bias and not embedding".
 
 Names stand for settings and for facts of a site. Two terms beside each other are multiplied, / is a division that rounds
-down, ² and ³ are powers; the rest is Python's: comparisons, and, or, not, `x if y else z`, min, max, abs, int, round and len.
+down, ² and ³ are powers; the rest is Python's: comparisons, and, or, not, `x if y else z`, min, max, abs, int, round and len;
+quota(part, whole, n) is of n what the part is of the whole, rounded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _TOKEN = re.compile(
     r"""\s*("[^"]*"|'[^']*'|[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)?(?:e-?\d+)?|[<>=!]=|//|[-−·+*/²³()<>,%])"""
 )
 _WORDS = {"and", "or", "not", "if", "else", "is"}  # `in` is how many inputs a weight has
-_CALLS = {"min": min, "max": max, "int": int, "abs": abs, "len": len, "round": round}
+_CALLS = {
+    "min": min, "max": max, "int": int, "abs": abs, "len": len, "round": round,
+    "quota": lambda part, whole, n: round(part / whole * n),
+}  # fmt: skip
 _PYTHON = {"²": "**2", "³": "**3", "−": "-", "·": "*", "/": "//"}
 _NODES = (
     ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Call, ast.Name, ast.Constant,

@@ -89,8 +89,9 @@ def test_letters_of_several_sites():
     where = [every[f"layers.0.attn.{n}.weight"] for n in "qv"] + [every["layers.0.mlp.down.weight"]]
     known = symbols(LoRA(), where[1], where)
     assert (known["sites"], known["out_max"], known["in_max"], known["out"]) == (3, 24, 40, 12)
+    assert known["total"] == sum(s.shape[0] * s.shape[1] for s in where)
     alone = symbols(LoRA(), where[1])
-    assert (alone["sites"], alone["out_max"], alone["in_max"]) == (1, 12, 24)
+    assert (alone["sites"], alone["total"], alone["out_max"], alone["in_max"]) == (1, 12 * 24, 12, 24)
 
 
 def test_letters_of_the_methods_own():

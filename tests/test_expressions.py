@@ -94,6 +94,8 @@ def test_division_is_of_whole_numbers_in_a_shape():
         ("r if other else m", 5),
         ("r if other else m if flag else V", 5),
         ("max(1, min(V, out)) r", 21),
+        ("quota(1, 4, 10)", 2),  # 2½, to the even number
+        ("quota(3, 4, 5 + 1) r", 12),
         ("flag (r + 1)", 4),  # a truth is 1
         ("2r", 6),
         ("round(m (1 − 0.5))", 2),  # of two and a half: to the even number

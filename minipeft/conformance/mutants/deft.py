@@ -19,7 +19,7 @@ class deft_pivots_positive(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         m: Any = method_of(case)
-        if m.projector == "relu" or m.para:
+        if m.projector == "relu":
             return inputs, arrays
         signs = np.sign(np.diag(np.linalg.qr(value(arrays["P"]))[1]))
         return inputs, arrays | dict(R=arrays["R"] * signs[:, None])

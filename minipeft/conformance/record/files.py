@@ -32,6 +32,9 @@ def files_of(spec: Spec, method: Method, inputs: Arrays, arrays: Arrays, about: 
     written = {*spec.keys, *spec.root_keys, *(spec.packing.of if spec.packing else ())}
     arrays = {k: single(v) if k in written else v for k, v in held.grouped()[site].items()}
     tensors = {k: a.astype(np.float32) if a.dtype.kind == "f" else a for k, a in layer.tensors_of(spec, arrays).items()}
+    if spec.packing:  # what the file tells of them
+        parts = spec.packing.theirs(arrays, arrays)
+        arrays |= spec.packing.ours(parts, {**arrays, **inputs})
     want = places.PLACES["linear"].call(held.method, inputs, arrays)
     roles = {k: r for k, r in about["roles"].items() if k in inputs}
 

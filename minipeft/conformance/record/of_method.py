@@ -162,7 +162,7 @@ def checks_of_usual(
         case = Case(check="start", ask="init", inputs=given, **(about | dict(roles=roles)))
         yield started(case, *begun)
     spec = spec_named(cls.name)
-    if spec and spec.on_layer and spec.keys and place.name == "linear" and "m_emb" not in arrays:
+    if spec and spec.on_layer and spec.keys and not spec.unsaved and place.name == "linear" and "m_emb" not in arrays:
         spec = spec.of(spec.write(method, ARCH), ARCH)
         yield from files_of(spec, method, inputs, {**start, **{k: arrays[k] for k in trained_of(about)}}, about)
 

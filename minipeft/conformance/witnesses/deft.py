@@ -19,9 +19,8 @@ def dropped(m: Any, t: Tensors) -> Tensors:
     low = np.zeros_like(W)
     for q, z in zip(Q.T, Z.T, strict=True):
         W -= np.outer(q, z @ t["W"])
-    if not m.para:
-        for q, row in zip(Q.T, t["R"], strict=True):
-            low += (1 if m.alpha is None else m.alpha / len(t["R"])) * np.outer(q, row)
+    for q, row in zip(Q.T, t["R"], strict=True):
+        low += (1 if m.alpha is None else m.alpha / len(t["R"])) * np.outer(q, row)
     return dict(y=each(lambda x, kept: W @ x + low @ kept + t["b"], t["x"], t["kept"]))
 
 

@@ -76,6 +76,13 @@ def _load(
     return attach(adapted, method, name=name)
 
 
+def _alone(model: Model, adapter: Adapter) -> Adapter:
+    """Raises `Bad` for what is trained beside the experts, which a file of them has no place for."""
+    if more := {m.name for m in adapter.at.values()} - {adapter.method.name}:
+        raise Bad(f"{adapter.method.name} cannot be written for PEFT with {', '.join(sorted(more))} beside it")
+    return adapter
+
+
 def _save(adapted: Adapted, adapter: Adapter, folder: Any) -> None:
     for k, expert in enumerate(adapter.method.experts):  # type: ignore[attr-defined]
         arrays = {f"{s}:{n}": adapter.arrays[f"{s}:{n}{k}"] for s in adapter.at for n in "AB"}
@@ -94,6 +101,7 @@ SPEC = dataclasses.replace(
     writes=_writes,
     patterns={},
     claims=lambda config: config.get("arrow_config") is not None,
+    plain=_alone,
     load=_load,
     save=_save,
     on_layer=False,

@@ -1,4 +1,4 @@
-"""DEFT and PaRa in PEFT: P, and R unless it is PaRa."""
+"""DEFT in PEFT."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
 SPEC = Spec(
     "DEFT",
     KNOWN,
-    keys={"P": Key("deft_P", size="(out, min(r, out))"), "R": Key("deft_R", size="(min(r, out), in) unless `para`")},
-    settings=dict(r="r", projector="decomposition_method", alpha="alpha", para="para", dropout="deft_dropout"),
+    keys={"P": Key("deft_P", size="(out, min(r, out))"), "R": Key("deft_R", size="(min(r, out), in)")},
+    settings=dict(r="r", projector="decomposition_method", alpha="alpha", dropout="deft_dropout"),
     writes=lambda m, arch: transposed(arch),
+    claims=lambda config: not config.get("para"),
     wide=("peft.tuners.deft.layer",),
     trials=(
         Trial("llama", dict(r=3, alpha=5.0)),
         Trial("gpt2", dict(r=3, projector="qr"), name="qr"),
-        Trial("bert-cls", dict(r=2, projector="qr", para=True), name="para"),
     ),
 )

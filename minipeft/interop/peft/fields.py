@@ -7,8 +7,9 @@ fields of PEFT 0.21.2 for its tuner; `minipeft.interop.peft.config` judges a con
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ class Kind:
     words: str
     holds: Callable[[Any], bool]
     of: Callable[[Any], Any] = lambda v: v  # a value as we have it
+    options: tuple[Any, ...] = ()  # all values, where they are few
+    parts: Mapping[str, Kind] = dataclasses.field(default_factory=dict)  # of a dictionary with these fields
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,19 @@ def whole(low: int, high: int = WHOLE_MOST) -> Kind:
 def optional(kind: Kind) -> Kind:
     """The same, or null."""
     return Kind(
-        f"{kind.words} or null", lambda v: v is None or kind.holds(v), lambda v: None if v is None else kind.of(v)
+        f"{kind.words} or null",
+        lambda v: v is None or kind.holds(v),
+        lambda v: None if v is None else kind.of(v),
+        kind.options,
     )
 
 
 def among(*options: Any) -> Kind:
     """One of a few values."""
     return Kind(
-        f"one of {', '.join(map(repr, options))}", lambda v: any(type(v) is type(o) and v == o for o in options)
+        f"one of {', '.join(map(repr, options))}",
+        lambda v: any(type(v) is type(o) and v == o for o in options),
+        options=options,
     )
 
 
@@ -113,6 +121,7 @@ def group(**kinds: Kind) -> Kind:
         lambda v: (
             v is None or (isinstance(v, dict) and all(k.holds(v[name]) for name, k in kinds.items() if name in v))
         ),
+        parts=kinds,
     )
 
 

@@ -123,6 +123,8 @@ class Peft:
             for key, a in given.items():
                 if key in state and state[key].shape != a.shape:
                     raise Unsupported(f"{key}: PEFT has shape {tuple(state[key].shape)}, not {tuple(a.shape)}")
+            for name, held in self.spec(case).unsaved.items():
+                getattr(model.base_model.model.layer, held)["default"] = torch.tensor(case.tensors[name])
             if found.unexpected_keys:
                 raise Unsupported(f"PEFT does not know {found.unexpected_keys[0]}")
             for name, buffer in self.spec(case).buffers.items():

@@ -29,11 +29,12 @@ def tensors_of(spec: Spec, arrays: Arrays, kind: str = "linear") -> dict[str, np
     """Arrays of a method under PEFT's keys and in its layout."""
     arrays = arrays if spec.packing is None else spec.packing.theirs(arrays, arrays)  # type: ignore[assignment]
     out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(kind), arrays, ARCH).items()}
-    return out | shared_to_theirs(spec.root_keys, arrays, ARCH)
+    return dict(spec.common.theirs(out | shared_to_theirs(spec.root_keys, arrays, ARCH)))
 
 
 def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear", beside: Arrays | None = None) -> Arrays:
     """Tensors under PEFT's keys as arrays under our names; `beside` are arrays that tell of those that a file has in parts."""
+    tensors = dict(spec.common.ours(tensors))
     found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
     own = to_ours(spec.keys_of(kind), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
     return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
@@ -44,9 +45,10 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
     folder = case.folder / "adapter" if case.folder is not None else None
     if folder is None:
         raise Bad("a load case lies in a folder")
-    config, tensors = read_config(folder), read_adapter_tensors(folder)
+    config = read_config(folder)
     cls: Any = method_class(method_name(config))
     spec = spec_of(cls).of(config, ARCH)
+    tensors = dict(spec.common.ours(read_adapter_tensors(folder)))
     try:
         settings = spec.read(config, ARCH)
     except KeyError as why:
@@ -73,5 +75,5 @@ def load_layer(case: Case) -> tuple[Method, Arrays]:
         if array not in drawn or a.shape != drawn[array].shape:
             expected = drawn[array].shape if array in drawn else "none"
             raise Bad(f"{name(array)}: expected shape {expected}, found {a.shape}")
-    every = start | (found if spec.packing is None else dict(spec.packing.ours(found, start)))
+    every = start | (found if spec.packing is None else dict(spec.packing.ours(found, start | case.tensors)))
     return method, {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in every.items()}

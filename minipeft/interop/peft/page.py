@@ -1,13 +1,20 @@
-"""The table of docs/format.md that says what stands in a file of PEFT: `python -m minipeft.interop.peft.page` writes it anew."""
+"""What is generated of the `SPEC`s in docs/: the table of docs/format.md that says what stands in a file, and docs/peft.md.
+
+`python -m minipeft.interop.peft.page [TESTS]` writes both anew, and the list of PEFT's tuners where PEFT is installed. `TESTS` is
+the folder of tests with recorded adapters, the repository's if none is given.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from minipeft.checkpoints.files import write_bytes
 from minipeft.conformance.cases import SHIPPED
+from minipeft.interop.peft import options, tuners
 from minipeft.interop.peft.registry import specs
 from minipeft.interop.peft.spec import Spec
 
@@ -48,5 +55,16 @@ def renewed(page: str) -> str:
     return re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: START + table() + END, page, count=1, flags=re.S)
 
 
+def has_peft() -> bool:
+    """Whether the PEFT that this is written for is installed."""
+    try:
+        return version("peft") == tuners.VERSION
+    except PackageNotFoundError:
+        return False
+
+
 if __name__ == "__main__":
     write_bytes(PAGE, renewed(PAGE.read_text(encoding="utf-8")).encode())
+    if has_peft():
+        write_bytes(tuners.TUNERS, tuners.as_toml(tuners.tuners_of_peft()).encode())
+    write_bytes(options.PAGE, options.page(Path(sys.argv[1]) if len(sys.argv) > 1 else options.TESTS).encode())

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.adapted import Adapted, Adapter
+from minipeft.adapted import Adapted
 from minipeft.arrays import held_for
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import There, expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head
 from minipeft.interop.peft.config import checked
@@ -70,6 +71,7 @@ def load_peft_parts(
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     cls = method_class(method_name(config))
     spec = spec_of(cls).of(config, adapted.model.arch)
+    tensors = spec.common.ours(tensors)
     refuse_odd(folder, spec, tensors, adapted.model)
     if spec.load:
         return spec.load(model, config, tensors, folder, name)
@@ -115,7 +117,9 @@ def load_peft_parts(
         refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
     adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
     if spec.packing is not None:
-        own = _unpacked(folder, spec, modules, adapted.adapter(name), found)
+        held = held_for(method, at)
+        own = _unpacked(folder, spec, modules, adapted, name, held, found)
+        own = _held_once(folder, labels(spec, every, modules), held, own)
     new = own | {f"{site}:W1": v for site, v in parts.whole.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
     options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
@@ -123,17 +127,21 @@ def load_peft_parts(
 
 
 def _unpacked(
-    folder: Path, spec: Spec, modules: Mapping[str, str], adapter: Adapter, found: Mapping[str, Any]
-) -> dict[str, Any]:
+    folder: Path, spec: Spec, modules: Mapping[str, str], adapted: Adapted, name: str, held: Mapping[str, Mapping[str, str]],
+    found: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Arrays of ours, of the parts that a file has. Raises `Bad` for parts that are not those of the adapter's."""
     assert spec.packing is not None
     own: dict[str, Any] = {}
+    there = adapted.adapter(name).grouped()
     for site, parts in found.items():
-        beside = {k: to_host(a) for k, a in adapter.grouped()[site].items()}
+        lent = {n: there[by[site]][n] for n, by in held.items() if site in by}
+        beside = {k: to_host(a) for k, a in (lent | there[site]).items()}
         keys = {f"{site}:{n}": f"{ROOT}{modules[site]}.{k.suffix}" for n, k in spec.keys.items()}
         wanted = {f"{site}:{n}": a for n, a in spec.packing.theirs(beside, beside).items() if n in spec.keys}
         given, shapes = {f"{site}:{n}": a for n, a in parts.items()}, {k: a.shape for k, a in wanted.items()}
         refuse_misfits(folder, keys.__getitem__, given, shapes, wanted)
+        beside["W"] = to_host(widened(adapted.model.params[site]))
         own |= {f"{site}:{n}": a for n, a in spec.packing.ours(parts, beside).items()}
     return own
 

@@ -136,11 +136,20 @@ class Packing:
     """Arrays of ours that their file has in parts, as other arrays of the same site tell: `beside`, by our names.
 
     The parts have keys like arrays. `ours` makes arrays of all that a file has of a site, `theirs` parts of arrays or their gradients.
+    In reading, `beside` has the base's W too.
     """
 
     of: tuple[str, ...]  # these arrays
     ours: Callable[[Arrays, Arrays], Arrays]  # (parts, beside)
     theirs: Callable[[Arrays, Arrays], Arrays]  # (arrays, beside)
+
+
+@dataclass(frozen=True)
+class Common:
+    """Tensors that their file has once for several modules, as if it had them for each: to `ours`, and back to `theirs`, by keys."""
+
+    ours: Callable[[Arrays], Arrays] = lambda tensors: tensors
+    theirs: Callable[[Arrays], Arrays] = lambda tensors: tensors
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,8 @@ class Spec:
     copied: bool = False  # these stand once more under every module; one is enough
 
     packing: Packing | None = None  # what is in parts there
+    common: Common = Common()  # what is there once for several modules
+    unsaved: Mapping[str, str] = field(default_factory=dict)  # our array that no file has -> its dictionary in a layer
 
     # the configuration
     settings: Mapping[str, str] = field(default_factory=dict)  # our setting -> their field of the same value

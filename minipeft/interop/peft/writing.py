@@ -72,7 +72,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         elif theirs := to_theirs(spec.keys_of(every[site].kind), _parts(spec, adapter, site, own), arch):
             module = module_of(_own(model), spec, site)
             out |= {f"{ROOT}{module}.{suffix}": a for suffix, a in theirs.items()}
-    return out
+    return dict(spec.common.theirs(out))
 
 
 def _parts(spec: Spec, adapter: Adapter, site: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -206,6 +206,11 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
     rows: dict[str, Any] = {s: m for s, m in adapter.at.items() if m.name == TOKENS}
     if rows and adapter.method.name != TOKENS:
+        if "trainable_token_indices" not in spec.known:
+            raise Bad(
+                f"{adapter.method.name} cannot be written for PEFT with {TOKENS} beside it: {spec.peft_type} has no "
+                "trainable_token_indices, and PEFT would pass the rows over"
+            )
         config["trainable_token_indices"] = {
             their_name(model, s.removesuffix(".weight")): list(m.tokens) for s, m in rows.items()
         }

@@ -41,20 +41,14 @@ class BOFT(Method):
     name = "boft"
     targets: str = QUERY_VALUE
     takes = "linears"
-    block: int = count(4, least=0, small=2, tried=lambda arch: 2 if arch.d == 12 else 7)  # β; 0: say blocks instead
-    blocks: int = count(0, least=0)  # D; 0: say block instead
-    factors: int = count(1, most=30, tried=lambda arch: 2 if arch.d == 12 else 1)  # F
+    block: int = count(4, small=2, tried=lambda arch: 2 if arch.d == 12 else 7)  # β, or D
+    by_number: bool = False  # whether `block` is D
+    factors: int = count(1, most=16, tried=lambda arch: 2 if arch.d == 12 else 1)  # F
     block_dropout: float = within("[0, 1)", 0.0)
 
-    one = requires(
-        "(block > 0) != (blocks > 0)", "one of block and blocks must be positive, the other 0; found {block}, {blocks}"
-    )
-    h = size("block if block else in / blocks")
-    D = size("in / h")
-    divides = requires(
-        "in % (block or blocks) == 0", "block, or blocks, must divide the width {in}, found {block or blocks},"
-    )
-    run = fact(lambda method, site: (method.block or site.shape[1] // method.blocks) << (method.factors - 1))
+    divides = requires("in % block == 0", "block must divide the width {in}, found {block},")
+    h, D = size("in / block if by_number else block"), size("in / h")
+    run = fact(lambda m, site: (site.shape[1] // m.block if m.by_number else m.block) << (m.factors - 1))
     even = requires(
         "factors == 1 or (h % 2 == 0 and in % run == 0)",
         "{factors} factors need blocks of even size, of which runs of {run} inputs divide {in}, found blocks of {h},",

@@ -9,7 +9,8 @@ Matrices of one name in all layers are a group, unless `group` names others: it 
 Merges   no: p depends on the batch.
 Differs  The mean is the authors' and HF peft's: what comes of a text depends on the texts, and the padding, beside it, and in
          generation that keeps keys on how many tokens a step has. HF peft groups by the entry of target_modules that ends a
-         name, and by shape: with a regular expression by shape alone.
+         name, and by shape: with a regular expression by shape alone. The authors' own for language models has s = 1, and as
+         its `monoscale` p_e = 1/E without a router.
 
 >>> A, R, B = np.array([[1., 0.]]), np.zeros((2, 1)), np.array([[2.], [4.]])
 >>> base = lambda x: x[:, :1]

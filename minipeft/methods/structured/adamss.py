@@ -10,9 +10,9 @@ steps from `first` to `last`, T stay trained, those of the largest mean(Ī Ū) o
 all to `target` as (1 − (t − first)/(last − first))^γ, t from 0.
 
 Merges   exactly, into W and b.
-Differs  HF peft finds U and V as here, by a randomised decomposition from `seed`, but in float32; A starts by another
-         one, in nearly these spaces. It keeps T − 1 clusters, none for T = 1. It does not save c, but finds it from the base anew: where q = out
-         that is rounding's choice.
+Differs  HF peft finds U and V as here, by a randomised decomposition from `seed`, but in float32; A starts by another one, in nearly
+         these spaces. Which row is in which cluster it does not save, but finds anew: where q = out that is rounding's choice. It
+         and the authors keep T − 1 clusters, none for T = 1; theirs are judged by one step alone, and by |I − Ī| of the new Ī.
 
 >>> W, e = np.diag([2., 1.]), np.eye(2)
 >>> AdaMSS(r=2).change(A=np.array([[e[0]], [e[1]]]), B=np.array([[3.], [5.]]), V=e, c=np.array([1, 1]), ranks=np.ones(2)).onto(W)

@@ -177,7 +177,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"peft_type": "LORAX"}, r"peft_type 'LORAX' is not supported; expected one of .*\(did you mean LORA"),
+        ({"peft_type": "LORAX"}, r"peft_type 'LORAX' is not supported; expected one of .*\(did you mean XLORA, LORA"),
         ({"peft_type": None}, "peft_type None is not supported"),
         ({"r": "absent"}, "a LORA adapter needs 'r'"),
         ({"target_parameters": ["q"]}, "target_parameters is not supported for LORA"),

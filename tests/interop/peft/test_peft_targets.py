@@ -18,7 +18,7 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.names import Naming, by_pattern, targeted, unwrapped
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
-from minipeft.method import METHODS, load_methods
+from minipeft.method import METHODS, load_methods, method_class
 from minipeft.model.batch import batch
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
@@ -303,6 +303,21 @@ def test_what_no_head_reads_is_kept(bases, tmp_path):
     save_peft(adapted, tmp_path / "b")
     again = load_peft(cls, tmp_path / "b")
     same(again, load_peft(cls, tmp_path / "a"))
+
+
+def test_tokens_beside_a_tuner_that_has_no_field_for_them(bases, tmp_path):
+    """PEFT passes over the field and the rows, and would compute another model than ours."""
+    rows = method_class("trainable_tokens")(tokens=(5, 9))
+    for name in ("lora", "adalora"):
+        save_peft(attach(bases["llama"], name, beside=[rows]), tmp_path / name)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert config["trainable_token_indices"] == {"model.embed_tokens": [5, 9]}
+    for name in ("ia3", "loha"):
+        with pytest.raises(
+            Bad, match=f"{name} cannot be written for PEFT with trainable_tokens beside it: {name.upper()} has no"
+        ):
+            save_peft(attach(bases["llama"], name, beside=[rows]), tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_a_table_that_t5_does_not_look_up(bases, tmp_path):

@@ -20,7 +20,7 @@ from minipeft.interop.peft.writing import save_peft
 from minipeft.method import METHODS, load_methods
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
-CASES = ("adalora", "pvera", "randlora", "tinylora", "unilora", "vblora", "adaption-prompt", "c3a", "fourierft", "ia3", "loha", "lokr", "lora", "oft", "osf", "p-tuning-mlp", "poly", "prefix-tuning", "prompt-tuning", "shira", "trainable-tokens", "vera", "xlora-deep")  # fmt: skip
+CASES = ("adalora", "adamss", "pvera", "randlora", "tinylora", "unilora", "vblora", "adaption-prompt", "c3a", "fourierft", "frod", "ia3", "lily-stride", "loha", "lokr", "lora", "oft", "osf", "p-tuning-mlp", "poly", "prefix-tuning", "prompt-tuning", "shira", "trainable-tokens", "vera", "xlora-deep")  # fmt: skip
 LONG = ("adalora", "xlora-deep", "lora", "oft")  # by their many fields
 UP = "base_model.model.model.layers.0.mlp.up_proj."
 NORM = "base_model.model.model.layers.0.input_layernorm."

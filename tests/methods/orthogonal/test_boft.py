@@ -18,7 +18,7 @@ def rotation(method, n):
 
 
 @pytest.mark.parametrize(("n", "fields"), [
-    (12, dict(block=3)), (12, dict(block=0, blocks=2)), (16, dict(block=4, factors=2)), (16, dict(block=2, factors=4)),
+    (12, dict(block=3)), (12, dict(block=2, by_number=True)), (16, dict(block=4, factors=2)), (16, dict(block=2, factors=4)),
     (24, dict(block=2, factors=3)), (16, dict(block=16)),
 ])  # fmt: skip
 def test_the_product_is_orthogonal_and_each_factor_mixes_twice_as_many(n, fields):
@@ -48,10 +48,8 @@ def test_only_the_skew_part_of_a_block_acts():
 @pytest.mark.parametrize(
     ("width", "fields", "line"),
     [
-        (12, dict(block=0), "one of block and blocks must be positive"),
-        (12, dict(block=4, blocks=3), "one of block and blocks must be positive"),
-        (10, dict(block=4), "must divide the width 10, found 4"),
-        (10, dict(block=0, blocks=3), "must divide the width 10, found 3"),
+        (10, dict(block=4), "block must divide the width 10, found 4"),
+        (10, dict(block=3, by_number=True), "block must divide the width 10, found 3"),
         (12, dict(block=3, factors=2), "need blocks of even size"),
         (12, dict(block=4, factors=2), "runs of 8 inputs divide 12"),
     ],
@@ -91,7 +89,7 @@ def test_dropout_makes_blocks_of_one_factor_the_identity():
 
 @pytest.mark.hf
 @pytest.mark.parametrize(("shape", "fields"), [
-    ((9, 14), dict(block=7)), ((8, 12), dict(block=0, blocks=3)), ((9, 16), dict(block=4, factors=2)), ((5, 16), dict(block=2, factors=4)),
+    ((9, 14), dict(block=7)), ((8, 12), dict(block=3, by_number=True)), ((9, 16), dict(block=4, factors=2)), ((5, 16), dict(block=2, factors=4)),
 ])  # fmt: skip
 def test_output_gradients_and_merged_weight_are_those_of_peft(monkeypatch, shape, fields):
     """With more factors than one, PEFT's extension for CUDA gives way to a sum of blocks on the diagonal."""
@@ -106,8 +104,8 @@ def test_output_gradients_and_merged_weight_are_those_of_peft(monkeypatch, shape
     monkeypatch.setattr(layer, "FastBlockDiag", OnTheDiagonal)
     rng = np.random.default_rng(0)
     W, b, x, c = (rng.standard_normal(s) for s in (shape, shape[:1], (2, 3, shape[1]), (2, 3, shape[0])))
-    names = dict(block="boft_block_size", blocks="boft_block_num", factors="boft_n_butterfly_factor")
-    config = peft.BOFTConfig(target_modules=["lin"], **{names[k]: v for k, v in fields.items()})
+    own = {"boft_block_size": 0, "boft_block_num" if "by_number" in fields else "boft_block_size": fields["block"]}
+    config = peft.BOFTConfig(target_modules=["lin"], boft_n_butterfly_factor=fields.get("factors", 1), **own)
     torch.set_default_dtype(torch.float64)  # PEFT's identity is of the default type
     try:
         theirs = one_part.Peft(config, W, b, x, c)

@@ -130,6 +130,11 @@ def test_what_peft_would_have_is_written_and_read_again(tmp_path):
     uneven = attach(model, Arrow.from_adapters([trained(model, k, r=k) for k in (1, 2, 3)]))
     with pytest.raises(Bad, match="its experts have one rank there, found"):
         save_peft(uneven, tmp_path / "other")
+    experts = [trained(model, k) for k in (1, 2, 3)]
+    beside = attach(model, Arrow.from_adapters(experts), train_whole=["norm"])
+    with pytest.raises(Bad, match="arrow cannot be written for PEFT with full beside it"):
+        save_peft(beside, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["../task_0", "..", "/tmp", "a/b"])

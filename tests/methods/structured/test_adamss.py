@@ -166,6 +166,25 @@ def test_training_keeps_as_many_as_are_asked_for():
     assert moved == 4  # of six
 
 
+@pytest.mark.parametrize("last", [3, 4, 6])
+def test_a_training_that_is_killed_goes_on_with_the_same_clusters(last, tmp_path):
+    model = tiny.model()
+    made = attach(
+        model, AdaMSS(r=6, subspaces=3, asa=True, target=4, first=1, last=5, interval=2), targets="attn.q.weight"
+    )
+    data, given = [tiny.example(model)], dict(steps=9, optimiser=AdamW(lr=0.02))
+    want = fit(made, data, **given).adapted.theta
+
+    def kill(t, *_):
+        if t == last:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(made, data, **given, checkpoint=tmp_path / "training.safetensors", every=1, progress=kill)
+    got = fit(made, data, **given, checkpoint=tmp_path / "training.safetensors", every=1).adapted.theta
+    assert all(np.array_equal(got[k], a) for k, a in want.items())
+
+
 def test_settings_that_do_not_go_together():
     with pytest.raises(Bad, match="adamss: first must be less than last, found 5 and 5"):
         AdaMSS(asa=True, first=5, last=5)

@@ -5,6 +5,7 @@ import pytest
 from minipeft.errors import Bad
 from minipeft.method import weight_of
 from minipeft.methods.structured.deft import DEFT
+from minipeft.methods.structured.para import PaRa
 
 KEYS = dict(P="deft_P", R="deft_R")
 
@@ -17,7 +18,7 @@ def drawn(method, W, moved=0.5):
 def test_para_takes_a_space_out_of_the_outputs(r):
     """QᵀW' = 0, and what is orthogonal to Q stays; a rank beyond out takes all."""
     W = np.random.default_rng(0).standard_normal((6, 8))
-    method = DEFT(r=r, para=True, projector="qr")
+    method = PaRa(r=r)
     a = drawn(method, W)
     W1, k = weight_of(method, W, a), min(r, 6)
     assert set(a) == {"P"} and a["P"].shape == (6, k)
@@ -38,7 +39,7 @@ def test_it_starts_as_the_weight_was_unless_told_otherwise(projector, alpha, r):
     other = DEFT(r=r, projector=projector, alpha=alpha, start="normal")
     a = drawn(other, W, moved=0)
     assert 0 < abs(a["R"]).max() < 0.08 and abs(weight_of(other, W, a) - W).max() > 1e-4
-    assert (method.identity, other.identity, DEFT(para=True).identity) == (True, False, False)
+    assert (method.identity, other.identity, PaRa().identity) == (True, False, False)
 
 
 def test_dropout_acts_on_what_is_put_in():
@@ -48,7 +49,7 @@ def test_dropout_acts_on_what_is_put_in():
     a = drawn(method, W)
     y = one_part.output(method, a, x, W, train=True, rng=np.random.default_rng(2))
     keep = np.random.default_rng(2).random(x.shape, dtype=np.float32) >= 0.5
-    taken = x @ weight_of(DEFT(r=2, para=True), W, dict(P=a["P"])).T
+    taken = x @ weight_of(PaRa(r=2, projector="relu"), W, dict(P=a["P"])).T
     np.testing.assert_allclose(y - taken, (2 * keep * x) @ (1.5 * a["P"] @ a["R"]).T, rtol=0, atol=1e-12)
 
 
@@ -77,7 +78,8 @@ def test_output_gradients_and_merged_weight_are_those_of_peft(shape, r, projecto
     W, b, x, c = (rng.standard_normal(s) for s in (shape, (out,), (2, 3, in_), (2, 3, out)))
     config = peft.DeftConfig(r=r, decomposition_method=projector, alpha=alpha, para=para, target_modules=["lin"])
     theirs = one_part.Peft(config, W, b, x, c)
-    method = DEFT(r=r, projector=projector, alpha=alpha or None, para=para)
+    own = dict(r=r, projector=projector)
+    method = PaRa(**own) if para else DEFT(**own, alpha=alpha or None)
     names = {k: KEYS[k] for k in drawn(method, W)}
     assert set(names.values()) == set(theirs.params)
     theta = {k: theirs.params[name] for k, name in names.items()}
