@@ -52,7 +52,7 @@ def matching(pattern: str, names: Iterable[str], what: str, shown: str = "") -> 
 def matches(
     patterns: Sequence[str], names: Iterable[str], what: str, form: str = "fullmatch", shown: str = ""
 ) -> list[Mapping[str, str | None]]:
-    """For each pattern the names that it matches ("fullmatch" or "match"), and of each its first group, None without any.
+    """For each pattern the names that it matches ("fullmatch", "match" or "search"), and of each its first group, None without any.
 
     All together take no longer than `PATTERN_SECONDS`. Raises `Bad` as `matching` does.
     """

@@ -457,6 +457,10 @@ def cases() -> list[Case]:
         llama("xlora", on(lm, peft.XLoraConfig, hidden_size=24), build=save_xlora),
         llama("xlora-deep", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=2, xlora_size=5, layerwise_scalings=True,
                                softmax_temperature=0.7, global_scaling_weight=1.3, scaling_pass_value=0.5), build=save_xlora),
+        llama("xlora-plain", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=3, xlora_size=5, xlora_dropout_p=0.0, enable_softmax=False,
+                                top_k_lora=2, use_trainable_adapters=True), "left", build=save_xlora),
+        bert("adalora-bert", on(cls, peft.AdaLoraConfig, init_r=4, target_r=2, tfinal=1, total_step=6, lora_alpha=5, orth_reg_weight=0.1,
+                           target_modules=["query", "output.dense"]), after=allocate_ranks),
         llama("xlora-topk", on(lm, peft.XLoraConfig, hidden_size=24, layerwise_scalings=True, top_k_lora=2, enable_softmax_topk=True),
               build=save_xlora),
     ]  # fmt: skip

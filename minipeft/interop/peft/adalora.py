@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minipeft.adapted import Adapter
+from minipeft.errors import Bad
 from minipeft.interop.peft.fields import (
     COUNT,
     NOT_NEGATIVE,
@@ -13,21 +14,35 @@ from minipeft.interop.peft.fields import (
     ONLY_STARTS,
     RATE,
     Config,
+    Kind,
     needed,
     plain,
+    read,
     refused,
     whole,
 )
 from minipeft.interop.peft.lora import FACTORS
+from minipeft.interop.peft.names import HERE
 from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
+from minipeft.limits import PATTERNS, WHOLE
+from minipeft.method import Site
 from minipeft.model.arch import Arch
 
+
+def _is_kept(v: Any) -> bool:
+    return isinstance(v, list) and len(v) <= WHOLE and all(isinstance(x, bool) for x in v)
+
+
+KEPT = Kind(
+    "null or a dictionary from keys of lora_E to lists of true and false",
+    lambda v: v is None or (isinstance(v, dict) and len(v) <= PATTERNS and all(map(_is_kept, v.values()))),
+)
 KNOWN = FACTORS | {
     "r": plain("AdaLoRA starts with init_r", 8),
     "init_r": needed(COUNT, 12),
     "target_r": needed(COUNT, 8),
     "lora_alpha": needed(NUMBER, 8),
-    "rank_pattern": plain("the file's arrays have the ranks that are left"),
+    "rank_pattern": read(KEPT),
     "alpha_pattern": plain("AdaLoRA has one lora_alpha", {}),
     "use_rslora": plain("AdaLoRA scales by lora_alpha alone", False),
     "lora_bias": plain("AdaLoRA has none", False),
@@ -62,6 +77,27 @@ def _kept(adapter: Adapter, modules: Mapping[str, str], folder: Any) -> Config:
     return dict(rank_pattern={key: [n < k for n in range(r)] for key, k in used.items()})
 
 
+def _absent(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """As many directions a module as rank_pattern says, all init_r where it says nothing. Raises `Bad` for others."""
+    kept = {key.partition(".lora_E")[0]: flags for key, flags in (config["rank_pattern"] or {}).items()}
+    for site, arrays in found.items():
+        module, has = own[site].rpartition(".")[0], len(arrays.get("lam", ()))
+        flags = kept.pop(module, None)
+        if flags is not None and len(flags) != config["init_r"]:
+            raise Bad(
+                f"{HERE}: rank_pattern: {module}: expected {config['init_r']} of true and false, found {len(flags)}"
+            )
+        wanted = config["init_r"] if flags is None else sum(flags)
+        if "lam" in arrays and has != wanted:
+            said = f"init_r={wanted}" if flags is None else f"rank_pattern leaves {wanted}"
+            raise Bad(f"{HERE}: {said} at {module}, the file's rank is {has}")
+    if kept:
+        raise Bad(f"{HERE}: rank_pattern names {next(iter(kept))}, which has no tensors")
+    yield from ()
+
+
 SPEC = Spec(
     "ADALORA",
     KNOWN,
@@ -78,6 +114,8 @@ SPEC = Spec(
     writes=_writes,
     at_site=lambda config, arrays: dict(kept=len(arrays.get("lam", ()))),
     of_adapter=_kept,
+    absent=_absent,
+    empty=True,
     readings=dict(sensitivity="*", orth="norm"),
     trials=(
         Trial("llama", dict(r=4, target_r=2)),

@@ -153,7 +153,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
 
     for key in sorted(tensors):
         a = tensors[key]
-        if not (a.ndim and a.size):
+        if not (a.ndim and (a.size or spec.empty)):
             raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
         shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k), unwrapped(key))]
         if shared:

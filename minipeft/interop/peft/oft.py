@@ -34,7 +34,7 @@ from minipeft.model.arch import Arch
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
     "r": read(whole(0), 0),
     "oft_block_size": read(whole(0), 32),
-    "module_dropout": plain("acts in training only; ours has none", 0.0, optional(RATE)),
+    "module_dropout": plain("PEFT makes this dropout and never applies it", 0.0, optional(RATE)),
     "coft": read(FLAG, False),
     "eps": read(NUMBER, 6e-05),
     "block_share": read(FLAG, False),

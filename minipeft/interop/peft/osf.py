@@ -1,17 +1,22 @@
-"""OSF in PEFT: the part of the decomposition that is trained; the effective rank is what the file's arrays leave."""
+"""OSF in PEFT: the part of the decomposition that is trained, as large as the effective rank leaves it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minipeft.interop.peft.fields import COMMON, INIT, RANK, TARGETS, WHOLE, Config, plain, read
+from minipeft.drawing import Facts
+from minipeft.errors import Bad
+from minipeft.interop.peft.fields import COMMON, INIT, RANK, TARGETS, WHOLE, Config, pattern, plain, read
+from minipeft.interop.peft.names import HERE
 from minipeft.interop.peft.spec import Key, Spec, Trial
+from minipeft.method import Site, method_class
+from minipeft.patterns import matches
 
 KNOWN = COMMON | TARGETS | WHOLE | INIT | {
     "effective_rank": read(RANK),
-    "rank_pattern": plain("the file's arrays have the rank that is left"),
-    "target_svd_config": plain("the file's arrays have the rank that is left"),
+    "rank_pattern": read(pattern(RANK)),
+    "target_svd_config": plain("PEFT does not read it"),
 }  # fmt: skip
 
 
@@ -19,6 +24,26 @@ def _at_site(config: Config, arrays: Mapping[str, Any]) -> Config:
     if len(arrays) < 3:
         return {}
     return dict(effective_rank=min(len(arrays["U"]), arrays["V"].shape[1]) - len(arrays["S"]))
+
+
+def _absent(
+    config: Config, every: Mapping[str, Site], own: Mapping[str, str], found: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """What the effective rank leaves; the first pattern holds that is found anywhere in a name. Raises `Bad` for other ranks."""
+    cls: Any = method_class("osf")
+    ranks = config.get("rank_pattern") or {}
+    modules = {site: own[site].rpartition(".")[0] for site in found}
+    named = matches(list(ranks), modules.values(), f"{HERE}: rank_pattern:", "search")
+    for site, arrays in found.items():
+        own_ranks = [rank for rank, names in zip(ranks.values(), named, strict=True) if modules[site] in names]
+        rank = own_ranks[0] if own_ranks else config["effective_rank"]
+        wanted = Facts(cls(effective_rank=rank), every[site])["l"]
+        if "S" in arrays and len(arrays["S"]) != wanted:
+            what = "rank_pattern" if own_ranks else "effective_rank"
+            raise Bad(
+                f"{HERE}: {what}={rank} leaves {wanted} at {modules[site]}, the file's rank is {len(arrays['S'])}"
+            )
+    yield from ()
 
 
 SPEC = Spec(
@@ -32,6 +57,7 @@ SPEC = Spec(
     settings=dict(effective_rank="effective_rank"),
     patterns=dict(rank_pattern="effective_rank"),
     at_site=_at_site,
+    absent=_absent,
     wide=("peft.tuners.osf.utils",),
     trials=(Trial("llama", dict(effective_rank=5), dict(targets="k_proj o_proj")),),
 )

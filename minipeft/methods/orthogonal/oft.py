@@ -19,8 +19,8 @@ Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the 
          2 terms are I + 2Q and 1 is I; and where block or r does not divide the width, the nearest divisor takes its
          place, the smaller at a tie. For coft HF peft projects the parameter in every forward pass and writes it back;
          we read the projection there, with the same gradient, and write it after each step. Its radius is in torch's
-        default dtype, so in a float64 model of a float32 process it is rounded: an adapter of HF peft gets that eps. A rotation of a tied
-         embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
+         default dtype, so in a float64 model of a float32 process it is rounded: an adapter of HF peft gets that eps. Its
+         module_dropout is never applied, and is no setting here. A rotation of a tied embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
          them; both are (W R1ᵀ) R2ᵀ here.
 
 >>> OFT(block=2, cayley="exact").change(Q=np.array([[1.]])).onto(np.array([[2., 1.]]))

@@ -1,0 +1,11 @@
+"""Poly and MHR, beyond the cases on Llama. PEFT knows linears alone, not those of GPT-2, and a ViT would be given the tasks too."""
+
+import peft
+
+
+def cases(on):
+    poly = peft.PolyConfig
+    return [
+        on.bert_cls("poly", poly, r=2, n_tasks=3, n_skills=2, n_splits=4, target_modules=["query", "output.dense"]),
+        on.t5("poly", poly, r=2, n_tasks=3, n_skills=3, n_splits=2, target_modules=["q", "wo"]),
+    ]
