@@ -19,6 +19,7 @@ from minipeft.interop.peft.fields import (
     among,
     is_number,
     needed,
+    optional,
     plain,
     read,
 )  # fmt: skip
@@ -33,7 +34,7 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
     "decomposition_method": needed(among("relu", "qr"), "relu"),
     "alpha": read(ALPHA),
     "para": read(FLAG, False),
-    "deft_dropout": read(RATE, 0.0),
+    "deft_dropout": read(optional(RATE), 0.0),
     "init_scale": plain(ONLY_STARTS, 1.0),
 }  # fmt: skip
 
