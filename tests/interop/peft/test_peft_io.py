@@ -274,3 +274,19 @@ def test_a_name_is_taken_once(bases):
     assert [a.method.name for a in two.adapters] == ["lora", "loha"]
     with pytest.raises(Bad, match="expected one adapter or a name, found 2: default, second"):
         save_peft(two, "never-written")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("psoft", dict(r=1)), ("osf", dict(effective_rank=12))], ids=["psoft", "osf"]
+)
+def test_tensors_without_numbers(name, settings, bases, tmp_path):
+    """A turn of one direction, and what training has left to a narrow layer, are empty, in PEFT's files too."""
+    adapted = attach(bases["llama"], METHODS[name](**settings), targets="k_proj q_proj")
+    rng = np.random.default_rng(0)
+    adapted = adapted.replace({k: a + 0.1 * rng.standard_normal(a.shape) for k, a in adapted.theta.items()})
+    save_peft(adapted, tmp_path)
+    assert any(not a.size for a in read_tensors(tmp_path / "adapter_model.safetensors").values())
+    given = batch(input_ids=IDS)
+    want = adapted.logits(given)
+    np.testing.assert_allclose(load_peft(bases["llama"], tmp_path).logits(given), want, rtol=0, atol=1e-6)
+    assert abs(want - Adapted(bases["llama"]).logits(given)).max() > 1e-3
