@@ -290,3 +290,16 @@ def test_tensors_without_numbers(name, settings, bases, tmp_path):
     want = adapted.logits(given)
     np.testing.assert_allclose(load_peft(bases["llama"], tmp_path).logits(given), want, rtol=0, atol=1e-6)
     assert abs(want - Adapted(bases["llama"]).logits(given)).max() > 1e-3
+
+
+def test_weights_of_chosen_vectors_are_of_32_bits(bases, tmp_path):
+    """PEFT puts VB-LoRA's weights between its own numbers of 32 bits, and fails with others."""
+    method = METHODS["vblora"](r=2, num_vectors=9, vector_length=4, topk=3, only_topk=True)
+    adapted = attach(bases["llama"], method, targets="q_proj")
+    save_peft(adapted, tmp_path)
+    written = read_tensors(tmp_path / "adapter_model.safetensors")
+    shares = [a for k, a in written.items() if k.endswith("_topk_weights")]
+    assert {a.dtype for a in shares} == {np.dtype("float32")}
+    given = batch(input_ids=IDS)
+    again = load_peft(bases["llama"], tmp_path).logits(given)
+    np.testing.assert_allclose(again, adapted.logits(given), rtol=0, atol=1e-6)
