@@ -12,10 +12,10 @@ def found(draws, seed, tuners=()):
     print(peft_fuzz.table(drawn))  # what is refused that PEFT computes: pytest -s
     defects = [f"{d.tuner} {d.seed} on {d.shape}: {d.detail}\n   {d.fields}" for d in drawn if d.outcome == "defect"]
     assert not defects, "\n".join([f"{len(defects)} of {len(drawn)}:", *defects])
-    assert sum(d.outcome in ("equal", "float32") for d in drawn) > 0.5 * len(drawn)
+    assert sum(d.outcome in ("equal", "float32") for d in drawn) >= 0.5 * len(drawn)
 
 
-@pytest.mark.parametrize("tuner", ["C3A", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "ROAD", "VERA"])
+@pytest.mark.parametrize("tuner", ["C3A", "IA3", "LN_TUNING", "LOKR", "LORA", "ROAD", "TINYLORA", "VBLORA"])
 def test_some_drawn_adapters(tuner):
     found(4, 0, [tuner])
 
