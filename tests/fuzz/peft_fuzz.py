@@ -141,6 +141,10 @@ def plain(shape: str, i: int) -> np.ndarray:
     return Adapted(ours(shape, i)).logits(batch(**given(shape, tasks=False)))
 
 
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool(abs(a - b).max() < 1e-6)
+
+
 def theirs(shape: str, i: int, dtype: torch.dtype) -> Any:
     cls, folder = base(shape, i)
     model = cls.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
@@ -373,7 +377,7 @@ def judged(tuner: str, seed: int) -> Draw | None:
                 want = logits_of_peft(shape, i, folder, values)
             except Exception:  # whatever PEFT says of what it cannot do
                 continue
-            if not np.isfinite(want).all() or abs(want - plain(shape, i)).max() < 1e-6:  # nothing is changed
+            if not np.isfinite(want).all() or same(want, plain(shape, i)):  # nothing is changed
                 continue
             out.outcome, out.detail = told(out, folder, back, want, values, inexact)
         return out
