@@ -84,8 +84,8 @@ def _absent(
 SPEC = Spec(
     "OFT",
     KNOWN,
-    keys={"Q": Key("oft_R.weight", shape=(None, None), size="(K, β(β − 1)/2)")},
-    embedding_keys={"Q_emb": Key("oft_embedding_R.weight", shape=(None, None))},
+    keys={"Q": Key("oft_R.weight", shape=(None, None), empty=True, size="(K, β(β − 1)/2)")},
+    embedding_keys={"Q_emb": Key("oft_embedding_R.weight", shape=(None, None), empty=True)},
     settings=dict(
         terms="num_cayley_neumann_terms",
         block_share="block_share",

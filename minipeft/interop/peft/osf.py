@@ -50,9 +50,9 @@ SPEC = Spec(
     "OSF",
     KNOWN,
     keys={
-        "U": Key("osf_svd_params.U_low", size="(out, l)"),
-        "S": Key("osf_svd_params.S_low", size="(l)"),
-        "V": Key("osf_svd_params.V_low", size="(l, in)"),
+        "U": Key("osf_svd_params.U_low", empty=True, size="(out, l)"),
+        "S": Key("osf_svd_params.S_low", empty=True, size="(l)"),
+        "V": Key("osf_svd_params.V_low", empty=True, size="(l, in)"),
     },
     settings=dict(effective_rank="effective_rank"),
     patterns=dict(rank_pattern="effective_rank"),

@@ -62,6 +62,8 @@ class Key:
     whole: bool = False  # theirs is of integers
     numbered: bool = False  # theirs are the rows of ours, each with its number behind the key
     holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
+    float32: bool = False  # a file has theirs in 32 bits, as PEFT reads no others
+    empty: bool = False  # theirs may be without numbers
     size: str = ""  # of theirs in symbols, for docs/format.md
 
     def fits(self, a: Any) -> bool:

@@ -41,7 +41,10 @@ SPEC = Spec(
         f"chosen_{k}": Key(f"vblora_logits_{k}_topk_indices", size=f"({n}, topk)", whole=True)
         for k, n in PIECES.items()
     }
-    | {f"shares_{k}": Key(f"vblora_logits_{k}_topk_weights", size=f"({n}, topk − 1)") for k, n in PIECES.items()},
+    | {
+        f"shares_{k}": Key(f"vblora_logits_{k}_topk_weights", float32=True, size=f"({n}, topk − 1)")
+        for k, n in PIECES.items()
+    },
     root_keys={"bank": Key("base_model.vblora_vector_bank", size="(h, b)")},
     settings=dict(
         r="r",

@@ -162,6 +162,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         | _brought(adapted.model, adapter, spec)
         | tensors
     )
+    narrow = tuple(f".{k.suffix}" for k in spec.keys.values() if k.float32)
+    tensors = {k: a.astype(np.float32) if k.endswith(narrow) else a for k, a in tensors.items()}
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
     spec.save(adapted, adapter, folder)

@@ -274,3 +274,32 @@ def test_a_name_is_taken_once(bases):
     assert [a.method.name for a in two.adapters] == ["lora", "loha"]
     with pytest.raises(Bad, match="expected one adapter or a name, found 2: default, second"):
         save_peft(two, "never-written")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("psoft", dict(r=1)), ("osf", dict(effective_rank=12))], ids=["psoft", "osf"]
+)
+def test_tensors_without_numbers(name, settings, bases, tmp_path):
+    """A turn of one direction, and what training has left to a narrow layer, are empty, in PEFT's files too."""
+    adapted = attach(bases["llama"], METHODS[name](**settings), targets="k_proj q_proj")
+    rng = np.random.default_rng(0)
+    adapted = adapted.replace({k: a + 0.1 * rng.standard_normal(a.shape) for k, a in adapted.theta.items()})
+    save_peft(adapted, tmp_path)
+    assert any(not a.size for a in read_tensors(tmp_path / "adapter_model.safetensors").values())
+    given = batch(input_ids=IDS)
+    want = adapted.logits(given)
+    np.testing.assert_allclose(load_peft(bases["llama"], tmp_path).logits(given), want, rtol=0, atol=1e-6)
+    assert abs(want - Adapted(bases["llama"]).logits(given)).max() > 1e-3
+
+
+def test_weights_of_chosen_vectors_are_of_32_bits(bases, tmp_path):
+    """PEFT puts VB-LoRA's weights between its own numbers of 32 bits, and fails with others."""
+    method = METHODS["vblora"](r=2, num_vectors=9, vector_length=4, topk=3, only_topk=True)
+    adapted = attach(bases["llama"], method, targets="q_proj")
+    save_peft(adapted, tmp_path)
+    written = read_tensors(tmp_path / "adapter_model.safetensors")
+    shares = [a for k, a in written.items() if k.endswith("_topk_weights")]
+    assert {a.dtype for a in shares} == {np.dtype("float32")}
+    given = batch(input_ids=IDS)
+    again = load_peft(bases["llama"], tmp_path).logits(given)
+    np.testing.assert_allclose(again, adapted.logits(given), rtol=0, atol=1e-6)

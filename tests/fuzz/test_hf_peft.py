@@ -1,0 +1,25 @@
+"""Adapters of PEFT, drawn at random: minipeft computes the same as PEFT, or refuses in one line; and so back."""
+
+import pytest
+
+pytestmark = pytest.mark.hf
+
+
+def found(draws, seed, tuners=()):
+    import peft_fuzz
+
+    drawn = list(peft_fuzz.run(tuners or peft_fuzz.TUNERS, draws, seed))
+    print(peft_fuzz.table(drawn))  # what is refused that PEFT computes: pytest -s
+    defects = [f"{d.tuner} {d.seed} on {d.shape}: {d.detail}\n   {d.fields}" for d in drawn if d.outcome == "defect"]
+    assert not defects, "\n".join([f"{len(defects)} of {len(drawn)}:", *defects])
+    assert sum(d.outcome in ("equal", "float32") for d in drawn) >= 0.5 * len(drawn)
+
+
+@pytest.mark.parametrize("tuner", ["C3A", "IA3", "LN_TUNING", "LOKR", "LORA", "ROAD", "TINYLORA", "VBLORA"])
+def test_some_drawn_adapters(tuner):
+    found(4, 0, [tuner])
+
+
+@pytest.mark.slow
+def test_many_drawn_adapters():
+    found(30, 1000)
