@@ -102,9 +102,9 @@ SPEC = Spec(
     "ADALORA",
     KNOWN,
     keys={
-        "P": Key("lora_B", size="(out, r)"),
-        "Q": Key("lora_A", size="(r, in)"),
-        "lam": Key("lora_E", vector, column, (None, 1), size="(r, 1)"),
+        "P": Key("lora_B", empty=True, size="(out, r)"),
+        "Q": Key("lora_A", empty=True, size="(r, in)"),
+        "lam": Key("lora_E", vector, column, (None, 1), empty=True, size="(r, 1)"),
     },
     settings=dict(
         r="init_r", target_r="target_r", alpha="lora_alpha", dropout="lora_dropout", tinit="tinit", tfinal="tfinal", deltaT="deltaT",
@@ -115,7 +115,6 @@ SPEC = Spec(
     at_site=lambda config, arrays: dict(kept=len(arrays.get("lam", ()))),
     of_adapter=_kept,
     absent=_absent,
-    empty=True,
     readings=dict(sensitivity="*", orth="norm"),
     trials=(
         Trial("llama", dict(r=4, target_r=2)),

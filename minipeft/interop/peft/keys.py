@@ -154,7 +154,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
 
     for key in sorted(tensors):
         a = tensors[key]
-        if not a.ndim or not (a.size or spec.empty or key.endswith(empty)):
+        if not a.ndim or not (a.size or key.endswith(empty)):
             raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
         shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k), unwrapped(key))]
         if shared:

@@ -224,7 +224,6 @@ class Spec:
     on_blocks: bool = (
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
     )
-    empty: bool = False  # whether nothing may be left of an array: a rank of 0
     tasked: bool = False  # PEFT reads it with a task_type only
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
