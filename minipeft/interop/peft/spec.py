@@ -223,6 +223,8 @@ class Spec:
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
     )
     empty: bool = False  # whether nothing may be left of an array: a rank of 0
+    on_layers: bool = False  # keys name whole layers: our sites layers.N
+    also: tuple[str, ...] = ()  # our sites without arrays that an adapter has beside those that have some
     tasked: bool = False  # PEFT reads it with a task_type only
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
