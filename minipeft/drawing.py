@@ -121,7 +121,8 @@ def there(facts: Facts, shared: bool = False) -> Iterator[There]:
             if it.arrays[0][1].shared == shared:
                 for n in range(int(facts.value(it.how_many))):
                     inner = facts.with_letter(n=n)
-                    yield from (_one(inner, f"{name}{n}", name, array) for name, array in it.arrays)
+                    its = ((name, a) for name, a in it.arrays if not a.when or inner.value(a.when))
+                    yield from (_one(inner, f"{name}{n}", name, array) for name, array in its)
         elif it.shared == shared and (not it.when or facts.value(it.when)) and _holds(facts, own, it):
             yield _one(facts, own, own, it)
 

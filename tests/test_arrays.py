@@ -309,6 +309,15 @@ def test_several_of_each():
     assert array_of(Made, "V") is None and array_of(Made, "W0") is None
 
 
+def test_of_several_some_may_not_be_there():
+    @dataclass(frozen=True)
+    class Made(Plain, register=False):
+        biased: bool = False
+        both = each("2", V=trained("in"), v=trained("n + 1", when="biased and n or embedding"))
+
+    assert drawn(Made()).keys() == {"V0", "V1"} and drawn(Made(biased=True)).keys() == {"V0", "V1", "v1"}
+
+
 def test_shared_arrays_are_drawn_once_for_all_sites():
     @dataclass(frozen=True)
     class Made(Plain, register=False):

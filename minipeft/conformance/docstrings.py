@@ -99,7 +99,9 @@ def rows(method: type[Method]) -> Iterator[Row]:
         if isinstance(it, Array):
             yield _row(name, it, it.when)
         elif isinstance(it, Each):
-            yield from (_row(f"{own}{{n}}", a, f"n < {it.how_many}") for own, a in it.arrays)
+            there_are = f"n < {it.how_many}"
+            whens = ((own, a, f"{there_are} and ({a.when})" if a.when else there_are) for own, a in it.arrays)
+            yield from (_row(f"{own}{{n}}", a, when) for own, a, when in whens)
         elif isinstance(it, Parts):
             starts = dict(it.starts)
             for own, a in declared(_part(method, it)).arrays.items():

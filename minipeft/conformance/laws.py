@@ -31,6 +31,7 @@ from minipeft.method import Here, Method, is_weight, samples
 from minipeft.model.base import Model
 from minipeft.model.batch import Batch
 from minipeft.model.sensitivity import sensitivity
+from minipeft.run import is_layer
 from minipeft.settings import small
 from minipeft.targets import sites
 from minipeft.train import SGD, AdamW, fit
@@ -134,7 +135,9 @@ def identity(case: Case) -> None:
             close(run.param(site), W, float(abs(W).max()) * max(W.shape), f"identity at {site}", k=K)
     seen: list[dict] = [{}, {}]
     where = [
-        s for s in case.adapter.at if not s.endswith((".weight", ".bias")) and hasattr(case.adapter.at[s], "apply")
+        s
+        for s in case.adapter.at
+        if not (s.endswith((".weight", ".bias")) or is_layer(s)) and hasattr(case.adapter.at[s], "apply")
     ]
     if where:
         probes = [

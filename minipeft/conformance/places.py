@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import array_of, declared, needs
 from minipeft.drawing import Facts, draw, draw_all
+from minipeft.engine import ops
 from minipeft.engine.backend import to_host
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import widened
@@ -168,6 +170,18 @@ def _ladder(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Array
     return dict(y=run.at("final.out", run.at("layers.0.out", inputs["h1"])))
 
 
+def _wrapped(arch: Arch, method: Any, inputs: Arrays, arrays: Arrays) -> Arrays:
+    sites: dict[str, Arrays] = {"embed.out": {k: v for k, v in arrays.items() if not k.startswith("layers_")}}
+    for n in range(2):
+        start = f"layers_{n}_"
+        sites[f"layers.{n}"] = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+    run = one(method, {}, {}, sites, arch)
+    h = run.at("embed.out", inputs["h"])
+    for n in range(2):
+        h = run.around(f"layers.{n}", partial(ops.mul, inputs[f"f{n}"]), h)
+    return dict(y=h)
+
+
 def _places(arch: Arch, out: int) -> dict[str, Place]:
     """Every kind of place, at the sizes of an architecture and the width of a linear's output."""
     d, joined, kv, e = arch.d, arch.heads * arch.dh, arch.kv * arch.dh, arch.dh
@@ -209,12 +223,15 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
               "y is made of h after the embedding, z of u before the head."),
         Place("ladder", tuple(site(n, d) for n in ("embed.out", "layers.0.out", "final.out")), dict(h0=x, h1=x), _ladder, ("h0", "h1"),
               "h0 after the embedding and h1 after the only layer; y in place of the final hidden state."),
+        Place("wrapped", tuple(site(n, d) for n in ("embed.out", "layers.0", "layers.1")), dict(h=x, f0=x, f1=x), _wrapped, (),
+              "h after the embedding goes through two layers, whose methods see layer n as h ↦ h ⊙ fn; y leaves the second."),
     )  # fmt: skip
     return {p.name: p for p in found}
 
 
 PLACES, OTHERS = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT)
 BY_SITE = {
+    "layers.0": "wrapped",
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
     "embed.tokens.weight": "table", "head.in": "ends", "final.out": "ladder", "layers.0.out": "layer", ".bias": "bias",
     "norm.weight": "norm", ".weight": "linear",
@@ -273,6 +290,8 @@ def arrays_at(
     sites = [dataclasses.replace(s, **asks) for s in place.sites]
     found = draw(Facts(method, sites[0], rng, sites), shared=True)
     for site, (_, own) in draw_all(method, sites, rng).items():
-        start = site.split(".")[0] + "_" if len(place.sites) > 1 and own else ""
+        first = [s.name.split(".")[0] for s in place.sites]
+        told = site.split(".")[0] if first.count(site.split(".")[0]) == 1 else site.replace(".", "_")
+        start = f"{told}_" if len(place.sites) > 1 and own else ""
         found |= {start + k: a for k, a in own.items()}
     return {k: np.asarray(to_host(a)) for k, (a, _) in found.items()}, tuple(k for k, (_, is_) in found.items() if is_)

@@ -7,7 +7,8 @@ h heads, g key/value heads, e width of a head, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minipeft.engine import ops
@@ -18,6 +19,35 @@ from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.arch import Arch
 from minipeft.model.parts import attentions, projections, relative_table
 from minipeft.model.tokens import Tokens, visibility
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What the functions here ask of a run, for parameters that no method is at: a method's own network may be a `stack`."""
+
+    arch: Arch
+    params: Mapping[str, Any]
+    cache = None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a parameter of this name."""
+        return name in self.params
+
+    def param(self, name: str) -> Any:
+        """The parameter of this name."""
+        return self.params[name]
+
+    def linear(self, module: str, x: Any) -> Any:
+        """x Wᵀ + b."""
+        return ops.linear(x, self.params[f"{module}.weight"], self.params.get(f"{module}.bias"))
+
+    def at(self, site: str, h: Any, **facts: Any) -> Any:
+        """h as it is."""
+        return h
+
+    def around(self, site: str, f: Callable[[Any], Any], h: Any) -> Any:
+        """f(h)."""
+        return f(h)
 
 
 def norm(run: Any, name: str, x: Any) -> Any:

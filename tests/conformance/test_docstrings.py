@@ -152,7 +152,7 @@ class Several(Method, register=False):
     also: bool = False
     experts: tuple[Gain, ...] = parts(Gain, (Gain(),))
     A = stored("depth", "in_max", start=normal(), shared=True)
-    net = each("depth", shared=True, V=trained("n + 1", "d_model"), v=stored("n + 1", start=fill(3)))
+    net = each("depth", shared=True, V=trained("n + 1", "d_model"), v=stored("n + 1", start=fill(3), when="also"))
     own = of_parts("experts", trained="also and depth > 1", g=fill(5))
     B = trained("out", shared_by=in_layers())
 
@@ -166,7 +166,7 @@ def test_rows_of_every_kind():
     assert found["A"].initial == "N(0, 1); shared by all sites" and not found["A"].trained
     assert found["V{n}"] == Row("V{n}", ("n + 1", "d_model"), True, "0", "n < depth", "all sites")
     assert found["B"].initial == "0; shared by sites of a group"
-    assert found["v{n}"].initial == "3; shared by all sites; only with n < depth"
+    assert found["v{n}"].initial == "3; shared by all sites; only with n < depth and (also)"
     assert found["g{k}"].initial == "5; trained with also and depth > 1" and found["g{k}"].shape == ("out",)
     assert found["S{k}"].start.startswith("as in part k's S;") and found["S{k}"].when == "sketch and r != 1"
 

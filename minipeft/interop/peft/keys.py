@@ -88,6 +88,8 @@ def module_of(naming: Naming, spec: Spec, site: str) -> str:
     """Their module of our site."""
     if spec.on_blocks:
         return naming.theirs(site.removesuffix("heads") + "o").rpartition(".")[0]
+    if spec.on_layers:
+        return naming.layer(site)
     return naming.theirs(site.removesuffix(".weight"))
 
 
@@ -95,6 +97,8 @@ def _our_site(naming: Naming, spec: Spec, theirs: str, every: Iterable[str]) -> 
     """Our site of their module, None if there is none."""
     if spec.on_blocks:
         return next((s for s in every if s.endswith("attn.heads") and module_of(naming, spec, s) == theirs), None)
+    if spec.on_layers:
+        return naming.layers().get(theirs)
     ours = naming.ours(theirs)
     return None if ours is None else f"{ours}.weight"
 

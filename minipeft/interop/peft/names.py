@@ -19,6 +19,7 @@ from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.names import Names
 from minipeft.patterns import first_ending, matches, matching
+from minipeft.run import is_layer
 from minipeft.targets import sites
 
 Config = Mapping[str, Any]
@@ -102,6 +103,14 @@ class Naming:
             f"{start}{parameter}.".startswith(f"{u}.") for u in known for start in ("", prefix_of(self.model.arch))
         )
 
+    def layer(self, site: str) -> str:
+        """Their name of our layer."""
+        return self.theirs(f"{site}.attn.norm").rpartition(".")[0]
+
+    def layers(self) -> dict[str, str]:
+        """{their name: our site} of every layer, in the base's order."""
+        return {self.layer(site): site for site in sites(self.model) if is_layer(site)}
+
     def modules(self) -> dict[str, str]:
         """{their name: our site} of every linear and table that PEFT could adapt, in the base's order."""
         out = {}
@@ -114,12 +123,15 @@ class Naming:
         return out
 
 
-def targeted(config: Config, naming: Naming) -> set[str] | None:
-    """Our sites that target_modules names, less what is excluded or saved whole; None if it names none at all."""
+def targeted(config: Config, naming: Naming, layers: bool = False) -> set[str] | None:
+    """Our sites that target_modules names, less what is excluded or saved whole; None if it names none at all.
+
+    They are linears and tables, or whole `layers`.
+    """
     targets, without = config.get("target_modules"), config.get("exclude_modules") or ()
     if not targets:
         return None
-    modules = naming.modules()
+    modules = naming.layers() if layers else naming.modules()
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = _all_linear(config, naming, modules)
 

@@ -102,7 +102,7 @@ def load_peft_parts(
     beside += [full(targets=" ".join(parts.whole), head="stays")] if parts.whole else []
     if not found and not parts.shared:
         raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
-    targets = list(found) or method.targets
+    targets = [*spec.also, *found] if found else method.targets
     if spec.on_blocks:
         targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
     own: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
@@ -150,7 +150,7 @@ def _same_targets(
     naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Collection[str], folder: Path
 ) -> None:
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
-    wanted = targeted(config, naming)
+    wanted = targeted(config, naming, spec.on_layers)
     if wanted is None:
         if "target_modules" in config:
             raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")
@@ -158,12 +158,12 @@ def _same_targets(
     every = sites(naming.model)
     if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
         keys = [k.suffix for n, k in spec.keys_of(every[lost[0]].kind).items() if n in next(iter(found.values()))]
-        first = naming.theirs(lost[0].removesuffix(".weight"))
+        first = module_of(naming, spec, lost[0])
         raise Bad(
             f"{folder}: {len(lost)} target modules have no tensors, the first {first}: {', '.join(keys) or 'its keys'} missing"
         )
     if more := [s for s in found if s not in wanted]:
-        first = naming.theirs(more[0].removesuffix(".weight"))
+        first = module_of(naming, spec, more[0])
         raise Bad(f"{folder}: {len(more)} modules have tensors and are no target_modules, the first {first}")
 
 

@@ -224,6 +224,8 @@ class Spec:
     on_blocks: bool = (
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
     )
+    on_layers: bool = False  # keys name whole layers: our sites layers.N
+    also: tuple[str, ...] = ()  # our sites without arrays that an adapter has beside those that have some
     tasked: bool = False  # PEFT reads it with a task_type only
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train

@@ -3,8 +3,7 @@
     a' = a + phm(f(phm(a; D)); U)                                             (paper, §3: a bottleneck of PHM layers)
     phm(x; L) = x Σ_i R_i ⊗ (Ll_i Lr_i) + b                                   (eqs. 4 to 6: parameterised hypercomplex, low rank)
 
-where a is the output of a sub-layer and ⊗ the Kronecker product. The n rules R_i are shared by all layers, down and up.
-With reads="sum" the bottleneck reads the residual sum, as Pfeiffer's: Compacter++, at targets="mlp.out".
+where a is a sub-layer's output. The n rules R_i are shared by all layers, down and up. reads="sum" at "mlp.out" is Compacter++.
 
 Merges   no: f is not linear.
 Differs  Starts are AdapterHub's: rules N(0, 0.0001²), factors Xavier-normal slice by slice. The paper trains the layer norms too.
@@ -35,16 +34,12 @@ class Compacter(Method):
     reduction: float = at_least(1 / 64, 32.0, small=4.0, tried=lambda a: a.d / 4)  # d / m
     f: str = choice(*ACTIVATIONS, default="gelu", varied=False)
     reads: str = choice("output", "sum")
-
     m = size("max(1, int(d // reduction))")
     divides = requires("d % n == 0 and m % n == 0", "n must divide the widths {d} and {m}, found {n},")
     R = trained("n", "n", "n", start=normal(1e-4), shared=True)
-    Dl = trained("n", "d / n", "rank", start=xavier("d / n", "rank"))
-    Dr = trained("n", "rank", "m / n", start=xavier("rank", "m / n"))
-    bd = trained("m")
-    Ul = trained("n", "m / n", "rank", start=xavier("m / n", "rank"))
-    Ur = trained("n", "rank", "d / n", start=xavier("rank", "d / n"))
-    bu = trained("d")
+    Dl, Dr = (trained("n", s, t, start=xavier(s, t)) for s, t in (("d / n", "rank"), ("rank", "m / n")))
+    Ul, Ur = (trained("n", s, t, start=xavier(s, t)) for s, t in (("m / n", "rank"), ("rank", "d / n")))
+    bd, bu = trained("m"), trained("d")
 
     def phm(self, x: Any, R: Any, left: Any, right: Any, b: Any) -> Any:
         """x (…, n s) by Σ_i R_i ⊗ (left_i right_i), with left (n, s, rank) and right (n, rank, t); b (n t)."""
@@ -54,5 +49,5 @@ class Compacter(Method):
         return x @ ops.reshape(W, shape=(n * s, n * t)) + b
 
     def apply(self, a: Any, here: Here, *, R: Any, Dl: Any, Dr: Any, bd: Any, Ul: Any, Ur: Any, bu: Any) -> Any:
-        h = ACTIVATIONS[self.f](self.phm(a if self.reads == "output" else here.combine(a), R, Dl, Dr, bd))
-        return a + self.phm(h, R, Ul, Ur, bu)
+        h = self.phm(a if self.reads == "output" else here.combine(a), R, Dl, Dr, bd)
+        return a + self.phm(ACTIVATIONS[self.f](h), R, Ul, Ur, bu)
