@@ -231,6 +231,12 @@ def load(
             yield case
 
 
+def methods_in(folder: Path = SHIPPED) -> set[str]:
+    """The methods that a folder has cases of, as its index lists them."""
+    existing(existing(folder, "folder") / "index.json")
+    return {path.split("/")[0] for path in _index(folder)}
+
+
 def _path(name: str) -> str:
     """Where the case of an id lies."""
     return name.replace(".", "/")

@@ -46,6 +46,9 @@ def choose(
 ) -> Chosen:  # fmt: skip
     """The cases asked for. Raises `Bad` if there are none."""
     wanted = checks or (list(LEVELS[level]) or None)
+    named = {i.partition(".")[0] for i in ids or ()}
+    if ids and not methods and named <= files.methods_in(folder):  # others need not be read
+        methods = sorted(named)
     every = list(files.load(folder, methods, wanted))
     defaults = {c.method: dict(c.readings) for c in files.load(folder, methods, ["forward"]) if c.variant == "usual"}
     if ids:

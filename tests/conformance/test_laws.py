@@ -32,8 +32,10 @@ def usual(name):
     return "bert" if name == "bitfit" else "llama"
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, np.float64) for name in SHIPPED] + in_turn([(name, np.float32) for name in SHIPPED], every=3),
+)
 def test_every_law_holds(name, dtype):
     verdicts = list(laws.check(METHODS[name], [usual(name)], dtype=dtype))
     assert {v.law for v in verdicts if v.outcome == "pass"} == set(laws.LAWS)
@@ -71,7 +73,7 @@ def test_it_fits_most_families(name):
 SLOW = {"learns", "frozen", "dtype"}  # these train; they are run at the usual settings above
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", in_turn(SHIPPED, every=3))
 @settings(max_examples=2, phases=[Phase.generate])  # no shrinking: one example takes up to a second
 @given(data=st.data())
 def test_laws_hold_for_drawn_settings(name, data):

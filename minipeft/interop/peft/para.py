@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+from minipeft.interop.peft.deft import ALPHA
 from minipeft.interop.peft.deft import SPEC as DEFT
-from minipeft.interop.peft.fields import plain
+from minipeft.interop.peft.fields import RATE, optional, plain
 from minipeft.interop.peft.spec import Key, Trial, transposed
 
 NONE = "belongs to R, of which there is none with `para`"
 
 SPEC = dataclasses.replace(
     DEFT,
-    known={**DEFT.known, "alpha": plain(NONE), "deft_dropout": plain(NONE, 0.0)},
+    known={**DEFT.known, "alpha": plain(NONE, None, ALPHA), "deft_dropout": plain(NONE, 0.0, optional(RATE))},
     keys={"P": Key("deft_P", size="(out, min(r, out))")},
     settings=dict(r="r", projector="decomposition_method"),
     writes=lambda m, arch: transposed(arch) | dict(para=True),

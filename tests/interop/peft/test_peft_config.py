@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sampled import in_turn
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
@@ -167,7 +168,7 @@ JUNK = st.recursive(
 BASES: dict = {}
 
 
-@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize("kind", in_turn(OF_KIND, every=2))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_junk_in_any_field_is_one_line_or_loads(kind, data):

@@ -36,10 +36,12 @@ def fields(part):
     return {name.strip("`"): row[1:] for row in rows for name in row[0].split(", ")}
 
 
+@pytest.mark.hf  # what it takes many seconds to generate
 def test_the_page_is_the_one_that_is_generated(generated):
     assert generated == PAGE, "python -m minipeft.interop.peft.page"
 
 
+@pytest.mark.hf  # what it takes many seconds to generate
 def test_every_tuner_and_field_has_a_row(generated):
     parts = sections(generated)
     assert list(parts) == list(known_tuners()) and set(peft_types()) <= set(parts)
@@ -49,6 +51,7 @@ def test_every_tuner_and_field_has_a_row(generated):
     assert set(COMMON) == set(fields(generated.split("`PeftConfig`")[1]))
 
 
+@pytest.mark.hf  # what it takes many seconds to generate
 def test_a_tuner_that_is_not_read_has_dashes(generated):
     parts = sections(generated)
     for kind in set(parts) - set(peft_types()):
@@ -57,6 +60,7 @@ def test_a_tuner_that_is_not_read_has_dashes(generated):
         assert all(row == ["—"] * 3 for row in found.values()), kind
 
 
+@pytest.mark.hf  # what it takes many seconds to generate
 def test_what_is_replayed_is_what_is_recorded(generated):
     """Of every field as many adapters as have it otherwise than PEFT's default, and the first of them has."""
     counted = {}
@@ -76,6 +80,7 @@ def test_what_is_replayed_is_what_is_recorded(generated):
                 assert len(cases) <= 1 or int(more.split()[0]) == len(cases) - 1, (kind, name)
 
 
+@pytest.mark.hf  # what it takes many seconds to generate
 def test_what_is_read_has_its_settings_name_and_is_written(generated):
     """What is a setting of ours is named when it is read, and is written by that setting."""
     parts = sections(generated)
