@@ -39,6 +39,6 @@ class MiSS(Method):
     D = trained("r", "m")
 
     def weight(self, W: Any, *, D: Any) -> Any:
-        across, along = (-(-n // m) for n, m in zip(W.shape, D.shape[::-1], strict=True))
-        D = ops.concatenate(*[ops.concatenate(*[D] * across, axis=1)] * along)
-        return W + ops.swapaxes(D)[:, : W.shape[1]]
+        (out, n), (r, m) = W.shape, D.shape
+        D = ops.broadcast_to(D[:, None, :], shape=(-(-n // r), r, out // m, m))
+        return W + ops.swapaxes(ops.reshape(D, shape=(-1, out)))[:, :n]
