@@ -34,7 +34,7 @@ def usual(name):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, np.float64) for name in SHIPPED] + in_turn([(name, np.float32) for name in SHIPPED], every=3),
+    [(name, np.float64) for name in SHIPPED] + in_turn([(name, np.float32) for name in SHIPPED], every=7),
 )
 def test_every_law_holds(name, dtype):
     verdicts = list(laws.check(METHODS[name], [usual(name)], dtype=dtype))
@@ -73,7 +73,7 @@ def test_it_fits_most_families(name):
 SLOW = {"learns", "frozen", "dtype"}  # these train; they are run at the usual settings above
 
 
-@pytest.mark.parametrize("name", in_turn(SHIPPED, every=3))
+@pytest.mark.parametrize("name", in_turn(SHIPPED, every=7))
 @settings(max_examples=2, phases=[Phase.generate])  # no shrinking: one example takes up to a second
 @given(data=st.data())
 def test_laws_hold_for_drawn_settings(name, data):

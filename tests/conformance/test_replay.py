@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors, write_tensors
@@ -29,7 +30,7 @@ def bases():
     return {p.name: load(p / "base", np.float64) for p in ROOT.iterdir()}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", in_turn(CASES, every=2))
 def test_agrees_with_what_peft_computed(case, bases):
     report = replay(bases[case.split("/")[0]], ROOT / case)
     assert report.agrees(strict=case not in COARSE), report

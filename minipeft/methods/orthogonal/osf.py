@@ -54,7 +54,7 @@ class OSF(Method):
         lambda k: k > 0 and (isinstance(k, int) or k <= 1),
         "be a positive int, a float in (0, 1] or None",
         None,
-        tried=3,
+        tried=lambda arch: 5 if arch.d == 12 else 3,
     )
 
     k = fact(kept)

@@ -168,7 +168,7 @@ JUNK = st.recursive(
 BASES: dict = {}
 
 
-@pytest.mark.parametrize("kind", in_turn(OF_KIND, every=2))
+@pytest.mark.parametrize("kind", in_turn(OF_KIND, every=4))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_junk_in_any_field_is_one_line_or_loads(kind, data):
