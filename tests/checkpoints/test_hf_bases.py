@@ -13,6 +13,7 @@ from minipeft.checkpoints.config import ACTS, NEEDED, Fields
 from minipeft.checkpoints.files import read_json, write_json
 from minipeft.engine import ops
 from minipeft.engine.tensor import value_and_grad
+from minipeft.engine.weight import form
 from minipeft.interop.peft.reading import load_peft
 from minipeft.model.activations import ACTIVATIONS
 from minipeft.model.batch import batch
