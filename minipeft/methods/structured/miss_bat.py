@@ -26,7 +26,7 @@ class MiSSBAT(Method):
     name = "miss_bat"
     targets: str = QUERY_VALUE
     takes = "linears"
-    r: int = count(64, small=2, tried=lambda arch: 4 if arch.d == 12 else 1)
+    r: int = count(64, small=2, tried=lambda arch: 4 if arch.d == 12 else 2)
 
     fits = divides("r")
     B = trained("out / r", "r", "r")
