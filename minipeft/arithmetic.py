@@ -33,6 +33,7 @@ from minipeft.method import Method, change_of, is_weight, is_whole, low_rank_met
 from minipeft.model.batch import Batch
 from minipeft.settings import check, choice, such_that, within
 
+Lookup = Callable[[str], Any]  # a parameter of the base by its name
 THINNED = ("magnitude_prune", "dare_linear", "ties", "dare_ties")
 RANK = such_that(
     lambda r: (type(r) is int and r >= 1) or (type(r) is float and 0 < r <= 1),
@@ -87,6 +88,7 @@ def combine(
     if not weights:
         raise Bad("combine: expected at least one adapter with its weight, found none")
     adapted.using(**weights)  # refuses names and weights
+    base = adapted.using().run().base
     rng, changes = np.random.default_rng(how.seed), {n: _changes(adapted.adapter(n)) for n in weights}
     at: dict[str, Method] = {}
     arrays: dict[str, Any] = {}
@@ -94,12 +96,12 @@ def combine(
     for site in dict.fromkeys(site for own in changes.values() for site in own):
         own = {n: found[site] for n, found in changes.items() if site in found}
         w = np.array([weights[n] for n in own])
-        if (whole := _whole(adapted, site, own, w)) is not None:
+        if (whole := _whole(base, adapted, site, own, w)) is not None:
             at[site], arrays[f"{site}:{whole[1]}"] = whole[0], to_device(np.asarray(whole[2], adapted.model.dtype))
             continue
-        A, B = _decomposed(adapted, site, own, w, how, rng) if how.decomposes else _factored(site, own, w, how, rng)
+        A, B = _decomposed(base, site, own, w, how, rng) if how.decomposes else _factored(site, own, w, how, rng)
         made = dict(A=A, B=B)
-        if (c := _shifted(adapted, site, own, w)) is not None:
+        if (c := _shifted(base, site, own, w)) is not None:
             made["c"] = c
         at[site] = low_rank_method()(r=len(A), alpha=float(len(A)), lora_bias=c is not None)  # type: ignore[call-arg]
         arrays |= {f"{site}:{k}": to_device(np.ascontiguousarray(a, adapted.model.dtype)) for k, a in made.items()}
@@ -129,11 +131,11 @@ def without_intruders(
 
     Source: Shuttleworth et al. 2024, https://arxiv.org/abs/2410.21228. Raises `Bad` as `combine`, and where a change is no B A.
     """
-    adapter = adapted.adapter(name)
+    base, adapter = adapted.using().run().base, adapted.adapter(name)
     plain = low_rank(adapted, name)
     arrays = dict(plain.adapters[0].arrays)
     for site, change in _changes(adapter).items():
-        W, D = _weight(adapted, site), _delta(adapted, site, change)
+        W, D = _weight(base, site), _delta(base, site, change)
         U0, _, _ = singular(site, W)
         U, S, Vt = singular(site, W + D)
         foreign = np.abs(U[:, :first].T @ U0).max(axis=1) < below
@@ -179,36 +181,38 @@ def _changes(adapter: Adapter) -> dict[str, Change]:
     return out
 
 
-def _whole(adapted: Adapted, site: str, own: Mapping[str, Change], w: Any) -> tuple[Method, str, Any] | None:
+def _whole(
+    base: Lookup, adapted: Adapted, site: str, own: Mapping[str, Change], w: Any
+) -> tuple[Method, str, Any] | None:
     """The method, the name and the array of what is trained whole: W + Σ w (W'_k − W); None where nothing is."""
     methods = [adapted.adapter(n).at[site] for n in own]
     if not any(map(is_whole, methods)):
         return None
     if not all(map(is_whole, methods)):
         raise Bad(f"combine: {site} is trained whole by one adapter, and changed by another")
-    W = np.asarray(to_host(adapted.using().run().base(site)))
+    W = np.asarray(to_host(base(site)))
     total = W + sum(
         k * (np.asarray(to_host(change.onto(to_device(W)))) - W) for k, change in zip(w, own.values(), strict=True)
     )
     return methods[0], next(iter(adapted.adapter(next(iter(own))).grouped()[site])), total
 
 
-def _weight(adapted: Adapted, site: str) -> np.ndarray:
-    W = np.asarray(to_host(adapted.run().base(site)))
+def _weight(base: Lookup, site: str) -> np.ndarray:
+    W = np.asarray(to_host(base(site)))
     if W.ndim != 2:
         raise Bad(f"combine: expected matrices, found {site} of shape {W.shape}")
     return W
 
 
-def _delta(adapted: Adapted, site: str, change: Change) -> np.ndarray:
+def _delta(base: Lookup, site: str, change: Change) -> np.ndarray:
     """ΔW of an adapter, measured from the base."""
-    W = _weight(adapted, site)
+    W = _weight(base, site)
     return np.asarray(to_host(change.onto(to_device(W)))) - W
 
 
-def _shifted(adapted: Adapted, site: str, own: Mapping[str, Change], w: Any) -> Any:
+def _shifted(base: Lookup, site: str, own: Mapping[str, Change], w: Any) -> Any:
     """Σ w Δb, None where no bias is changed."""
-    b = adapted.using().run().base(site.removesuffix("weight") + "bias")
+    b = base(site.removesuffix("weight") + "bias")
     total: Any = None
     for weight, change in zip(w, own.values(), strict=True):
         if (new := change.bias(b)) is not b:
@@ -250,11 +254,11 @@ def _factored(site: str, own: Mapping[str, Change], w: Any, how: Combination, rn
 
 
 def _decomposed(
-    adapted: Adapted, site: str, own: Mapping[str, Change], w: Any, how: Combination, rng: Any
+    base: Lookup, site: str, own: Mapping[str, Change], w: Any, how: Combination, rng: Any
 ) -> tuple[Any, Any]:
     """A and B, of the changes."""
     rank = how.rank or max(_rank_of(site, n, change) for n, change in own.items())
-    A, B = _nearest(site, _mixed([_delta(adapted, site, change) for change in own.values()], w, how, rng), rank)
+    A, B = _nearest(site, _mixed([_delta(base, site, change) for change in own.values()], w, how, rng), rank)
     if how.clamp is not None:
         most = np.quantile(np.concatenate([B.ravel(), A.ravel()]), how.clamp)
         A, B = np.clip(A, -most, most), np.clip(B, -most, most)

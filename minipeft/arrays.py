@@ -249,8 +249,9 @@ def _read(cls: Any) -> Declared:
 
 def held_for(method: Method, at: Mapping[str, Method]) -> dict[str, dict[str, str]]:
     """{array: {site: the site that holds it for this one}} of what some of a method's sites share; `at` are all methods by site."""
-    own = {site: m for site, m in at.items() if type(m) is type(method)}
-    return {name: dict(a.shared_by(own)) for name, a in declared(type(method)).arrays.items() if a.shared_by and own}
+    shared = {name: a.shared_by for name, a in declared(type(method)).arrays.items() if a.shared_by}
+    own = {site: m for site, m in at.items() if type(m) is type(method)} if shared else {}
+    return {name: dict(by(own)) for name, by in shared.items() if own}
 
 
 def needs(method: type[Method] | Method) -> tuple[str, ...]:

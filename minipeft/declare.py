@@ -1,10 +1,9 @@
 """All that a method file needs, by one import."""
 
 from minipeft.arrays import divides, each, fact, held, in_layers, keeps, of_parts, requires, size, stored, trained, when
-from minipeft.changes import (
-    cayley, circulant, lowrank, mapped, qr, replaced, rotated, scaled, shift, skew, steady, swapped, through,
-)  # fmt: skip
+from minipeft.changes import lowrank, mapped, replaced, rotated, scaled, shift, steady, swapped, through
 from minipeft.errors import Bad, Unfit
+from minipeft.matrices import cayley, circulant, qr, skew
 from minipeft.method import Base, Here, Method, Site, Step, globbed
 from minipeft.over import OverAdapters, beginning
 from minipeft.settings import at_least, choice, common_width, count, free, parts, positive, such_that, within

@@ -341,13 +341,14 @@ def whole_method() -> Method:
 
 
 def low_rank_method() -> type[Method]:
-    """The method of which W' = W + s B A is all: what adapters are made into when they are combined."""
+    """The method of the package of which W' = W + s B A and b' = b + s c are all: what adapters are made into when they are combined."""
     load_methods()
-    pair = {"A": ("r", "in"), "B": ("out", "r")}
+    trio = {"A": ("r", "in"), "B": ("out", "r"), "c": ("out",)}
     for cls in METHODS.values():
-        if cls.__mro__[1] is Method and {k: a.shape for k, a in declared(cls).arrays.items() if not a.when} == pair:
+        arrays = {k: a.shape for k, a in declared(cls).arrays.items() if a.trained}
+        if cls.__mro__[1] is Method and cls.__module__.startswith(f"{__package__}.") and arrays == trio:
             return cls
-    raise LookupError("no method has A (r, in) and B (out, r) alone")
+    raise LookupError("no method trains A (r, in), B (out, r) and c (out) alone")
 
 
 def ties(method: Method) -> bool:

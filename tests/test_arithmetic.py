@@ -1,6 +1,8 @@
 """Adapters made one, against closed forms and against PEFT's own sums; a different adapter for every row."""
 
 import dataclasses
+import subprocess
+import sys
 from itertools import permutations
 
 import numpy as np
@@ -294,3 +296,9 @@ def test_a_sum_travels_to_peft(tmp_path):
     x = batch(input_ids=[[5, 9, 3, 17, 30]])
     np.testing.assert_allclose(load_peft(base, tmp_path).logits(x), one.logits(x), atol=1e-6)
     assert dataclasses.replace(one.adapters[0].at[SITE], r=1, alpha=1.0) == lora(r=1, alpha=1.0)
+
+
+def test_what_it_becomes_does_not_depend_on_which_methods_were_imported_first():
+    program = "import minipeft.methods.orthogonal.psoft, minipeft.method as m; print(m.low_rank_method().name)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "lora"

@@ -57,20 +57,20 @@ class XLoRA(OverAdapters):
     pass_value: float = free(0.0)
     gamma: float = free(1.0, tried=1.5)
     train_experts: bool = False
-    begin: str = choice("zero", "random", small="random")  # B of experts that are not given
+    start: str = choice("zero", "random", small="random")  # B of experts that are not given
 
     one = requires("not encoder_layers", "expected one stack, whose tokens the gates are for, found two", error=Unfit)
     gates = size("len(experts) (sites if layerwise else 1)")
     classifier = each(
         "depth", V=trained(LAST, FIRST, start=uniform(FIRST)), v=trained(LAST, start=uniform(FIRST)), shared=True
     )
-    own = of_parts("experts", "train_experts", B=either("begin == 'random'", uniform("r")))
+    own = of_parts("experts", "train_experts", B=either("start == 'random'", uniform("r")))
     index = stored("1", start=NUMBER, when="layerwise", below="sites")
 
     @property
     def identity(self) -> bool:  # type: ignore[override]
         """Only with untrained experts, whose B is 0."""
-        return self.begin == "zero" and not self.given
+        return self.start == "zero" and not self.given
 
     def before(self, here: Here, forward: Callable[[], Any], **shared: Any) -> None:
         """Computes the gates (b, t, K), or (b, t, matrices, K) with layerwise, from a pass without them."""

@@ -15,12 +15,9 @@ def turned(method, u):
     return weight_of(method, np.eye(len(u)), dict(u=u))
 
 
-@pytest.mark.parametrize("r", [1, 2, 5, 8, 11])
-@pytest.mark.parametrize("gs", [False, True])
+@pytest.mark.parametrize(("r", "gs"), [(r, gs) for r in (1, 2, 5, 8, 11) for gs in (False, True) if r <= 8 or not gs])
 def test_h_is_orthogonal_of_determinant_plus_or_minus_one_and_leaves_the_rest_alone(r, gs):
     n, method = 8, HRA(r=r, gram_schmidt=gs)
-    if gs and r > n:
-        pytest.skip("eight dimensions have no eleven orthonormal vectors")
     u = np.random.default_rng(0).standard_normal((n, r))
     H = turned(method, u)
     np.testing.assert_allclose(H @ H.T, np.eye(n), atol=1e-13 * 10**gs)

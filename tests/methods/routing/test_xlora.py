@@ -76,7 +76,7 @@ def test_a_pass_value_lets_the_experts_into_the_first_pass():
 def test_every_token_mixes_the_experts_by_its_gates(table):
     rng = np.random.default_rng(0)
     W, g = rng.standard_normal((6, 4)), softmax(rng.standard_normal((2, 3, 2)))
-    method = XLoRA(experts=(LoRA(r=2, alpha=6.0), LoRA(r=3, alpha=3.0)), gamma=1.5, begin="random")
+    method = XLoRA(experts=(LoRA(r=2, alpha=6.0), LoRA(r=3, alpha=3.0)), gamma=1.5, start="random")
     a = one_part.arrays(method, one_part.site(W), rng)
     x = rng.integers(0, 6, (2, 3)) if table else rng.standard_normal((2, 3, 4))
     got = method.forward(x, Base(W, table=table), SimpleNamespace(state=dict(gates=g), dropout=lambda x, p: x), **a)
@@ -150,7 +150,7 @@ def test_mistakes_are_named():
         merge(mixed(model))
     bert = tiny.model("bert")
     with pytest.raises(Bad, match=r"score.weight must see one vector for each of 7 tokens"):
-        attach(bert, XLoRA(begin="random"), targets="score.weight").logits(tiny.example(bert))
+        attach(bert, XLoRA(start="random"), targets="score.weight").logits(tiny.example(bert))
 
 
 SETTINGS = {
