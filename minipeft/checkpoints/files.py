@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Mapping
@@ -255,6 +256,21 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
         raise
+
+
+def place_folder(folder: Path, out: Path) -> None:
+    """Give a finished folder its name; what had that name goes when the new one stands. Raises `Bad` if the place cannot be written to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / "old"
+            os.rename(out, old)
+            os.rename(folder, out)
+            shutil.rmtree(old.parent)
+        else:
+            os.rename(folder, out)
+    except OSError as why:
+        raise Bad(f"{out}: cannot be written: {why.strerror or why}") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from minipeft.adapted import Adapted
 from minipeft.checkpoints import _ours, _theirs, load
-from minipeft.checkpoints.files import read_file, refuse_read, write_bytes
+from minipeft.checkpoints.files import place_folder, read_file, refuse_read, write_bytes
 from minipeft.checkpoints.saving import TYPES, file_type, main_type, stored_types, types_of, write_model
 from minipeft.engine.backend import to_host
 from minipeft.engine.bfloat16 import UNIT
@@ -99,7 +99,7 @@ def save_merged(
             found = dataclasses.replace(found, quantised=_lost(wide, base))
         for name, data in carried(base).items():
             write_bytes(folder / name, data)
-        _place(folder, place)
+        place_folder(folder, place)
         _tell_unwritten(adapted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,21 +130,6 @@ def carried(base: Path) -> dict[str, bytes]:
     wanted = [p for p in sorted(base.iterdir()) if p.suffix in CARRIED or p.name.startswith(("LICENSE", "NOTICE"))]
     names = [p.name for p in wanted if p.is_file() and p.name not in OWN and not p.name.endswith(".index.json")]
     return {name: bytes(read_file(base / name, JSON_BYTES)) for name in names if not name.startswith(".")}
-
-
-def _place(folder: Path, out: Path) -> None:
-    """Give the finished folder its name; an earlier checkpoint of that name goes when the new one stands."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)) / "old"
-            os.rename(out, old)
-            os.rename(folder, out)
-            shutil.rmtree(old.parent)
-        else:
-            os.rename(folder, out)
-    except OSError as why:
-        raise Bad(f"{out}: cannot be written: {why.strerror or why}") from None
 
 
 # --- types ------------------------------------------------------------------------------------------------------------

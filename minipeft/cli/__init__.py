@@ -18,6 +18,7 @@ except KeyboardInterrupt:
 
 from minipeft import __version__
 from minipeft.cli.bench import bench
+from minipeft.cli.cases import recorded
 from minipeft.cli.check import check
 from minipeft.cli.combine import combine
 from minipeft.cli.compare import compare
@@ -70,6 +71,7 @@ for command in (show, compare, train, merge, combine, convert, replay, check):
 for part in (new, field, diff, bisect):
     judging.command()(part)
 app.add_typer(judging)
+app.add_typer(recorded)
 app.command()(bench)
 
 

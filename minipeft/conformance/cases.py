@@ -129,25 +129,9 @@ def encode(case: Case) -> dict[str, bytes]:
     return files | {"case.json": _text(about)}
 
 
-def write(cases: list[Case], folder: Path) -> None:
-    """Write cases and their index into a folder, whose other files stay. Raises `Bad` if two have one name.
-
-    A case that lies there already, and says the same but for rounding, keeps its bytes: what was released does not change.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    index: list[dict[str, str]] = []
-    for case in sorted(cases, key=lambda c: c.id):
-        where = f"{case.method}/{case.check}/{case.variant}"
-        if any(i["path"] == where for i in index):
-            raise Bad(f"two cases are named {case.id}")
-        if case.folder != folder / where and not (
-            (folder / where).exists() and same(_read(folder / where, np.float64), case)
-        ):
-            _put(encode(case), folder / where)
-        digest = _digest((folder / where / "case.json").read_bytes())
-        index.append(dict(id=case.id, path=where, sha256=digest))
-    (folder / "index.json").write_bytes(_text(dict(format=FORMAT, cases=index)))
-    (folder / "schema.json").write_bytes(_text(SCHEMA))
+def listing(index: list[dict[str, str]]) -> dict[str, bytes]:
+    """What lies beside the cases of a folder: their index, and the schema."""
+    return {"index.json": _text(dict(format=FORMAT, cases=index)), "schema.json": _text(SCHEMA)}
 
 
 def put(case: Case, folder: Path) -> None:
@@ -162,31 +146,6 @@ def _put(files: Mapping[str, bytes], folder: Path) -> None:
         path.write_bytes(data)
 
 
-def same(one: Case, other: Case) -> bool:
-    """Whether two recordings of a case, the first from its folder, differ in nothing but rounding in another order."""
-
-    def fits(name: str, data: bytes) -> bool:
-        path = one.folder / "adapter" / name if one.folder is not None else None
-        there = path.read_bytes() if path is not None and path.exists() else b""
-        return there == data if name.endswith(".json") else len(there) == len(data)
-
-    def told(text: bytes) -> Any:
-        about = json.loads(text)
-        shapes = {k: t["shape"] for k, t in about["want"].items()}
-        return {**about, "want": shapes, "digests": sorted(about["digests"])}
-
-    return (
-        one.folder is not None
-        and told((one.folder / "case.json").read_bytes()) == told(encode(other)["case.json"])
-        and all(fits(name, data) for name, data in other.files.items())
-        and all((abs(other.want[k] - v) <= 8 * 2.0**-53 * one.cond[k]).all() for k, v in one.want.items())
-        and all(abs(other.cond[k] - v) <= 1e-6 * v for k, v in one.cond.items())
-        and all(
-            (abs(other.inputs[k] - v) <= 64 * 2.0**-53 * abs(v).max(initial=1)).all() for k, v in one.inputs.items()
-        )
-    )
-
-
 def read(folder: Path, dtype: Any = np.float64) -> Case:
     """One case. Raises `Damaged` for files that are not as they were recorded, `Bad` for a folder that is not there.
 
@@ -199,10 +158,10 @@ def read(folder: Path, dtype: Any = np.float64) -> Case:
         try:
             index = _index(above[2])
         except Damaged:
-            if where == _path(case.id):  # else it may be an index of anything
+            if where == path_of(case.id):  # else it may be an index of anything
                 raise
             return case
-        if where in index or where == _path(case.id):
+        if where in index or where == path_of(case.id):
             _as_listed(case, above[2], index)
     return case
 
@@ -212,10 +171,19 @@ def load(
 ) -> Iterator[Case]:
     """The cases of a folder, some methods' and checks' alone. Raises `Bad`, with near misses, for unknown ones; `Damaged` as `read`,
     and for a folder of a case that the index does not list."""
-    existing(existing(folder, "folder") / "index.json")
-    index = _index(folder)
+    index = _index_of(folder)
+    for path in listed(folder, methods, checks):
+        case = _read(folder / path, dtype)
+        _as_listed(case, folder, index)
+        yield case
+
+
+def listed(folder: Path = SHIPPED, methods: list[str] | None = None, checks: list[str] | None = None) -> list[str]:
+    """Where the cases lie in a folder that `load` gives, as the index lists them. Raises as `load` does."""
+    index = _index_of(folder)
     if strangers := sorted(_folders(folder) - index.keys()):
         raise Damaged(f"{folder / strangers[0]}: expected a case that index.json lists; it lists none there")
+    kept = list(index)
     for asked, place, what in ((methods, 0, "method"), (checks, 1, "check")):
         known = {path.split("/")[place] for path in index}
         for name in asked or ():
@@ -223,21 +191,16 @@ def load(
                 raise Bad(
                     f"{what} {name!r} has no recorded cases; there are {', '.join(sorted(known))}{near(name, known)}"
                 )
-    for path in index:
-        method, check, _ = path.split("/")
-        if (not methods or method in methods) and (not checks or check in checks):
-            case = _read(folder / path, dtype)
-            _as_listed(case, folder, index)
-            yield case
+        kept = [path for path in kept if not asked or path.split("/")[place] in asked]
+    return kept
 
 
 def methods_in(folder: Path = SHIPPED) -> set[str]:
     """The methods that a folder has cases of, as its index lists them."""
-    existing(existing(folder, "folder") / "index.json")
-    return {path.split("/")[0] for path in _index(folder)}
+    return {path.split("/")[0] for path in _index_of(folder)}
 
 
-def _path(name: str) -> str:
+def path_of(name: str) -> str:
     """Where the case of an id lies."""
     return name.replace(".", "/")
 
@@ -260,6 +223,12 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise Damaged(f"{folder}: cannot be read: {why.strerror}") from None
 
 
+def _index_of(folder: Path) -> dict[str, str]:
+    """The index of a folder that a user named. Raises `Bad` if there is none."""
+    existing(existing(folder, "folder") / "index.json")
+    return _index(folder)
+
+
 def _index(root: Path) -> dict[str, str]:
     """{path of a case: the digest of its case.json}. Raises `Damaged`."""
     return _listed(root / "index.json", _contents(root / "index.json"))
@@ -269,8 +238,8 @@ def _index(root: Path) -> dict[str, str]:
 def _listed(path: Path, data: bytes) -> dict[str, str]:
     cases = _checked(path, data, INDEX)["cases"]
     for item in cases:
-        if item["path"] != _path(item["id"]):
-            raise Damaged(f"{path}: expected {item['id']} to lie at {_path(item['id'])}, found {short(item['path'])}")
+        if item["path"] != path_of(item["id"]):
+            raise Damaged(f"{path}: expected {item['id']} to lie at {path_of(item['id'])}, found {short(item['path'])}")
     out = {item["path"]: item["sha256"] for item in cases}
     if len(out) < len(cases):
         raise Damaged(f"{path}: it lists a case twice")
@@ -279,7 +248,7 @@ def _listed(path: Path, data: bytes) -> dict[str, str]:
 
 def _as_listed(case: Case, root: Path, index: Mapping[str, str]) -> None:
     """Raises `Damaged` unless an index lists the case, and with this case.json, and it lies in there."""
-    path, where = _path(case.id), case.folder
+    path, where = path_of(case.id), case.folder
     assert where is not None
     if path not in index:
         raise Damaged(f"{where}: expected a case that index.json lists; it lists no {case.id}")

@@ -13,6 +13,7 @@ from minipeft.conformance import cases as files
 from minipeft.conformance import record
 from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
+from minipeft.conformance.record import kept
 from minipeft.conformance.record import one as one_case
 from minipeft.conformance.record import tiny as tiny_tier
 from minipeft.errors import Bad
@@ -35,17 +36,17 @@ def test_recording_again_gives_the_same(method, tmp_path):
         again = record.of_method(METHODS[method])
         assert all(files.encode(one) == files.encode(two) for one, two in zip(made, again, strict=True))
     for case in made:
-        assert files.same(files.read(files.SHIPPED / case.method / case.check / case.variant), case), case.id
+        assert kept.same(files.read(files.SHIPPED / case.method / case.check / case.variant), case), case.id
 
 
 def test_what_was_released_keeps_its_bytes(tmp_path, every):
     """Recorded again with other roundings, a case stays as it lies there; with another number, setting or file it does not."""
     case = next(c for c in every if c.id == "lora.load.plain")
     case = dataclasses.replace(case, files={p.name: p.read_bytes() for p in (case.folder / "adapter").iterdir()})
-    files.write([case], tmp_path)
+    kept.write([case], tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
     unit = 2.0**-53 * case.cond["y"]
-    files.write([dataclasses.replace(case, want={"y": case.want["y"] + 2 * unit})], tmp_path)
+    kept.write([dataclasses.replace(case, want={"y": case.want["y"] + 2 * unit})], tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == before
     for change in (
         dict(want={"y": case.want["y"] + 9 * unit}),
@@ -55,16 +56,16 @@ def test_what_was_released_keeps_its_bytes(tmp_path, every):
         dict(files=case.files | {"adapter_config.json": b"{}"}),
     ):
         other = dataclasses.replace(case, **change)
-        assert not files.same(files.read(case.folder), other)
-        files.write([other], tmp_path)
-        assert files.same(files.read(tmp_path / "lora/load/plain"), other)
+        assert not kept.same(files.read(case.folder), other)
+        kept.write([other], tmp_path)
+        assert kept.same(files.read(tmp_path / "lora/load/plain"), other)
 
 
 def test_what_is_written_where_it_lies_keeps_its_files(tmp_path, every):
     """As the cases of other methods are, where one is recorded alone: an adapter's files stay among the digests."""
     shutil.copytree(next(c.folder for c in every if c.id == "lora.load.plain"), tmp_path / "lora/load/plain")
     before = (tmp_path / "lora/load/plain/case.json").read_bytes()
-    files.write([files.read(tmp_path / "lora/load/plain")], tmp_path)
+    kept.write([files.read(tmp_path / "lora/load/plain")], tmp_path)
     assert (tmp_path / "lora/load/plain/case.json").read_bytes() == before
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minipeft.conformance import cases as files
 from minipeft.conformance.record import record
+from minipeft.conformance.record.kept import write
 from minipeft.conformance.record.tiny import same_tiny, tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods, method_class
@@ -29,7 +30,7 @@ def main() -> None:
                 made = [*files.load(given.into, others), *made]
     except Bad as why:
         raise SystemExit(f"record: {why}") from None
-    files.write(made, given.into)
+    write(made, given.into)
     load_methods()
     few, path = tiny(), given.into / "tiny.json"
     if not (path.exists() and same_tiny(json.loads(path.read_text(encoding="utf-8")), few)):
