@@ -69,6 +69,7 @@ def test_its_table_is_the_registry():
 
 
 def test_its_links_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "minipeft/data/README.md"]:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "minipeft/data/README.md"]
+    for page in [*pages, *(ROOT / "docs/notebooks").glob("0*.py"), ROOT / "examples/exercises/README.md"]:
         for link in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

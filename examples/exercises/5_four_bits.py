@@ -1,0 +1,22 @@
+"""Exercise 5: four bits a number (notebook 5).
+
+    c_b = max |W_i| over block b,    q_i = the k whose t_k is nearest to W_i / c_b,    Ŵ_i = t[q_i] c_b
+
+A block is `block` consecutive numbers of W, rows first; `codebook` has the sixteen t, ascending. W.size is a multiple of `block`.
+
+    python examples/exercises/check.py 5
+"""
+
+import numpy as np  # noqa: F401
+
+
+def quantise(W, codebook, block):
+    """The codes, integers (blocks, block), and the constants c (blocks,)."""
+    codes = None  # yours
+    constants = None  # yours
+    return codes, constants
+
+
+def dequantise(codes, constants, codebook, shape):
+    """Ŵ, of this shape."""
+    return None  # yours
