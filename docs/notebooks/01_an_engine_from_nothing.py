@@ -106,7 +106,8 @@ add, mul, matmul, tanh, mean = map(op, (add, mul, matmul, tanh, mean))
 
 # %% [markdown]
 # `op` has one decision in it, the line with `kept`. A plain array among the arguments is a constant: its VJP is dropped on the spot. If all
-# arguments are plain arrays, no Tensor is made at all. Remember this line; in notebook 2 it is the reason why a frozen weight costs nothing.
+# arguments are plain arrays, no Tensor is made at all. Remember this line; it is the reason why a frozen weight has no
+# gradient, in notebook 2 and everywhere else.
 #
 # ## A trap: broadcasting
 #
@@ -193,8 +194,8 @@ def value_and_grad(f):
 # $$\frac{f(\theta + h d) - f(\theta - h d)}{2h} \;=\; \nabla f \cdot d \;+\; O(h^2) \;+\; O(u |f| / h) .$$
 #
 # The first error is truncation, and shrinks with $h$. The second is rounding: each $f$ is known to about $u = 1.1 \cdot 10^{-16}$ of its
-# size in float64, and we divide by $h$. One number compares a whole gradient, and a random direction misses no error, except by a coincidence of
-# probability zero.
+# size in float64, and we divide by $h$. One number compares a whole gradient: an error anywhere in it
+# shows, unless the random direction happens to be at right angles to it.
 
 # %%
 theta = dict(
@@ -240,7 +241,8 @@ assert 1e-7 < steps[errors.argmin()] < 1e-5 and errors.min() < 1e-9 * abs(by_tap
 # %%
 def gradcheck(f, theta, h=1e-5):
     """Raise AssertionError unless the tape's slope along a random direction is that of differences."""
-    direction = {k: np.random.default_rng(1).standard_normal(v.shape) for k, v in theta.items()}
+    rng = np.random.default_rng(1)
+    direction = {k: rng.standard_normal(v.shape) for k, v in theta.items()}
     value, grads = value_and_grad(f)(theta)
     by_tape = sum((grads[k] * direction[k]).sum() for k in theta)
     fine, coarse = slope(f, theta, direction, h), slope(f, theta, direction, 2 * h)
@@ -277,12 +279,12 @@ for _ in range(1500):
     theta = {k: v - 0.1 * grads[k] for k, v in theta.items()}
     losses.append(float(value))
 
-fig, (left, right_) = plt.subplots(1, 2, figsize=(7.5, 2.6), layout="constrained")
+fig, (left, curve) = plt.subplots(1, 2, figsize=(7.5, 2.6), layout="constrained")
 left.semilogy(losses)
 left.set(xlabel="step", ylabel="loss")
-right_.plot(X, target, "k--")
-right_.plot(X, np.tanh(X @ theta["W"] + theta["b"]) @ theta["V"] + theta["c"])
-right_.set(title="$\\sin 4x$, dashed, and what was learnt", xlabel="x")
+curve.plot(X, target, "k--")
+curve.plot(X, np.tanh(X @ theta["W"] + theta["b"]) @ theta["V"] + theta["c"])
+curve.set(title="$\\sin 4x$, dashed, and what was learnt", xlabel="x")
 plt.show()
 assert losses[-1] < 0.02 * losses[0]
 
