@@ -92,7 +92,8 @@ assert all(check.ok for check in gradcheck(loss, theta))
 # $\alpha = r$ a forgotten scale, with $B = 0$ almost everything. Tests of real libraries have failed to see errors for each of these reasons.
 #
 # Nobody needs the matrix $G$, nor $BA$, both as large as $W$. Group the products differently, $y = xW^\top + s\,(xA^\top)B^\top$, and
-# $\partial L/\partial A = s\,(gB)^\top x$, and everything added to the frozen layer is narrow.
+# $\partial L/\partial A = s\,(gB)^\top x$, and nothing that is made beside the frozen product is wider than
+# its $r$ columns, but the output itself.
 
 # %%
 A, B = theta["A"], theta["B"]
@@ -186,7 +187,7 @@ for (rule, scale), move in moves.items():
     print(f"{rule:17} s = {scale:5} the move grows as r^{power:.1f}")
 
 # %% [markdown]
-# So neither scale is right in itself; it belongs to an optimiser. What is certainly wrong is to take one for the other, or to forget it:
+# So, as far as the first step tells, neither scale is right in itself; it belongs to an optimiser. What is certainly wrong is to take one for the other, or to forget it:
 # an adapter trained with one scale and loaded with another computes something else, and no error is raised. That happened to several
 # libraries; notebook 6 shows how it is caught.
 #
@@ -239,6 +240,7 @@ from minipeft.text import encode, load_tokenizer
 from minipeft.train import AdamW
 
 model = minipeft.load(BASE)
+assert (model.arch.layers, model.arch.d) == (3, 128)
 adapted = minipeft.attach(model, LoRA(r=4, alpha=8.0), targets="q_proj v_proj")
 print(adapted)
 

@@ -102,7 +102,7 @@ print("full: equal to differences")
 try:
     gradcheck(dora_loss("detached"), theta)
 except AssertionError as why:
-    print("detached: from differences it is", str(why).split(", ")[-2])
+    print("detached: differences and gradient are", str(why).split(", ")[-2])
 
 # %% [markdown]
 # So how does one test an implementation that detaches? In two steps. With `gradients_flow()` the package's `stop_gradient` does nothing, and the rest of the
@@ -256,7 +256,7 @@ print(f"for a layer of 4096 × 4096 in float32 a matrix like W is {4 * 4096**2 /
 #
 # ## Who does what
 #
-# Hugging Face PEFT, torchtune and mlx-lm detach. LyCORIS and adapters do not. Nobody is wrong: each says or means something, and the outputs agree to the last digits. But training differs,
+# Hugging Face PEFT, torchtune and mlx-lm detach. LyCORIS and adapters do not. Neither is an error: they are two readings of one equation, and their outputs agree to the last digits. But training differs,
 # and a test of outputs can never show it. minipeft makes it a **reading**, a named setting: `DoRA(grad="detached")` or `DoRA(grad="full")`. The recorded cases hold the gradients of both.
 #
 # Suppose somebody ports DoRA and differentiates the norm without thinking. The case `dora.grad.usual` has the detached gradients:

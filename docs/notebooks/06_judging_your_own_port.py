@@ -28,6 +28,8 @@ recorded = [
 print(len(recorded), "cases of LoRA ask for outputs, gradients or merged weights of a linear")
 usual = next(case for case in recorded if case.id == "lora.forward.usual")
 print(usual.id, dict(usual.config))
+alpha, r = usual.config["alpha"], usual.config["r"]
+print(f"α/r = {alpha / r:.1f}, α/√r = {alpha / math.sqrt(r):.1f}, α = {alpha:.1f}")
 print(
     {name: array.shape for name, array in sorted(usual.tensors.items())},
     "→",
@@ -35,7 +37,7 @@ print(
 )
 
 # %% [markdown]
-# Look at the numbers that were chosen. All sizes differ. $\alpha/r = 3$, $\alpha/\sqrt r \approx 4.2$ and $\alpha = 6$ are three different scales, and none is 1. $B$ and the bias are not zero. Every one of these is there because some
+# Look at the numbers that were chosen. All sizes differ. The three scales that one might confuse are different, and none is 1. $B$ and the bias are not zero. Every one of these is there because some
 # library's error could not be seen otherwise.
 #
 # ## A first version
@@ -84,7 +86,7 @@ def verdicts(mine):
 verdicts(Mine())
 
 # %% [markdown]
-# Nothing is right, but the verdicts say more than that. Each failure is compared with some fifty **mutants**: minipeft itself with one error planted, each after an incident in a real library. "It equals `alpha_undivided`" means: your output is, to the last digits,
+# Nothing is right, but the verdicts say more than that. Each failure is compared with a collection of **mutants**: minipeft itself with one error planted, each after an incident in a real library. "It equals `alpha_undivided`" means: your output is, to the last digits,
 # what one gets by forgetting to divide $\alpha$ by $r$. Where two are named, this case cannot tell them apart: with $\alpha/r = 3$ and $r = 2$ the forgotten division doubles the change, and so does merging twice. Where none is named,
 # two errors are at work at once. What mutants there are, and where each was seen, stands in [mutants.md](../mutants.md).
 #
