@@ -91,9 +91,8 @@ assert all(check.ok for check in gradcheck(loss, theta))
 # Note the sizes: 5, 7, 3 and 2 are all different, $\alpha \ne r$, and neither factor is zero. With a square $W$ a transposed gradient would go unseen, with
 # $\alpha = r$ a forgotten scale, with $B = 0$ almost everything. Tests of real libraries have failed to see errors for each of these reasons.
 #
-# Nobody needs the matrix $G$, nor $BA$, both as large as $W$. Group the products differently, $y = xW^\top + s\,(xA^\top)B^\top$, and
-# $\partial L/\partial A = s\,(gB)^\top x$, and nothing that is made beside the frozen product is wider than
-# its $r$ columns, but the output itself.
+# Nobody needs the matrix $G$, nor $BA$, both as large as $W$. Group the products differently, $y = xW^\top + s\,(xA^\top)B^\top$ and
+# $\partial L/\partial A = s\,(gB)^\top x$, and no such matrix is made.
 
 # %%
 A, B = theta["A"], theta["B"]
