@@ -29,6 +29,7 @@ from minipeft.cli.merge import merge
 from minipeft.cli.options import Backend
 from minipeft.cli.replay import replay
 from minipeft.cli.show import show
+from minipeft.cli.site import site
 from minipeft.cli.terminal import plain
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
@@ -38,7 +39,17 @@ from minipeft.cli.verify_new import new
 from minipeft.errors import Bad, Note
 
 # libraries that a command may need and that are not installed with the package; pip knows them by these names
-OPTIONAL = ("rich", "tokenizers", "matplotlib", "torch", "transformers", "peft", "bitsandbytes")
+OPTIONAL = (
+    "rich",
+    "tokenizers",
+    "matplotlib",
+    "mkdocs",
+    "latex2mathml",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+)
 
 app = typer.Typer(
     name="minipeft",
@@ -73,6 +84,7 @@ for part in (new, field, diff, bisect):
 app.add_typer(judging)
 app.add_typer(recorded)
 app.command()(bench)
+app.command()(site)
 
 
 def _noted(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:

@@ -88,7 +88,7 @@ def measure(
         alone = attach(task.model, METHODS[WHOLE](targets=" ".join(head_of(task.model))), seed=seed)
         return _trained(task, alone, "frozen", HEAD_LR if lr is None else lr, seed, with_peak)
     cls = method_class(method) if isinstance(method, str) else type(method)
-    made = _sized(task, cls, seed, lr) if isinstance(method, str) else method
+    made = sized(task, cls, seed, lr) if isinstance(method, str) else method
     begun = start(task, made, seed)
     return _trained(task, begun, cls.name, usual_rate(cls) if lr is None else lr, seed, with_peak)
 
@@ -101,18 +101,18 @@ def _majority(task: Task, seed: int) -> Outcome:
     return Outcome("majority", seed, losses, right, text_before=task.text_before)
 
 
-def _sized(task: Task, cls: type[Method], seed: int, lr: float | None) -> Method:
-    """The method at a size that suits the model; one that is built over others gets two of them, trained on half each."""
+def sized(task: Task, cls: type[Method], seed: int = 0, lr: float | None = None) -> Method:
+    """The method at a size that suits the model; one that is built over others gets as many as it has by default, each of a share of the batches."""
     if (part := part_of(cls)) is None:
         return small(cls, task.model.arch)
-    _, inner = part
-    half = max(len(task.train) // 2, 1)
-    parts = []
-    for i, share in enumerate((task.train[:half], task.train[half:] or task.train[:half])):
+    setting, inner = part
+    parts, n = [], len(getattr(cls(), setting))
+    for i in range(n):
+        share = task.train[i * len(task.train) // n : (i + 1) * len(task.train) // n] or task.train[:1]
         one = attach(task.model, small(inner, task.model.arch), name=f"part{i}", seed=seed + i)
         whole = attach(one, METHODS[WHOLE](targets=" ".join(head_of(task.model))), name="head")
         rule = AdamW(lr=usual_rate(inner) if lr is None else lr)
-        done = fit(whole, share, steps=max(task.steps // 2, 1), optimiser=rule, schedule="linear", clip=1.0)
+        done = fit(whole, share, steps=max(task.steps // n, 1), optimiser=rule, schedule="linear", clip=1.0)
         parts.append(done.adapted.adapters[0])
     return cls.from_adapters(parts)  # type: ignore[attr-defined]
 

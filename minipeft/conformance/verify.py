@@ -50,7 +50,8 @@ def choose(
     if ids and not methods and named <= files.methods_in(folder):  # others need not be read
         methods = sorted(named)
     every = list(files.load(folder, methods, wanted))
-    defaults = {c.method: dict(c.readings) for c in files.load(folder, methods, ["forward"]) if c.variant == "usual"}
+    forward = every if wanted is None or "forward" in wanted else files.load(folder, methods, ["forward"])
+    defaults = {c.method: dict(c.readings) for c in forward if c.check == "forward" and c.variant == "usual"}
     if ids:
         known = [c.id for c in every]
         for i in ids:

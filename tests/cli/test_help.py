@@ -42,7 +42,12 @@ def examples():
         for line in lines:
             line = line.replace("METHOD", "lora").replace("OTHER", "dora")
             marks = [pytest.mark.hf] if " peft" in line else []
-            if words in (("compare",), ("bench",), ("verify", "field")):  # many seconds; environments made by pip
+            if words in (
+                ("compare",),
+                ("bench",),
+                ("site",),
+                ("verify", "field"),
+            ):  # many seconds; environments made by pip
                 marks = [pytest.mark.slow]
             found.append(pytest.param(line, marks=marks, id=line))
     return found

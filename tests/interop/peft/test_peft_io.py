@@ -42,7 +42,7 @@ def tensors_of(folder):
 OF_TWO_STACKS = ("t5/prompt-tuning", "t5/prompt-tuning-one-stack", "t5/p-tuning-t5")
 
 
-@pytest.mark.parametrize("case", in_turn(CASES, every=5))
+@pytest.mark.parametrize("case", in_turn(CASES, every=12))
 def test_written_as_it_was_read(case, bases, tmp_path):
     """The same keys and the same numbers, in every file, but for copies of the base that PEFT stores too."""
     adapted = load_peft(bases[case.split("/")[0]], ROOT / case / "adapter")

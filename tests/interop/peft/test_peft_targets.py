@@ -128,7 +128,7 @@ def same(one, two):
     assert one.model.digest() == two.model.digest()
 
 
-@pytest.mark.parametrize("case", in_turn(CASES, every=10))
+@pytest.mark.parametrize("case", in_turn(CASES, every=20))
 def test_the_order_of_tensors_in_a_file_does_not_matter(case, bases, tmp_path):
     base = bases[case.split("/")[0]]
     orders = [lambda n: np.random.default_rng(n).permutation(n), lambda n: range(n)[::-1]]

@@ -1,0 +1,49 @@
+"""Equations in plain characters become those that are meant; of all methods, all that are set as such."""
+
+import pytest
+
+from minipeft.conformance import docstrings
+from minipeft.errors import Bad
+from minipeft.method import METHODS, load_methods
+from minipeft.site.equations import columns, is_note, latex, mathml, typeset
+
+load_methods()
+
+
+@pytest.mark.parametrize(
+    "plain, wanted",
+    [
+        ("W' = W + s B A", "W' = W + s B A"),
+        ("α/√r", r"\alpha /\sqrt{r}"),
+        ("Σ_i B_i A_i", r"\sum _{i} B_{i} A_{i}"),
+        ("U_r Σ_r V_rᵀ", r"U_{r} \Sigma _{r} V_{r}^{\top }"),
+        ("Wu f(Wd a + bd)", r"W_{u} f(W_{d} a + b_{d})"),
+        ("s_{l−1} + x²", "s_{l-1} + x^{2}"),
+        ("softmax(z)", r"\mathrm{softmax}(z)"),
+        ("Ī ← β₁ Ī", r"\bar{I} \leftarrow  \beta _{1} \bar{I}"),
+        ("F2 f(F1 h + c1)", "F_{2} f(F_{1} h + c_{1})"),
+    ],
+)
+def test_latex(plain, wanted):
+    assert latex(plain) == wanted
+
+
+def test_what_is_not_known_is_refused_and_shown_as_it_stands():
+    with pytest.raises(Bad, match="'☃'"):
+        latex("a ☃ b")
+    assert "<td>" in typeset("    a ☃ < b") and "☃ &lt; b" in typeset("    a ☃ < b")
+
+
+def test_columns_are_equations_and_remarks():
+    assert [(c, is_note(c)) for c in columns("W' = W + s B A,    s = α/r as LoRA      (paper, eq. 3)")] == [
+        ("W' = W + s B A,", False), ("s = α/r", False), ("as LoRA", True), ("(paper, eq. 3)", True),
+    ]  # fmt: skip
+
+
+def test_every_equation_of_every_method_is_understood():
+    pytest.importorskip("latex2mathml", reason="typesetting needs latex2mathml, of the extra `site`")
+    for name, cls in METHODS.items():
+        for block in docstrings.read(cls).equations.split("\n\n"):
+            for line in block.splitlines() if block.startswith("    ") else ():
+                for cell in columns(line) if line.strip() else ():
+                    assert is_note(cell) or mathml(cell).startswith("<math"), (name, cell)
