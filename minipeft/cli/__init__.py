@@ -43,7 +43,6 @@ OPTIONAL = (
     "rich",
     "tokenizers",
     "matplotlib",
-    "mkdocs",
     "latex2mathml",
     "torch",
     "transformers",
