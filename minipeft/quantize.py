@@ -272,8 +272,8 @@ class EightBits(Weight):
         return replace(self, dtype=np.dtype(dtype))
 
     def dequantize(self) -> Any:
-        """The matrix in `dtype`: the product in float32, rounded once."""
-        return (self.codes * (self.absmax / xp.float32(127))[:, None]).astype(self.dtype)
+        """The matrix in `dtype`: q c, times 1/127, in float32."""
+        return (self.codes * self.absmax[:, None] * xp.float32(1 / 127)).astype(self.dtype)
 
     def to_arrays(self) -> dict[str, Any]:
         """All of it as arrays by name, to be stored; the dtype as an empty array `like` of it."""

@@ -17,6 +17,7 @@ import numpy as np
 from minipeft.adapted import Adapted
 from minipeft.checkpoints.files import existing, read_tensors
 from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.interop.peft.keys import plain_key
 from minipeft.interop.peft.reading import load_peft
@@ -190,6 +191,7 @@ def _conditions(
     sizes = {k: float(abs(v).max()) if v.size else 0.0 for k, v in at.items()}
 
     def nudge(x: Any) -> Any:
+        x = widened(x)
         return x * to_device(1 + step * rng.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x
 
     for _ in range(2):

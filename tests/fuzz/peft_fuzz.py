@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
 RECORD = Path(__file__).parents[1] / "record"
 sys.path.insert(0, str(RECORD))
 import numpy as np  # noqa: E402
@@ -280,7 +280,7 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
         elif name == "prefix_projection" or name == "encoder_hidden_size":
             out[name] = bool(rng.integers(2)) if name == "prefix_projection" else 6
         elif name.endswith("_pattern"):
-            if chance(0.3) and "dictionary" in f.kind.words:
+            if chance(0.3) and "dictionary from regular" in f.kind.words:
                 out[name] = pattern(rng, f.kind, at["linear"])
         elif name == "init_lora_weights":
             if chance(0.3) and tuner == "LORA":

@@ -12,7 +12,7 @@ from minipeft.model.arch import Arch
 
 
 def _writes(m: Any, arch: Arch) -> Config:
-    refuse_transposed(m.start, arch)
+    refuse_transposed(BEGIN[m.start], arch)
     return written(m, arch, use_dora=True, init_lora_weights=BEGIN[m.start])
 
 

@@ -51,7 +51,6 @@ CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
 BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell; what to do
     "pissa_niter_": ("from a decomposition that begins at random", CONVERT),
     "corda": ("from a decomposition that needs the data", CONVERT),
-    "loftq": ("by quantising it", "save the base as it became, and the adapter with init_lora_weights=true"),
 }
 
 
@@ -102,7 +101,7 @@ KNOWN = FACTORS | {
     "use_dora": read(FLAG, False),
     "lora_bias": read(FLAG, False),
     "init_lora_weights": read(START, True),
-    "loftq_config": plain("goes with init_lora_weights='loftq'", {}),
+    "loftq_config": read(group(loftq_bits=among(4, 8), loftq_iter=COUNT), {}),
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
     "use_qalora": read(FLAG, False),
     "qalora_group_size": read(COUNT, 16),
@@ -165,15 +164,15 @@ def factors_of(config: Config, arch: Arch, setting: str) -> Config:
     factors = FACTORS_OF.get(began(config) or "")
     if factors is None:
         return {}
-    refuse_transposed(factors, arch)
+    refuse_transposed(BEGIN[factors], arch)
     return {setting: factors}
 
 
-def refuse_transposed(factors: str, arch: Arch) -> None:
+def refuse_transposed(start: Any, arch: Arch) -> None:
     """Raises `Bad` where PEFT's factors would not fit."""
-    if factors == "qr" and arch.family == "gpt2":
+    if start in ("olora", "loftq") and arch.family == "gpt2":
         raise Bad(
-            f"init_lora_weights='olora': PEFT decomposes the weights of {arch.family} transposed, so that the factors do not fit"
+            f"init_lora_weights={start!r}: PEFT decomposes the weights of {arch.family} transposed, so that the factors do not fit"
         )
 
 
@@ -185,7 +184,10 @@ def _drawn(config: Config, arch: Arch) -> Config:
 def _examine(config: Config) -> None:
     start = config.get("init_lora_weights")
     chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
-    if began(config) in ("mica", "pissa", "olora") and set(chosen) - {"use_dora"}:
+    beside = {"mica": {"use_dora"}, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(
+        began(config) or ""
+    )
+    if beside is not None and set(chosen) - beside:
         chosen.append(f"init_lora_weights={start!r}")
     if len(chosen) > 1:
         raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")

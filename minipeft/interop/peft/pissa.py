@@ -26,7 +26,7 @@ from minipeft.model.arch import Arch
 def _writes(m: Any, arch: Arch) -> Config:
     if m.factors == "fast":
         return CONVERTED.write(m, arch)
-    refuse_transposed(m.factors, arch)
+    refuse_transposed(BEGIN[m.factors], arch)
     return written(m, arch, init_lora_weights=BEGIN[m.factors])
 
 

@@ -7,8 +7,9 @@ Merges   exactly: to Q + s B A in full precision, as QLoRA.
 Dropout  as LoRA; what four bits lost is added in the change, and dropped with it.
 Differs  The paper has no s; reading="paper" makes up for what quantising lost whatever s is. reading="peft" leaves s out of A
          and B, as the authors' code and HF peft do: then W' is near W only where s = 1, and with s = 2 no nearer than Q. T is
-         `rounds`. HF peft writes Q over the base; here it is held in four bits. Its eight bits are not here. The base must be
-         at hand in full precision: one that is quantised already is refused.
+         `rounds`. HF peft writes Q over the base; here it is held in its four bits, or eight with code="int8"; HF peft refuses
+         the two bits of the paper, as is done here. The base must be at hand in full precision: one that is quantised
+         already is refused.
 
 >>> from minipeft.drawing import Facts
 >>> site = Site("q.weight", (2, 2), "linear", None, np.array([[0.5, 1.0], [-1.0, 0.1]]))

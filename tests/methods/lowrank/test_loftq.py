@@ -1,5 +1,6 @@
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import load, save_model
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
 from minipeft.methods.lowrank.loftq import LoftQ
 from minipeft.methods.lowrank.qlora import QLoRA
@@ -94,35 +96,52 @@ def test_refuses():
             LoftQ(**fields)
 
 
+def recorded():
+    """The recorder's file, in which PEFT quantises on the processor."""
+    spec = spec_from_file_location("recorded_loftq", TESTS / "record" / "peft" / "loftq.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.hf
+@pytest.mark.parametrize("code", ["nf4", "int8"])
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 @pytest.mark.parametrize("rounds", [1, 2, 5])
-def test_peft_finds_the_same(shape, rounds, monkeypatch):
+def test_peft_finds_the_same(shape, rounds, code):
     """On the processor, where PEFT asks for an accelerator. Its own values are wrong for some widths (`minipeft.quantize`)."""
-    import bitsandbytes as bnb
     import torch
-    from peft.utils.loftq_utils import loftq_init
 
-    def here(to):
-        def moved(self, *args, **options):
-            args = tuple("cpu" if a == "cuda" else a for a in args)
-            return to(self, *args, **{k: "cpu" if v == "cuda" else v for k, v in options.items()})
-
-        return moved
-
-    monkeypatch.setattr(torch.Tensor, "to", here(torch.Tensor.to))
-    monkeypatch.setattr(bnb.nn.Params4bit, "to", here(bnb.nn.Params4bit.to))
     from minipeft.drawing import Facts
     from minipeft.method import Site
     from minipeft.methods.lowrank.loftq import alternated
 
+    loftq_init = recorded().loftq_init
     W = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
-    method = LoftQ(r=3, alpha=6.0, rounds=rounds, reading="peft")
+    method = LoftQ(r=3, alpha=6.0, rounds=rounds, reading="peft", code=code)
     Q, own = alternated(method, Facts(method, Site("q.weight", shape, "linear", None, W)))
-    Q2, A, B = loftq_init(torch.tensor(W), num_bits=4, reduced_rank=3, num_iter=rounds)
+    Q2, A, B = loftq_init(torch.tensor(W), num_bits=dict(nf4=4, int8=8)[code], reduced_rank=3, num_iter=rounds)
     assert np.allclose(Q.dequantize(), Q2.numpy(), rtol=0, atol=1e-6)
     assert np.allclose(own["B"] @ own["A"], (B @ A).numpy(), rtol=0, atol=2e-5)
     assert np.allclose(abs(own["B"]), abs(B.numpy()), rtol=0, atol=2e-4)
+
+
+@pytest.mark.hf
+def test_peft_has_no_two_bits():
+    import torch
+
+    with pytest.raises(ValueError, match="Only nf4 and int8"):
+        recorded().loftq_init(torch.ones(4, 4), num_bits=2, reduced_rank=1)
+
+
+@pytest.mark.parametrize("code", ["nf4", "int8"])
+def test_a_file_tells_how_the_base_is_quantised(code, tmp_path):
+    model = load(TESTS / "data" / "peft" / "llama" / "base", np.float64)
+    adapted = attach(model, LoftQ(r=2, rounds=2, reading="peft", code=code), targets="q_proj")
+    save_peft(adapted, tmp_path)
+    again = load_peft(model, tmp_path)
+    assert again.model.digest() == adapted.model.digest() != model.digest()
+    assert again.adapters[0].method == adapted.adapters[0].method
 
 
 @pytest.mark.hf
