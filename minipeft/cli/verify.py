@@ -74,6 +74,13 @@ def _cases(incomplete: str) -> list[str]:
     return [c.id for c in files.load(files.SHIPPED) if c.id.startswith(incomplete)]
 
 
+def _required(incomplete: str) -> list[str]:
+    from minipeft.conformance.groups import GROUP_OF, GROUPS
+
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + word for word in one_of(*dict.fromkeys([*GROUP_OF, *GROUPS]))(last)]
+
+
 Case = Annotated[str, typer.Option("--case", help="The id of a case.", autocompletion=_cases)]
 
 
@@ -118,6 +125,14 @@ def verify(
         Path | None,
         typer.Option(help="A file of known failures (default, of a harness: what is known of its library)."),
     ] = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKS",
+            help="Checks or groups that every method must have answered: forward,grad,files. A name of both is the check's.",
+            autocompletion=_required,
+        ),
+    ] = None,
     update: Annotated[bool, typer.Option("--expect-update", help="Write the failures into that file.")] = False,
     json_: Json = None,
     junit: Junit = None,
@@ -127,18 +142,22 @@ def verify(
 ) -> None:
     """Judge implementations, anyone's, on the recorded cases.
 
-    Status 0: as expected; 1: not; 2: it could not be run; 3: the cases are damaged.
+    A verdict says what was not answered: PASS 13 of 37 (24 not answered: load, train, unmerge).
+
+    Status 0: as expected; 1: not (a failure that is not known, a pass of one that is, what --require names not answered, nothing
+    judged); 2: it could not be run; 3: the cases are damaged.
 
     Examples:
         minipeft verify METHOD
         minipeft verify -i peft METHOD --html report.html
+        minipeft verify METHOD --require forward,grad,merge
         minipeft verify --case 'METHOD.forward.*' --json -
     """
     if ctx.invoked_subcommand is not None:
         return
     from minipeft.conformance import cases as files
     from minipeft.conformance import expect as known_failures
-    from minipeft.conformance import report
+    from minipeft.conformance import findings, report, verdicts
     from minipeft.conformance import verify as job
     from minipeft.conformance.program import NotStarted, command_of
     from minipeft.conformance.results import Result, to_lines
@@ -163,6 +182,7 @@ def verify(
     except files.Damaged as why:
         print(f"minipeft: {plain(why)}", file=sys.stderr)
         raise typer.Exit(3) from None
+    wanted = verdicts.required(require, (c.check for c in chosen.cases)) if require is not None else {}
     given = known_failures.read_expectations(expect) if expect is not None and (expect.exists() or not update) else []
     expected = {
         n: given if expect is not None else known_failures.concerning(known_failures.of_harness(n), chosen.cases)
@@ -180,31 +200,35 @@ def verify(
             except NotStarted as why:
                 not_started[name] = why
                 results.extend(job.unstarted(name, chosen, why))
-    order = {c.id: i for i, c in enumerate(chosen.cases)}
-    results.sort(key=lambda r: (names.index(r.implementation), order[r.id]))
+    done = job.in_order(names, chosen, results)
     by_id = {c.id: c for c in chosen.cases}
+    mine = {n: [r for r in done if r.implementation == n] for n in names}
     if expect is not None:
-        unexpected = known_failures.unexpected(results, given)
+        surprises = known_failures.surprises(done, given)
     else:
-        of_each = ([r for r in results if r.implementation == n] for n in names)
-        unexpected = [u for n, mine in zip(names, of_each) for u in known_failures.unexpected(mine, expected[n])]
-    told = [e for r in results for e in known_failures.explained([r], expected[r.implementation])]
+        surprises = [line for n in names for line in known_failures.surprises(mine[n], expected[n])]
+    told = [r for n in names for r in known_failures.explained(mine[n], expected[n])]
+    missing = verdicts.lacking(told, wanted, methods or ()) if wanted else {}
+    lacks = [line for lines in missing.values() for line in lines]
     outputs.show(report.matrix(told, console.width))
-    wrong = [r for r in told if r.outcome in ("FAIL", "ERROR") and r.implementation not in not_started]
+    if chosen.recorded > len(chosen.cases):
+        outputs.show(f"asked: {len(chosen.cases)} of the {chosen.recorded} cases of these methods")
+    wrong = [r for r in told if r.outcome in findings.WRONG and r.implementation not in not_started]
     known_ones = [r for r in wrong if r.expected_outcome]
-    shown = [r for r in wrong if not r.expected_outcome] + (known_ones if expect is None else [])
-    outputs.show(*(report.failure(r, by_id.get(r.id)) for r in shown[:20]))
+    found = findings.findings(wrong)
+    shown = [f for f in found if not f.known or expect is None]
+    outputs.show(*(report.panel(f, by_id.get(f.first.id)) for f in shown[:20]))
     if len(shown) > 20:
-        outputs.show(f"… and {len(shown) - 20} more")
+        outputs.show(f"… and {len(shown) - 20} more findings")
 
     def page() -> str:
         from minipeft.conformance import page
 
-        return page.html(told, by_id, dict(version=__version__, cases=len(chosen.cases)))
+        return page.html(told, by_id, dict(version=__version__, cases=len(chosen.cases)), lacks)
 
     outputs.write("json", lambda: to_lines(told))
-    outputs.write("junit", lambda: report.junit(told))
-    outputs.write("markdown", lambda: report.markdown(told))
+    outputs.write("junit", lambda: report.junit(told, missing))
+    outputs.write("markdown", lambda: report.markdown(told, lacks))
     outputs.write("html", page)
     if results.interrupted:
         outputs.show(f"interrupted: {len(results)} of {len(names) * len(chosen.cases)} cases were judged")
@@ -213,13 +237,15 @@ def verify(
         for each in not_started.values():
             print(f"minipeft: {plain(each)}", file=sys.stderr)
         raise typer.Exit(2)
+    new = [report.line(f) for f in found if not f.known] + surprises
     if update and expect is not None:
-        outputs.show(f"{expect}: {known_failures.write_expectations(expect, results, given)} known failures")
-        return
-    if known_ones:
+        outputs.show(f"{expect}: {known_failures.write_expectations(expect, done, given)} known failures")
+        new = []
+    elif known_ones:
         outputs.show(f"{len(known_ones)} of {len(wrong)} failures are known: {expect or 'docs/deviations.md'}")
-    if unexpected:
-        outputs.show(*unexpected[:40])
+    new += lacks + [f"{n}: nothing was judged" for n in names if verdicts.verdict(mine[n]).word == "SKIP"]
+    if new:
+        outputs.show(*new[:40])
         raise typer.Exit(1)
 
 
@@ -234,7 +260,7 @@ def ready() -> Any:
 
 def by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) -> Callable[[Any], None]:
     """Keeps results, and says each method's as its last one comes."""
-    from minipeft.conformance.report import verdict
+    from minipeft.conformance.verdicts import verdict
 
     left = Counter(c.method for c in cases)
     got: dict[str, list[Any]] = {method: [] for method in left}
@@ -242,7 +268,7 @@ def by_method(name: str, cases: Sequence[Any], results: list[Any], tick: Any) ->
     def judged(r: Any) -> None:
         results.append(r)
         got[r.method].append(r)
-        word, count = verdict(got[r.method]) if len(got[r.method]) == left[r.method] else ("SKIP", "")
-        tick(f"{name} {r.method}", "" if word == "SKIP" else f"{word} {count}")
+        last = len(got[r.method]) == left[r.method] and verdict(got[r.method])
+        tick(f"{name} {r.method}", last.brief if last and last.there else "")
 
     return judged

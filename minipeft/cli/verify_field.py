@@ -15,7 +15,9 @@ from minipeft.cli.verify import by_method, ready
 
 def field(
     folder: Annotated[Path, typer.Argument(help="Where the harnesses' environments are, or are made with pip.")],
-    into: Annotated[Path, typer.Option(help="The folder that field.html and field.md are written to.")] = Path("docs"),
+    into: Annotated[
+        Path, typer.Option(help="The folder that field.html, field.md and field.png are written to.")
+    ] = Path("docs"),
     jobs: Jobs = None,
     limit: Limit = 20.0,
 ) -> None:
@@ -26,10 +28,12 @@ def field(
     """
     from minipeft.checkpoints.files import write_bytes
     from minipeft.conformance import field as job
-    from minipeft.conformance import page, report
+    from minipeft.conformance import page, picture, report
     from minipeft.conformance.results import Result
     from minipeft.conformance.verify import choose
     from minipeft.processes import orphans_ended
+
+    import matplotlib.figure  # noqa: F401  (not after some minutes)
 
     chosen = choose()
     console, found = ready(), Kept[Result]()
@@ -40,12 +44,13 @@ def field(
         results, unexpected = job.judge_all(pythons, chosen, jobs or cores(), limit, lambda p, r: keep[p](r))
     if found.interrupted:
         console.print(report.matrix(found, console.width))
-        print(f"interrupted: {into / 'field.html'} and {into / 'field.md'}, of the whole field, are as they were")
+        print(f"interrupted: {into / 'field.html'}, field.md and field.png, of the whole field, are as they were")
         found.finish()
     console.print(report.matrix(results, console.width))
     by_id = {c.id: c for c in chosen.cases}
     write_bytes(into / "field.html", page.html(results, by_id, dict(version=__version__, cases=len(by_id))).encode())
     write_bytes(into / "field.md", report.field(results).encode())
+    write_bytes(into / "field.png", picture.png(results))
     for line in unexpected[:40]:
         print(plain(line))
     if unexpected:

@@ -195,9 +195,14 @@ def listed(folder: Path = SHIPPED, methods: list[str] | None = None, checks: lis
     return kept
 
 
+def ids_in(folder: Path = SHIPPED) -> list[str]:
+    """The ids of all cases of a folder, as its index lists them."""
+    return [path.replace("/", ".") for path in _index_of(folder)]
+
+
 def methods_in(folder: Path = SHIPPED) -> set[str]:
-    """The methods that a folder has cases of, as its index lists them."""
-    return {path.split("/")[0] for path in _index_of(folder)}
+    """The methods that a folder has cases of."""
+    return {i.partition(".")[0] for i in ids_in(folder)}
 
 
 def path_of(name: str) -> str:

@@ -107,18 +107,19 @@ def write_expectations(path: Path, results: Iterable[Result], before: Sequence[E
     return n
 
 
-def unexpected(results: Sequence[Result], expected: Sequence[Expectation]) -> list[str]:
-    """What is not as expected, a line each: failures, passes of what is expected to fail, expectations that match nothing."""
-    said, used = [], set()
+def surprises(results: Sequence[Result], expected: Sequence[Expectation]) -> list[str]:
+    """What is expected and is not so, a line each: passes of what is expected to fail, expectations that match nothing."""
+    said = []
     for r in results:
-        used |= {e.id for e in expected if fnmatch.fnmatchcase(r.id, e.id)}
         match = [e for e in expected if e.matches(r)]
-        if r.outcome in ("FAIL", "ERROR"):
-            if not any(e.outcome == r.outcome for e in match):
-                said.append(f"{r.implementation} {r.id}: {r.outcome}: {r.reason}")
-        elif match and r.outcome in ("PASS", "READING"):
-            said.append(
-                f"{r.implementation} {r.id}: passes, but {match[0].outcome} is expected: {match[0].url or match[0].reason}"
-            )
-    said += [f"expectation {e.id!r} matches no case" for e in expected if e.id not in used]
-    return said
+        if match and r.outcome in ("PASS", "READING"):
+            told = match[0].url or match[0].reason
+            said.append(f"{r.implementation} {r.id}: passes, but {match[0].outcome} is expected: {told}")
+    used = {e.id for e in expected if any(fnmatch.fnmatchcase(r.id, e.id) for r in results)}
+    return said + [f"expectation {e.id!r} matches no case" for e in expected if e.id not in used]
+
+
+def unexpected(results: Sequence[Result], expected: Sequence[Expectation]) -> list[str]:
+    """What is not as expected, a line each: failures, and `surprises`."""
+    wrong = [r for r in explained(results, expected) if r.outcome in ("FAIL", "ERROR") and not r.expected_outcome]
+    return [f"{r.implementation} {r.id}: {r.outcome}: {r.reason}" for r in wrong] + surprises(results, expected)

@@ -1,7 +1,7 @@
 """Everybody at once: every harness in an environment of its own, judged on all cases, compared with what is known of it.
 
 `minipeft verify field FOLDER` makes the environments under FOLDER with pip, runs all harnesses, and writes the matrix of the field:
-docs/field.html, docs/field.md. What each is known to fail stands in `minipeft/interop/NAME/known.toml`, with a report's address or a section of
+docs/field.html, docs/field.md, docs/field.png. What each is known to fail stands in `minipeft/interop/NAME/known.toml`, with a report's address or a section of
 docs/deviations.md.
 """
 

@@ -1,73 +1,72 @@
-"""What a run of `minipeft verify` found, for people and for machines: a matrix, failures one by one, JUnit, Markdown."""
+"""What a run of `minipeft verify` found, for people and for machines: a matrix, findings, JUnit, Markdown."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 from xml.etree import ElementTree
 
 from minipeft.conformance.cases import Case
+from minipeft.conformance.findings import Finding, findings, folded
+from minipeft.conformance.groups import LETTERS
 from minipeft.conformance.results import Result, address
+from minipeft.conformance.verdicts import MARKS, grouped, implementations, marks, states, verdict
 from minipeft.plain import cell, plain
 
-STYLES = {"PASS": "green", "READING": "cyan", "FAIL": "bold red", "ERROR": "bold magenta", "SKIP": "dim", "N/A": "dim"}
-
-
-def implementations(results: Iterable[Result]) -> list[str]:
-    """Their names, in order."""
-    return list(dict.fromkeys(r.implementation for r in results))
-
-
-def grouped(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
-    """{(method, implementation): results}, sorted by method."""
-    out: dict[tuple[str, str], list[Result]] = {}
-    for r in sorted(results, key=lambda r: r.method):
-        out.setdefault((r.method, r.implementation), []).append(r)
-    return out
-
-
-def verdict(results: Sequence[Result]) -> tuple[str, str]:
-    """One word for several results, and how many of those judged are right: ("FAIL", "12/14")."""
-    outcomes = [r.outcome for r in results]
-    judged = [o for o in outcomes if o not in ("SKIP", "N/A")]
-    right = sum(o in ("PASS", "READING") for o in judged)
-    word = next((w for w in ("FAIL", "ERROR", "READING", "PASS") if w in outcomes), "SKIP")
-    return word, f"{right}/{len(judged)}" if judged else "–"
+STYLES = {  # of marks, which differ without them
+    "PASS": "green", "READING": "cyan", "PART": "green", "FAIL": "bold red", "ERROR": "bold magenta", "SKIP": "dim", "N/A": "dim",
+}  # fmt: skip
 
 
 def matrix(results: Sequence[Result], width: int = 80) -> Any:
-    """Methods × implementations for a terminal: as many implementations beside each other as its width allows."""
+    """Methods × implementations for a terminal, a mark for each group: as many implementations beside each other as fit."""
+    from rich import box
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     names, cells = implementations(results), grouped(results)
     methods = list(dict.fromkeys(m for m, _ in cells))
-    columns = {}
-    for name in names:
-        judged = [verdict(cells.get((method, name), [])) for method in methods]
-        said = ["–" if word == "SKIP" else "PASS (reading)" if word == "READING" else word for word, _ in judged]
-        columns[name] = [
-            (f"{s}{'' if count == '–' else ' ' + count}", STYLES[word]) for s, (word, count) in zip(said, judged)
-        ]
-    first = max(map(len, ["method", *methods]), default=0) + 3
+    of = {name: {m: verdict(cells.get((m, name), ())) for m in methods} for name in names}
+    between = 3  # columns, and as many after the last
+    first = max(map(len, ["method", *methods])) + between
+    titles = {n: [len(v.title) for v in of[n].values() if v.there] for n in names}
+    needs = {n: len(LETTERS) + max(min(len(n), 24), *titles[n], 1) + 2 * between for n in names}
     blocks: list[list[str]] = [[]]
-    left = width - first
-    for name, column in columns.items():
-        needs = max(len(name), *(len(text) for text, _ in column)) + 3
-        if blocks[-1] and needs > left:
+    for name in names:
+        if blocks[-1] and first + sum(needs[n] for n in (*blocks[-1], name)) > width:
             blocks.append([])
-            left = width - first
         blocks[-1].append(name)
-        left -= needs
-    tables = []
+    shown, tables = set(), []
     for block in blocks:
-        table = Table("method", *map(cell, block), header_style="bold", pad_edge=False)
-        for i, method in enumerate(methods):
-            row = (columns[name][i] for name in block)
-            table.add_row(cell(method), *(f"[{style}]{cell(text)}[/]" for text, style in row))
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+        table.add_column("method", no_wrap=True)
+        for name in block:
+            table.add_column("".join(LETTERS.values()), no_wrap=True)
+            table.add_column(cell(name), overflow="fold", min_width=needs[name] - len(LETTERS) - 2 * between)
+        for m in methods:
+            row: list[Any] = [cell(m)]
+            for name in block:
+                words = states(cells.get((m, name), ())).values() if of[name][m].there else ()
+                row += [Text.assemble(*((MARKS[w][0], STYLES[w]) for w in words)), str(of[name][m]) if words else "–"]
+                shown |= {*words}
+            table.add_row(*row)
         tables.append(table)
-    return Group(*tables)
+    return Group(*tables, Text("\n".join(legend(shown)), style="dim"))
+
+
+def legend(shown: Iterable[str] = MARKS) -> list[str]:
+    """What letters and marks mean, in lines; of the states that are shown alone."""
+    shown = {*shown}
+    said = [f"{mark} {what}" for word, (mark, what) in MARKS.items() if word in shown]
+    lines = [
+        "  ".join(f"{letter} {group}" for group, letter in LETTERS.items()),
+        "  ".join(said[:4]),
+        "  ".join(said[4:]),
+    ]
+    return [line for line in lines if line and said]
 
 
 def reproduction(r: Result) -> str:
@@ -90,54 +89,73 @@ def told(r: Result) -> list[str]:
     return [*lines, reproduction(r)]
 
 
-def failure(r: Result, case: Case | None) -> Any:
-    """One failure as a panel of rich: the equation above, what is off below."""
+def facts(f: Finding, folds: bool = True) -> list[str]:
+    """A finding in lines: the cause and where it was seen, the plainest failure, and which others there are."""
+    lines = [f.why + (f" (as in {f.seen})" if f.seen else ""), *f.addresses, f"{f.first.id}:", *told(f.first)]
+    if f.rest:
+        lines.append(f"and {len(f.rest)} more:")
+        lines += folded(f.rest) if folds else f.rest
+    return lines
+
+
+def panel(f: Finding, case: Case | None) -> Any:
+    """One finding as a panel of rich: the equation above, what is off below."""
     from rich.panel import Panel
     from rich.text import Text
 
-    equation = case.equation.splitlines() if case is not None else []
-    said = [plain(line) for line in told(r)]
-    title = Text(plain(f"{r.implementation} {r.version}  {r.id}  {r.outcome}"))
-    body = Text("\n".join([*equation, "", *said] if equation else said))
-    return Panel(body, title=title, title_align="left", border_style="red")
+    equation = [*case.equation.splitlines(), ""] if case is not None and f.first.outcome == "FAIL" else []
+    who = f"{f.first.implementation} {f.first.version}".strip()
+    return Panel(
+        Text("\n".join([*equation, *map(plain, facts(f))])), title=Text(plain(f"{f.count} in {who}")), title_align="left",
+        border_style="dim" if f.known else "red",
+    )  # fmt: skip
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The matrix and every failure, in Markdown."""
+def line(f: Finding) -> str:
+    """One finding on one line, to be searched for."""
+    more = f" (and {len(f.rest)} more)" if f.rest else ""
+    return f"{f.first.implementation} {f.first.id}{more}: {f.first.outcome}: {f.why if f.cause else f.first.reason}"
+
+
+def markdown(results: Sequence[Result], missing: Sequence[str] = ()) -> str:
+    """The matrix, what is required and `missing`, and every finding, in Markdown."""
     out = _matrix(results)
-    wrong = [r for r in results if r.outcome in ("FAIL", "ERROR")]
-    if wrong:
+    if missing:
+        out += ["", "## What is required and not answered", "", *(f"- {_flat(line)}" for line in missing)]
+    found = findings(results)
+    if found:
         out += ["", "## What is not as wanted", ""]
-    for r in wrong:
+    for f in found:
         out += [
-            f"### {_flat(r.implementation)}: {_flat(r.id)}: {r.outcome}",
+            f"### {_flat(f.first.implementation)}: {_flat(f.headline)}",
             "",
-            *(f"    {' '.join(plain(line).split())}" for line in told(r)),
+            *(f"    {' '.join(plain(line).split())}" for line in facts(f)),
             "",
         ]
     return "\n".join(out).rstrip() + "\n"
 
 
 def field(results: Sequence[Result]) -> str:
-    """The matrix of many libraries, and a line for everything that is not as wanted, in Markdown."""
+    """The matrix of many libraries, and every finding on a line, in Markdown."""
     out = [
         "# Who computes what",
         "",
         "`minipeft verify field FOLDER` wrote this page, and [field.html](field.html), whose cells open to equation, code, worst element,",
-        "diagnosis and reproduction. A cell says how many of the cases that concern a library it gets right. [Deviations](deviations.md)",
-        "explains every failure.",
+        "diagnosis and reproduction. A cell says how many of the cases that concern a library it gets right, and which checks it does not",
+        "answer; its marks stand for the groups of checks. [Deviations](deviations.md) explains every failure.",
         "",
         *_matrix(results),
     ]
     for name in implementations(results):
-        wrong = [r for r in results if r.implementation == name and r.outcome in ("FAIL", "ERROR")]
-        if wrong:
-            out += ["", f"## {_flat(name)}", "", "| case | found | it equals | told in |", "|---|---|---|---|"]
-        for r in wrong:
-            like = ", ".join(f"`{_flat(d)}`" for d in r.diagnosis) or "–"
-            url = address(r.url)
+        found = findings(r for r in results if r.implementation == name)
+        if found:
+            out += ["", f"## {_flat(name)}", "", "| finding | cases | it equals | told in |", "|---|---|---|---|"]
+        for f in found:
+            url = address(f.first.url)
             link = f"[{_flat(url.rpartition('/')[2])}]({url})" if url else "–"
-            out.append(f"| {_flat(r.id)} | {_flat(r.reason.split('. ')[0])} | {like} | {link} |")
+            which = "<br>".join(_flat(line) for line in folded(r.id for r in f.results))
+            like = f"`{_flat(f.cause)}`" if f.cause else "–"
+            out.append(f"| {_flat(f.headline)} | {which} | {like} | {link} |")
     return "\n".join(out).rstrip() + "\n"
 
 
@@ -151,10 +169,10 @@ def _matrix(results: Sequence[Result]) -> list[str]:
     for method in dict.fromkeys(m for m, _ in cells):
         row = []
         for name in names:
-            word, count = verdict(cells.get((method, name), []))
-            row.append("–" if word == "SKIP" else f"{'PASS (reading)' if word == 'READING' else word} {count}")
+            found = verdict(cells.get((method, name), ()))
+            row.append(f"`{marks(cells[method, name])}` {found}" if found.there else "–")
         out.append(f"| {_flat(method)} | " + " | ".join(row) + " |")
-    return out
+    return [*out, "", f"`{''.join(LETTERS.values())}`: " + "; ".join(legend())]
 
 
 def _flat(text: str) -> str:
@@ -162,28 +180,37 @@ def _flat(text: str) -> str:
     return " ".join(plain(text).split()).translate({ord(c): f"\\{c}" for c in "\\|<`[]"})
 
 
-def junit(results: Sequence[Result]) -> str:
-    """JUnit XML: a suite for every implementation, a test case for every case."""
+def junit(results: Sequence[Result], missing: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """JUnit XML: a suite for every implementation, a test case for every case, and one for what is required and `missing`, in lines by
+    implementation. The failures of one finding are told at the first, whose name the others give."""
     root = ElementTree.Element("testsuites")
+    of = {(r.implementation, r.id): f for f in findings(results) for r in f.results}
     for name in implementations(results):
         mine = [r for r in results if r.implementation == name]
         count = {o: sum(r.outcome == o for r in mine) for o in STYLES}
+        lacks = missing.get(name, ())
         suite = ElementTree.SubElement(
-            root, "testsuite", name=_xml(name), tests=str(len(mine)), failures=str(count["FAIL"]), errors=str(count["ERROR"]),
-            skipped=str(count["SKIP"] + count["N/A"]), time=f"{sum(r.seconds for r in mine):.3f}",
+            root, "testsuite", name=_xml(name), tests=str(len(mine) + bool(lacks)), failures=str(count["FAIL"] + bool(lacks)),
+            errors=str(count["ERROR"]), skipped=str(count["SKIP"] + count["N/A"]), time=f"{sum(r.seconds for r in mine):.3f}",
         )  # fmt: skip
+        verdicts = ElementTree.SubElement(suite, "properties")
+        for (method, _), some in grouped(mine).items():
+            ElementTree.SubElement(verdicts, "property", name=_xml(method), value=_xml(str(verdict(some))))
         for r in mine:
             case = ElementTree.SubElement(
-                suite,
-                "testcase",
-                classname=_xml(f"{name}.{r.method}.{r.check}"),
-                name=_xml(r.id),
-                time=f"{r.seconds:.4f}",
-            )
+                suite, "testcase", classname=_xml(f"{name}.{r.method}.{r.check}"), name=_xml(r.id), time=f"{r.seconds:.4f}"
+            )  # fmt: skip
             kind = {"FAIL": "failure", "ERROR": "error", "SKIP": "skipped", "N/A": "skipped"}.get(r.outcome)
-            if kind:
-                said = ElementTree.SubElement(case, kind, message=_xml(r.reason))
-                said.text = _xml("\n".join(told(r))) if kind != "skipped" else None
+            if kind == "skipped":
+                ElementTree.SubElement(case, kind, message=_xml(r.reason))
+            elif kind:
+                f = of[name, r.id]
+                lines = facts(f, folds=False) if r is f.first else [f"as {f.first.id}: {f.why}", *told(r)]
+                said = ElementTree.SubElement(case, kind, message=_xml(f.headline if f.rest or f.cause else r.reason))
+                said.text = _xml("\n".join(lines))
+        if lacks:
+            case = ElementTree.SubElement(suite, "testcase", classname=_xml(name), name="required", time="0")
+            ElementTree.SubElement(case, "failure", message=_xml(lacks[0])).text = _xml("\n".join(lacks))
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 

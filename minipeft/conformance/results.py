@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minipeft.conformance.groups import group_of
 from minipeft.conformance.schema import ID, TEXT, fault
 from minipeft.errors import Bad
 from minipeft.limits import WORDS
@@ -54,6 +55,7 @@ class Result:
     readings: Mapping[str, str] = field(default_factory=dict)
     diagnosis: tuple[str, ...] = ()  # mutants and options whose output it equals
     expected_outcome: str = ""  # of an expectations file
+    absent: bool = False  # the implementation does not say that it has the method
 
     def __post_init__(self) -> None:
         """Text of programs and files holds no halves of characters, which no file could be written with."""
@@ -69,6 +71,10 @@ class Result:
     @property
     def check(self) -> str:
         return self.id.split(".")[1]
+
+    @property
+    def variant(self) -> str:
+        return self.id.split(".", 2)[2]
 
 
 def _plain(value: Any) -> Any:
@@ -105,7 +111,9 @@ def from_lines(text: str) -> list[Result]:
                 row[k] = None if row[k] is None else float(row[k])
             row["seconds"] = float(row.get("seconds", 0.0))
             worst = None if row["worst"] is None else tuple(row["worst"])
-            out.append(Result(**row | dict(worst=worst, diagnosis=tuple(row["diagnosis"]))))
+            more = dict(worst=worst, diagnosis=tuple(row["diagnosis"]), absent=row.get("absent") is True)
+            out.append(Result(**row | more))
+            group_of(out[-1].check)
         except (ValueError, TypeError, KeyError, OverflowError) as why:
             raise Bad(f"result {n}: expected one of minipeft verify: {shortly(str(why))}") from None
     return out

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ import numpy as np
 from minipeft.conformance import cases as files
 from minipeft.conformance import taking
 from minipeft.conformance.cases import Case
+from minipeft.conformance.groups import group_of
 from minipeft.conformance.judge import judge
 from minipeft.conformance.program import LIMIT, Broken, NotStarted, Program, Programs, command_of
 from minipeft.conformance.results import Result, address
 from minipeft.conformance.schema import short
+from minipeft.conformance.verdicts import standing
 from minipeft.errors import Bad, near
 from minipeft.limits import WORDS
 
@@ -38,13 +40,14 @@ class Chosen:
 
     cases: tuple[Case, ...]
     defaults: Mapping[str, Mapping[str, str]]
+    recorded: int = 0  # cases of these methods that there are
 
 
 def choose(
     folder: Path = files.SHIPPED, methods: list[str] | None = None, checks: list[str] | None = None, ids: list[str] | None = None,
     level: int = 3,
 ) -> Chosen:  # fmt: skip
-    """The cases asked for. Raises `Bad` if there are none."""
+    """The cases asked for. Raises `Bad` if there are none, and for a check that belongs to no group."""
     wanted = checks or (list(LEVELS[level]) or None)
     named = {i.partition(".")[0] for i in ids or ()}
     if ids and not methods and named <= files.methods_in(folder):  # others need not be read
@@ -60,7 +63,10 @@ def choose(
         every = [c for c in every if any(fnmatch.fnmatchcase(c.id, i) for i in ids)]
     if not every:
         raise Bad("no recorded case is of these methods and checks")
-    return Chosen(tuple(every), defaults)
+    for check in {c.check for c in every}:
+        group_of(check)
+    of = {c.method for c in every}
+    return Chosen(tuple(every), defaults, sum(i.partition(".")[0] in of for i in files.ids_in(folder)))
 
 
 def run(
@@ -100,8 +106,20 @@ def run(
             found = [r for d in done for r in d.result()]
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    order = {c.id: i for i, c in enumerate(chosen.cases)}
-    return sorted(found, key=lambda r: order[r.id])
+    return in_order([name], chosen, found)
+
+
+def in_order(names: Sequence[str], chosen: Chosen, results: Iterable[Result]) -> list[Result]:
+    """Results by implementation and case, as they stand beside one another. Where some of a method's cases were judged and others were
+    not, for the run was interrupted, the others are there, as not asked."""
+    found = {(r.implementation, r.id): r for r in results}
+    begun = {(name, i.partition(".")[0]) for name, i in found}
+    for name in names:
+        for case in chosen.cases:
+            if (name, case.id) not in found and (name, case.method) in begun:
+                found[name, case.id] = Result(name, "", case.id, "SKIP", reason="not asked: the run was interrupted")
+    every = ((name, case.id) for name in names for case in chosen.cases)
+    return standing([found[at] for at in every if at in found])
 
 
 def one(
@@ -117,7 +135,7 @@ def one(
         readings=dict(case.readings),
     )  # fmt: skip
     if case.method not in about["methods"]:
-        return program, dataclasses.replace(result, outcome="SKIP", reason="this method is not there")
+        return program, dataclasses.replace(result, outcome="SKIP", reason="this method is not there", absent=True)
     default = chosen.defaults.get(case.method, {})
     followed = default if about["strict"] else declared
     other = {f: v for f, v in followed.items() if f in case.readings and v not in ("*", case.readings[f])}
@@ -184,7 +202,7 @@ def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result) -> R
             result, outcome="ERROR", reason=reason or f"expected a status of {known}, found {short(status)}"
         )
     if case.tolerance == "REJECT" and not taking.there(out):
-        return dataclasses.replace(result, outcome="FAIL", reason="accepted a file that does not fit")
+        return diagnosed(case, {}, judge(case, {}, result))
     try:
         got = taking.result(out, case.want)
     except Bad as why:

@@ -84,6 +84,12 @@ def case(asked):
     elif mode == "stray":
         say("debug")
         return True
+    elif mode == "echo":
+        shutil.copy(folder / "in.safetensors", out)
+    elif mode == "later":
+        done = dict(id=asked["id"], status="unsupported", reason="later")
+    elif mode == "refuses":
+        done = dict(id=asked["id"], status="rejected", reason="I do not like it")
     elif mode == "twice":
         shutil.copy(folder / "want.safetensors", out)
         say(done)
@@ -139,6 +145,8 @@ if __name__ == "__main__":
         Path(sys.argv[0]).unlink()
     for line in sys.stdin:
         asked = json.loads(line)
+        if asked["do"] == "start" and plan.get("dies"):
+            sys.exit("I cannot")
         if asked["do"] == "start":
             time.sleep(plan.get("late", 0))
             say(dict(name="hostile", version="1", dtypes=["float64"], methods=plan["methods"], readings={}))

@@ -124,6 +124,52 @@ def test_a_hang_costs_its_case_and_ends_with_what_it_started(chosen, tmp_path):
     assert [r.outcome for r in found] == ["PASS", "ERROR", "PASS"] and found[1].reason == "no answer within 0.5 s"
 
 
+UNFINISHED = {  # what a harness answers, the mark of each group, and what is said of it
+    "later": ("SKIP 0 of 6", "○·○○···", "nothing was judged"),
+    "refuses": ("FAIL 2 of 6", "✗·✗✗···", "rejected: I do not like it"),
+    "echo": ("FAIL 1 of 6", "✗·✗✗···", "y is missing"),
+    "nothing": ("FAIL 0 of 6", "!·!✗···", "its output: cannot be read"),
+    "crash": ("ERROR 0 of 6", "!·!!···", "the process ended with status 7"),
+    "hang": ("ERROR 0 of 6", "!·!!···", "no answer within 0.2 s"),
+}
+
+
+@pytest.mark.parametrize("mode", UNFINISHED)
+def test_an_unfinished_harness_does_not_pass(mode, tmp_path, capsys):
+    """Nor where a right answer costs nothing: what is given back as it was given, a refusal of whatever comes."""
+    ids = [
+        f"lora.{i}"
+        for i in ("forward.usual", "merge.usual", "unmerge.usual", "load.plain", "load.missing", "load.misshaped")
+    ]
+    name = hostile(tmp_path, dict.fromkeys(ids, mode))
+    verdict, marks, said = UNFINISHED[mode]
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "-i", name, "--limit", "0.2", *(w for i in ids for w in ("--case", i))])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ended.value.code == 1 and f"{marks} {verdict} (" in out and said in out, out
+
+
+def test_what_shows_nothing_is_no_pass(tmp_path):
+    """Who answers nothing but what costs nothing has answered nothing."""
+    chosen = verify.choose(ids=["lora.merge.usual", "lora.unmerge.usual", "lora.load.plain", "lora.load.missing"])
+    modes = dict.fromkeys((c.id for c in chosen.cases), "later") | {
+        "lora.unmerge.usual": "echo",
+        "lora.load.missing": "refuses",
+    }
+    assert {r.outcome for r in verify.run(hostile(tmp_path, modes), chosen)} == {"SKIP"}
+
+
+def test_a_harness_that_dies_as_it_starts(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "-i", hostile(tmp_path, {}, dies=True), "--case", "lora.forward.usual"])
+    shown = capsys.readouterr()
+    assert (
+        ended.value.code == 2
+        and "ERROR 0 of 1" in shown.out
+        and "the process ended with status 1: I cannot" in shown.err
+    )
+
+
 def test_a_program_that_exists_once_is_not_started_for_ever(chosen, tmp_path):
     """It has removed itself and then crashes: all other cases are reported, and after three starts none is tried."""
     once = tmp_path / "once"

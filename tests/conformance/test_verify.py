@@ -208,6 +208,32 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2 and "did you mean peft" in capsys.readouterr().err
 
 
+def test_what_is_required_and_not_answered_is_a_failure_of_the_run(tmp_path, capsys, harness):
+    """Whatever is expected of the cases: a line for each method, status 1, and a test case that fails."""
+    words = [
+        "verify",
+        "-i",
+        harness,
+        "--case",
+        "ia3.[dg]*.usual",
+        "--case",
+        "lora.grad.usual",
+        "--junit",
+        str(tmp_path / "r.xml"),
+    ]
+    for more, status, line in (
+        ([], 0, ""), (["--require", "gradient"], 0, ""), (["--require", "gard"], 2, "did you mean grad"),
+        (["--require", "grad,delta"], 1, f"{harness} ia3: required and not answered: delta (1)"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *more])
+        shown = capsys.readouterr()
+        assert ended.value.code == status and line in shown.out + shown.err, shown
+        if status != 2:
+            assert ("PASS 1 of 2 (1 not answered: delta)" in shown.out) and "asked: 3 of the" in shown.out
+    assert "required and not answered: delta" in (tmp_path / "r.xml").read_text()
+
+
 def test_a_failure_has_status_one_until_it_is_expected(tmp_path, capsys, harness):
     words = ["verify", "-i", harness, "--case", "loha.forward.usual"]
     with pytest.raises(SystemExit) as ended:
@@ -230,7 +256,7 @@ def test_a_harness_is_judged_by_what_is_known_of_its_library(harness, monkeypatc
     ]
     monkeypatch.setattr(expect, "of_harness", lambda name: known)
     for words, code, said in (
-        ("loha", 1, "loha.unmerge.usual: ERROR"),
+        ("loha", 1, "loha.unmerge.usual (and 1 more): ERROR"),
         ("--case loha.[fg]*.usual", 0, "1 of 1 failures are known: docs/deviations.md"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -347,13 +373,13 @@ def test_the_plugin_and_the_strategies_in_a_project_of_its_own(tmp_path):
     (tmp_path / "test_mine.py").write_text(
         textwrap.dedent("""
         import numpy as np
-        from hypothesis import Phase, given, settings
+        from hypothesis import HealthCheck, Phase, given, settings
         from minipeft.conformance.strategies import agree, case
 
         def mine(x, W, b, A, B, scale):
             return x @ W.T + b + scale * (x @ A.T) @ B.T
 
-        @settings(max_examples=10)
+        @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
         @given(case(method="lora"))
         def test_right(c):
             if not c.config["lora_bias"]:
@@ -368,11 +394,11 @@ def test_the_plugin_and_the_strategies_in_a_project_of_its_own(tmp_path):
         """)
     )
     words = [sys.executable, "-m", "pytest", "-q", "-p", "minipeft.conformance.plugin", "--conformance", "minipeft",
-             "--conformance-method", "ia3", "-p", "no:cacheprovider", "test_mine.py"]  # fmt: skip
+             "--conformance-method", "ia3", "--conformance-require", "forward,files", "-p", "no:cacheprovider", "test_mine.py"]  # fmt: skip
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     cases = len(verify.choose(methods=["ia3"]).cases)
-    assert f"1 failed, {cases + 1} passed" in done.stdout, done.stdout + done.stderr
-    assert "alpha_undivided" in done.stdout
+    assert f"1 failed, {cases + 2} passed" in done.stdout, done.stdout + done.stderr
+    assert "alpha_undivided" in done.stdout and f"minipeft ia3: PASS {cases} of {cases}" in done.stdout
 
 
 def test_the_protocol_over_a_pipe():
