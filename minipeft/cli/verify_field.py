@@ -26,14 +26,14 @@ def field(
     Example:
         minipeft verify field environments/
     """
+    import matplotlib.figure  # noqa: F401  (not after some minutes)
+
     from minipeft.checkpoints.files import write_bytes
     from minipeft.conformance import field as job
     from minipeft.conformance import page, picture, report
     from minipeft.conformance.results import Result
     from minipeft.conformance.verify import choose
     from minipeft.processes import orphans_ended
-
-    import matplotlib.figure  # noqa: F401  (not after some minutes)
 
     chosen = choose()
     console, found = ready(), Kept[Result]()
