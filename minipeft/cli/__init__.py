@@ -30,6 +30,7 @@ from minipeft.cli.options import Backend
 from minipeft.cli.replay import replay
 from minipeft.cli.show import show
 from minipeft.cli.site import site
+from minipeft.cli.tape import tape
 from minipeft.cli.terminal import plain
 from minipeft.cli.train import train
 from minipeft.cli.verify import judging
@@ -76,7 +77,7 @@ def _main(
 
 
 app.command("list")(list_)
-for command in (show, compare, train, merge, combine, convert, replay, check):
+for command in (show, tape, compare, train, merge, combine, convert, replay, check):
     app.command()(command)
 for part in (new, field, diff, bisect):
     judging.command()(part)

@@ -161,5 +161,6 @@ def _place(flag: str, what: str) -> Any:
 Json = Annotated[Optional[Path], _place("--json", "everything as JSON")]  # noqa: UP045
 Markdown = Annotated[Optional[Path], _place("--markdown", "Markdown")]  # noqa: UP045
 Html = Annotated[Optional[Path], _place("--html", "one self-contained page")]  # noqa: UP045
+Svg = Annotated[Optional[Path], _place("--svg", "a drawing")]  # noqa: UP045
 Png = Annotated[Optional[Path], _place("--png", "the plots")]  # noqa: UP045
 Junit = Annotated[Optional[Path], _place("--junit", "JUnit XML")]  # noqa: UP045

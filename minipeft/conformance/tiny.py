@@ -5,6 +5,7 @@ Sizes are distinct where the family allows, weights are jittered so that no norm
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,10 @@ def arch(family: str) -> Arch:
     return ARCHS[family]
 
 
-def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0) -> Model:
+def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0, layers: int = 2) -> Model:
     """A random model of a family, in a type as `Model.astype` has it. Raises `Bad` for an unknown family."""
     made = arch(family)
+    made = dataclasses.replace(made, layers=layers, encoder_layers=layers if made.encoder_layers else 0)
     rng = np.random.default_rng([seed, *family.encode()])
     params = {}
     for name, shape in shapes(made).items():

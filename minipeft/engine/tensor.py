@@ -18,18 +18,24 @@ from minipeft.engine.backend import xp
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 OPS: dict[str, Callable] = {}  # name -> op, in the order of definition
+COMPOSED: set[str] = set()  # names of those that are written in other ops
 
 _order = count()
 
 
 class Node:
-    """One taped result: what it came from, and how its gradient goes back there. Holds no value."""
+    """One taped result: the op that made it, from what, and how its gradient goes back there. Holds no value."""
 
-    __slots__ = ("dtype", "order", "parents", "shape", "vjps")
+    __slots__ = ("dtype", "name", "order", "parents", "shape", "vjps")
 
-    def __init__(self, shape: tuple, dtype: Any, parents: tuple, vjps: Any) -> None:
-        self.shape, self.dtype, self.parents, self.vjps = shape, dtype, parents, vjps
+    def __init__(self, shape: tuple, dtype: Any, parents: tuple, vjps: Any, name: str = "") -> None:
+        self.shape, self.dtype, self.parents, self.vjps, self.name = shape, dtype, parents, vjps, name
         self.order = next(_order)
+
+
+def now() -> int:
+    """A number after those of all nodes that were made, and before those of all that will be."""
+    return next(_order)
 
 
 class Tensor:
@@ -100,6 +106,12 @@ def take(replacements: dict[str, Replacement]) -> dict[str, Replacement]:
     return before
 
 
+def taken() -> dict[str, Replacement]:
+    """The replacements that stand here: this thread's, or else everyone's."""
+    here = _here.get()
+    return _replaced if here is None else here
+
+
 @contextlib.contextmanager
 def taking(replacements: dict[str, Replacement]) -> Iterator[None]:
     """Within this context these do, whatever other threads do."""
@@ -111,8 +123,7 @@ def taking(replacements: dict[str, Replacement]) -> Iterator[None]:
 
 
 def _instead(name: str, args: tuple, constants: dict[str, Any]) -> Replacement | None:
-    here = _here.get()
-    found = (_replaced if here is None else here).get(name)
+    found = taken().get(name)
     return found if found is None or found.when is None or found.when(*args, **constants) else None
 
 
@@ -126,7 +137,7 @@ def op(f: Callable) -> Callable:
 
     @wraps(f)
     def call(*args: Any, **constants: Any) -> Any:
-        return _taped(_instead(f.__name__, args, constants) or own, args, constants)
+        return _taped(f.__name__, _instead(f.__name__, args, constants) or own, args, constants)
 
     OPS[f.__name__] = call
     return call
@@ -138,9 +149,10 @@ def composed(f: Callable) -> Callable:
     @wraps(f)
     def call(*args: Any, **constants: Any) -> Any:
         other = _instead(f.__name__, args, constants)
-        return f(*args, **constants) if other is None else _taped(other, args, constants)
+        return f(*args, **constants) if other is None else _taped(f.__name__, other, args, constants)
 
     OPS[f.__name__] = call
+    COMPOSED.add(f.__name__)
     return call
 
 
@@ -155,8 +167,8 @@ def replaceable(f: Callable) -> Callable:
     return call
 
 
-def _taped(way: Replacement, args: tuple, constants: dict[str, Any]) -> Any:
-    """The value of an op, with a place on the tape if an argument has one.
+def _taped(name: str, way: Replacement, args: tuple, constants: dict[str, Any]) -> Any:
+    """The value of the op of this name, with a place on the tape if an argument has one.
 
     A replacement may give, in place of a closure for each argument, one `(g, wanted) -> gradients` where they share work.
     """
@@ -175,7 +187,7 @@ def _taped(way: Replacement, args: tuple, constants: dict[str, Any]) -> Any:
         if not kept:
             return value
         parents, vjps = zip(*kept, strict=True)
-    return Tensor(value, Node(value.shape, value.dtype, parents, vjps))
+    return Tensor(value, Node(value.shape, value.dtype, parents, vjps, name))
 
 
 # --- back through the tape --------------------------------------------------------------------------------------------
@@ -277,22 +289,27 @@ def value_and_grad(f: Callable) -> Callable:
     return call
 
 
-_flowing: ContextVar[bool] = ContextVar("gradients flow", default=False)
+_stop: ContextVar[Callable[[Tensor], Any]] = ContextVar("stop", default=lambda x: x.value)
 
 
 def stop_gradient(x: Any) -> Any:
     """x as a constant: its value goes on, its gradient ends here."""
-    return x.value if type(x) is Tensor and not _flowing.get() else x
+    return _stop.get()(x) if type(x) is Tensor else x
 
 
 @contextlib.contextmanager
-def gradients_flow() -> Iterator[None]:
-    """Within this context `stop_gradient` does nothing, so that a function can be compared with finite differences."""
-    token = _flowing.set(True)
+def stopping(by: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Within this context `stop_gradient` of a Tensor is what `by` makes of it."""
+    token = _stop.set(by)
     try:
         yield
     finally:
-        _flowing.reset(token)
+        _stop.reset(token)
+
+
+def gradients_flow() -> contextlib.AbstractContextManager[None]:
+    """Within this context `stop_gradient` does nothing, so that a function can be compared with finite differences."""
+    return stopping(lambda x: x)
 
 
 def value(x: Any) -> Any:

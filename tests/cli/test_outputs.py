@@ -22,6 +22,9 @@ def test_results_go_to_files_or_to_standard_output(tmp_path, capsys):
     [
         (["list", "--json", "-"], "["),
         (["list", "--markdown", "-"], "| method"),
+        (["tape", "ia3", "--json", "-"], "["),
+        (["tape", "ia3", "--svg", "-"], "<svg"),
+        (["tape", "ia3", "--html", "-"], "<!doctype html>"),
         (["check", "ia3", "--family", "llama", "--json", "-"], "{"),
         (["verify", "ia3", "--case", "ia3.forward.usual", "--json", "-"], "["),
         (["verify", "ia3", "--case", "ia3.forward.usual", "--html", "-"], "<!doctype html>"),
