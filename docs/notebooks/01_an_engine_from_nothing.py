@@ -140,7 +140,7 @@ print("for a single number: ", unbroadcast(g, ()).shape)
 
 # %%
 def backward(root):
-    """The gradient of `root` by every Tensor it was computed from, by the Tensor's order."""
+    """The gradients of `root`: {order of a Tensor it was computed from: gradient}."""
     found, stack = {}, [root]
     while stack:
         t = stack.pop()
@@ -179,7 +179,9 @@ def value_and_grad(f):
         leaves = {name: Tensor(array) for name, array in theta.items()}
         root = f(leaves)
         grads = backward(root)
-        return root.value, {name: grads.get(t.order, np.zeros_like(t.value)) for name, t in leaves.items()}
+        return root.value, {
+            name: grads.get(t.order, np.zeros_like(t.value)) for name, t in leaves.items()
+        }
 
     return call
 
@@ -199,7 +201,10 @@ def value_and_grad(f):
 
 # %%
 theta = dict(
-    W=rng.standard_normal((3, 4)), b=rng.standard_normal(4), V=rng.standard_normal((4, 1)), c=rng.standard_normal(1)
+    W=rng.standard_normal((3, 4)),
+    b=rng.standard_normal(4),
+    V=rng.standard_normal((4, 1)),
+    c=rng.standard_normal(1),
 )
 X, target = rng.standard_normal((8, 3)), rng.standard_normal((8, 1))
 
@@ -212,7 +217,9 @@ def loss(t):
 
 def slope(f, theta, direction, h):
     """The derivative of f along a direction, by a difference of two values."""
-    up, down = ({k: v + sign * h * direction[k] for k, v in theta.items()} for sign in (1, -1))
+    up, down = (
+        {k: v + sign * h * direction[k] for k, v in theta.items()} for sign in (1, -1)
+    )
     return (f(up) - f(down)) / (2 * h)
 
 
@@ -224,7 +231,9 @@ steps = 10.0 ** -np.arange(0.5, 13, 0.25)
 errors = np.array([abs(slope(loss, theta, direction, h) - by_tape) for h in steps])
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.loglog(steps, errors, ".-", label="difference from the tape's")
-ax.loglog(steps[4:22], errors[8] * (steps[4:22] / steps[8]) ** 2, "--", label="$h^2$: truncation")
+ax.loglog(
+    steps[4:22], errors[8] * (steps[4:22] / steps[8]) ** 2, "--", label="$h^2$: truncation"
+)
 ax.loglog(steps[16:], 2**-53 * loss(theta) / steps[16:], ":", label="$u|f|/h$: rounding")
 ax.set(xlabel="step $h$", ylabel="error")
 ax.legend(fontsize=8)
@@ -240,14 +249,18 @@ assert 1e-7 < steps[errors.argmin()] < 1e-5 and errors.min() < 1e-9 * abs(by_tap
 
 # %%
 def gradcheck(f, theta, h=1e-5):
-    """Raise AssertionError unless the tape's slope along a random direction is that of differences."""
+    """Raise AssertionError unless the tape's slope and that of differences agree."""
     rng = np.random.default_rng(1)
     direction = {k: rng.standard_normal(v.shape) for k, v in theta.items()}
     value, grads = value_and_grad(f)(theta)
     by_tape = sum((grads[k] * direction[k]).sum() for k in theta)
     fine, coarse = slope(f, theta, direction, h), slope(f, theta, direction, 2 * h)
-    allowed = abs(coarse - fine) + 64 * 2**-53 * abs(value) / h  # truncation as two steps show it, and rounding
-    assert abs(by_tape - fine) <= allowed, f"by the tape {by_tape:.6f}, by differences {fine:.6f}"
+    allowed = (
+        abs(coarse - fine) + 64 * 2**-53 * abs(value) / h
+    )  # truncation as two steps show it, and rounding
+    assert abs(by_tape - fine) <= allowed, (
+        f"by the tape {by_tape:.6f}, by differences {fine:.6f}"
+    )
 
 
 gradcheck(loss, theta)
@@ -271,7 +284,10 @@ tanh = right
 X = np.linspace(-1, 1, 40)[:, None]
 target = np.sin(4 * X)
 theta = dict(
-    W=3 * rng.standard_normal((1, 16)), b=rng.standard_normal(16), V=0.1 * rng.standard_normal((16, 1)), c=np.zeros(1)
+    W=3 * rng.standard_normal((1, 16)),
+    b=rng.standard_normal(16),
+    V=0.1 * rng.standard_normal((16, 1)),
+    c=np.zeros(1),
 )
 losses = []
 for _ in range(1500):
@@ -297,7 +313,7 @@ assert losses[-1] < 0.02 * losses[0]
 
 # %%
 def kept(root, besides):
-    """Bytes of the arrays that the closures of a tape remember, besides some that exist anyway."""
+    """Bytes of the arrays that a tape's closures remember, besides some there anyway."""
     seen, arrays, stack = set(), {}, [root]
     while stack:
         t = stack.pop()
@@ -317,7 +333,8 @@ for name, trained in dict(all=range(10), last=[9], first=[0]).items():
     for n, W in enumerate(weights):
         h = add(h, matmul(h, Tensor(W) if n in trained else W))
     held[name] = kept(mean(h), besides=weights) / start.nbytes
-print("arrays of the size of h that are kept, by which layers are trained:", held)
+print("arrays as large as h that are kept, by which layers are trained:")
+print(held)
 assert held == dict(all=10, last=1, first=1)
 
 # %% [markdown]
@@ -358,7 +375,9 @@ _, ours = value_and_grad(loss)(theta)
 _, theirs = engine.value_and_grad(same_loss)(theta)
 apart = max(abs(ours[k] - theirs[k]).max() / abs(ours[k]).max() for k in theta)
 print("gradients agree to a relative 1e-14:", apart < 1e-14)
-print("so does its own check:", all(check.ok for check in engine.gradcheck(same_loss, theta)))
+print(
+    "so does its own check:", all(check.ok for check in engine.gradcheck(same_loss, theta))
+)
 
 # %% [markdown]
 # Where to look in `minipeft/engine`:

@@ -24,10 +24,9 @@ from minipeft.methods.lowrank.lora import LoRA
 rng = np.random.default_rng(0)
 out, n_in, r = 4096, 4096, 8
 whole, low = out * n_in, r * (out + n_in)
-print(
-    f"a linear layer of {out} × {n_in} has {whole:,} numbers; A and B of rank {r} have {low:,}, {100 * low / whole:.2f} %"
-)
-print(f"gradient and Adam's two averages in float32: {3 * 4 * whole / 1e6:.0f} MB against {3 * 4 * low / 1e6:.2f} MB")
+print(f"W has {whole:,} numbers; A and B of rank {r} have {low:,}, {low / whole:.2%}")
+full_MB, lora_MB = (3 * 4 * numbers / 1e6 for numbers in (whole, low))
+print(f"gradient and Adam's averages in float32: {full_MB:.0f} against {lora_MB:.2f} MB")
 
 # %% [markdown]
 # ## By hand
@@ -55,7 +54,11 @@ def by_hand(theta, x, W, g, s):
 
 r, alpha = 2, 6.0
 s = alpha / r
-W, x, g = rng.standard_normal((5, 7)), rng.standard_normal((3, 7)), rng.standard_normal((3, 5))
+W, x, g = (
+    rng.standard_normal((5, 7)),
+    rng.standard_normal((3, 7)),
+    rng.standard_normal((3, 5)),
+)
 theta = dict(A=rng.standard_normal((r, 7)), B=rng.standard_normal((5, r)), x=x)
 
 
@@ -73,7 +76,9 @@ def by_differences(f, theta, name, h=1e-5):
     for at in np.ndindex(grad.shape):
         moved = np.zeros_like(grad)
         moved[at] = h
-        grad[at] = (f(theta | {name: theta[name] + moved}) - f(theta | {name: theta[name] - moved})) / (2 * h)
+        grad[at] = (
+            f(theta | {name: theta[name] + moved}) - f(theta | {name: theta[name] - moved})
+        ) / (2 * h)
     return grad
 
 
@@ -82,9 +87,8 @@ for name in theta:
     size = abs(hand[name]).max()
     engine = abs(hand[name] - tape[name]).max() / size
     differences = abs(hand[name] - by_differences(loss, theta, name)).max() / size
-    print(
-        f"  {name}: by hand and by the engine below 1e-14: {engine < 1e-14}; and by differences below 1e-8: {differences < 1e-8}"
-    )
+    print(f"  {name}: by hand and by the engine below 1e-14: {engine < 1e-14}")
+    print(f"     by hand and by differences below 1e-8: {differences < 1e-8}")
 assert all(check.ok for check in gradcheck(loss, theta))
 
 # %% [markdown]
@@ -167,10 +171,15 @@ ranks = 2 ** np.arange(9)
 x1, g1 = rng.standard_normal(width), rng.standard_normal(width)
 moves = {}
 for rank in ranks:
-    Ax = rng.uniform(-1, 1, (20, rank, width)) @ x1 / np.sqrt(width)  # of twenty A drawn at random
+    Ax = (
+        rng.uniform(-1, 1, (20, rank, width)) @ x1 / np.sqrt(width)
+    )  # of twenty A drawn at random
     for scale, s1 in {"α/r": alpha / rank, "α/√r": alpha / np.sqrt(rank)}.items():
         grad = s1 * g1[:, None] * Ax[:, None]  # of B, which is 0
-        for rule, step in {"gradient descent": -eta * grad, "Adam": -eta * np.sign(grad)}.items():
+        for rule, step in {
+            "gradient descent": -eta * grad,
+            "Adam": -eta * np.sign(grad),
+        }.items():
             move = s1 * (step @ Ax[:, :, None])
             moves.setdefault((rule, scale), []).append(np.linalg.norm(move, axis=1).mean())
 
@@ -201,7 +210,12 @@ for (rule, scale), move in moves.items():
 t = {k: Tensor(theta[k]) for k in "AB"}
 frozen_product = ops.linear(x, W)
 change = ops.linear(ops.linear(x, t["A"]), t["B"])
-print("the frozen product is", type(frozen_product).__name__, "and the change a", type(change).__name__)
+print(
+    "the frozen product is",
+    type(frozen_product).__name__,
+    "and the change a",
+    type(change).__name__,
+)
 print("gradients:", sorted(value_and_grad(distance)({k: theta[k] for k in "AB"})[1]))
 
 # %% [markdown]
@@ -216,14 +230,22 @@ print("gradients:", sorted(value_and_grad(distance)({k: theta[k] for k in "AB"})
 
 # %%
 W32 = rng.standard_normal((512, 512)).astype(np.float32)
-change32 = (0.1 * rng.standard_normal((512, 8)) @ rng.standard_normal((8, 512))).astype(np.float32)
+change32 = (0.1 * rng.standard_normal((512, 8)) @ rng.standard_normal((8, 512))).astype(
+    np.float32
+)
 x32 = rng.standard_normal((64, 512)).astype(np.float32)
 merged = W32 + change32
 separate = x32 @ W32.T + x32 @ change32.T
 apart = abs(x32 @ merged.T - separate).max()
-rounding = 2**-24 * (abs(x32) @ (abs(W32) + abs(change32)).T).max()  # if every number that is summed were rounded once
-print("merged and separate differ by less than three roundings of all that is summed:", apart < 3 * rounding)
-print(f"after merging and subtracting again, {np.mean((merged - change32) != W32):.0%} of the weights have other bits")
+rounding = (
+    2**-24 * (abs(x32) @ (abs(W32) + abs(change32)).T).max()
+)  # if every number that is summed were rounded once
+print(
+    "merged and separate differ by less than three roundings of every number:",
+    apart < 3 * rounding,
+)
+other = np.mean((merged - change32) != W32)
+print(f"after merging and subtracting again, {other:.0%} of the weights have other bits")
 
 # %% [markdown]
 # In the package, therefore, nothing is merged in place. `merge` returns a new model and the base stays what it was, bit for bit.
@@ -241,7 +263,7 @@ from minipeft.train import AdamW
 model = minipeft.load(BASE)
 assert (model.arch.layers, model.arch.d) == (3, 128)
 adapted = minipeft.attach(model, LoRA(r=4, alpha=8.0), targets="q_proj v_proj")
-print(adapted)
+print(f"{model.size:,} numbers in the base, {adapted.adapters[0].size:,} trained")
 
 texts = [
     "a gradient stops at a frozen weight",
@@ -249,16 +271,24 @@ texts = [
     "the film was better than the book",
 ]
 ids, mask = encode(load_tokenizer(BASE), texts, 16)
-batch = minipeft.batch(input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100))
+batch = minipeft.batch(
+    input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100)
+)
 
 _, grads = adapted.value_and_grad(batch)
-print("the adapted model begins as the base:", np.array_equal(adapted.logits(batch), Adapted(model).logits(batch)))
-print("gradients of A at the first step are all zero:", not any(v.any() for k, v in grads.items() if k.endswith(":A")))
+print(
+    "the adapted model begins as the base:",
+    np.array_equal(adapted.logits(batch), Adapted(model).logits(batch)),
+)
+print(
+    "gradients of A at the first step are all zero:",
+    not any(v.any() for k, v in grads.items() if k.endswith(":A")),
+)
 print("gradients of B are not:", all(v.any() for k, v in grads.items() if k.endswith(":B")))
 
 before = model.digest()
 trained = minipeft.fit(adapted, [batch], steps=30, optimiser=AdamW(lr=0.01))
-print(f"loss {trained.losses[0]:.2f} at the first step, {trained.losses[-1]:.2f} at the last")
+print(f"loss at the first and last step: {trained.losses[0]:.2f}, {trained.losses[-1]:.2f}")
 print("the base has the same bits:", model.digest() == before)
 
 whole = minipeft.merge(trained.adapted)

@@ -54,28 +54,39 @@ def rotated(x, position):
     half = x.shape[1] // 2
     angle = position * arch.rope_theta ** (-np.arange(half) / half)
     lo, hi = x[:, :half], x[:, half:]
-    return np.concatenate([lo * np.cos(angle) - hi * np.sin(angle), hi * np.cos(angle) + lo * np.sin(angle)], axis=1)
+    return np.concatenate(
+        [lo * np.cos(angle) - hi * np.sin(angle), hi * np.cos(angle) + lo * np.sin(angle)],
+        axis=1,
+    )
 
 
 def step(h, position, cache):
-    """One token (d,) in, the logits of the next one out. The cache, a list of (keys, values) for each layer, grows."""
+    """One token (d,) in, the logits of the next one out. The cache grows; it holds
+    a list of (keys, values) for each layer."""
     for n in range(arch.layers):
         u = rms(f"layers.{n}.attn.norm", h)
         q, k, v = (linear(f"layers.{n}.attn.{x}", u).reshape(-1, arch.dh) for x in "qkv")
         cache[n].append((rotated(k, position), v))
-        keys, values = (np.repeat(np.stack(x), arch.heads // arch.kv, axis=1) for x in zip(*cache[n]))  # (s, heads, e)
+        keys, values = (
+            np.repeat(np.stack(x), arch.heads // arch.kv, axis=1) for x in zip(*cache[n])
+        )  # (s, heads, e)
         scores = np.einsum("he,she->hs", rotated(q, position), keys) / np.sqrt(arch.dh)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
-        h = h + linear(f"layers.{n}.attn.o", np.einsum("hs,she->he", weights, values).ravel())
+        h = h + linear(
+            f"layers.{n}.attn.o", np.einsum("hs,she->he", weights, values).ravel()
+        )
         u = rms(f"layers.{n}.mlp.norm", h)
         gate = linear(f"layers.{n}.mlp.gate", u)
-        h = h + linear(f"layers.{n}.mlp.down", gate / (1 + np.exp(-gate)) * linear(f"layers.{n}.mlp.up", u))
+        h = h + linear(
+            f"layers.{n}.mlp.down",
+            gate / (1 + np.exp(-gate)) * linear(f"layers.{n}.mlp.up", u),
+        )
     return linear("head", rms("final.norm", h))
 
 
 def read(vectors, start=0, cache=None):
-    """The logits (t, V) after each of some vectors (t, d), at the positions start, start + 1, …"""
+    """The logits (t, V) after each of the vectors (t, d), whose positions begin at `start`."""
     cache = [[] for _ in range(arch.layers)] if cache is None else cache
     return np.stack([step(h, start + i, cache) for i, h in enumerate(vectors)])
 
@@ -89,7 +100,9 @@ def same(a, b):
 
 
 ids, mask = encode(tokenizer, texts, 16)
-batch = minipeft.batch(input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100))
+batch = minipeft.batch(
+    input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100)
+)
 base = Adapted(model)
 print("ids, padded on the right:\n", ids, sep="")
 for row, got, m in zip(rows, base.logits(batch), mask):
@@ -132,12 +145,21 @@ def seen(mask, p):
     """(b, p + t, p + t): which keys each query sees, with p virtual tokens in front."""
     tokens = Tokens(mask.shape[1], mask.astype(bool))
     tokens.insert(np.zeros((*mask.shape, 1)), np.zeros((p, 1)))
-    return visibility(tokens, tokens.t, 0, causal=True, window=None, dtype=np.dtype(float))[:, 0] == 0
+    return (
+        visibility(tokens, tokens.t, 0, causal=True, window=None, dtype=np.dtype(float))[
+            :, 0
+        ]
+        == 0
+    )
 
 
 sides = {side: encode(tokenizer, texts, 16, side=side) for side in ("right", "left")}
 fig, axes = plt.subplots(1, 3, figsize=(7.5, 2.6), layout="constrained")
-shown = {"the long row": (0, "right"), "the short row, right": (1, "right"), "the short row, left": (1, "left")}
+shown = {
+    "the long row": (0, "right"),
+    "the short row, right": (1, "right"),
+    "the short row, left": (1, "left"),
+}
 for ax, (title, (row, side)) in zip(axes, shown.items()):
     pads = np.concatenate([np.zeros(p), 1 - sides[side][1][row]]).astype(bool)
     picture = seen(sides[side][1], p)[row] * 1.0
@@ -163,15 +185,25 @@ plt.show()
 left_ids, left_mask = sides["left"]
 left = minipeft.batch(input_ids=left_ids, attention_mask=left_mask)
 short = len(rows[1])
-print("short row, base:                  ", same(base.logits(left)[1, -short:], read(embedded(rows[1]))))
+print(
+    "short row, base:                  ",
+    same(base.logits(left)[1, -short:], read(embedded(rows[1]))),
+)
 wrong = prompted.logits(left)[1, -short:]
-print("short row, prompted, as it stands:", "the same" if same(wrong, by_token[1][p:]) else "something else,", end=" ")
+print(
+    "short row, prompted, as it stands:",
+    "the same" if same(wrong, by_token[1][p:]) else "something else,",
+    end=" ",
+)
 print(f"by up to {abs(wrong - by_token[1][p:]).max():.2f} in a logit")
 
 counted = np.maximum(np.cumsum(left_mask, axis=1) - 1, 0)
 print("positions that count real tokens only:", counted[1])
 left = dataclasses.replace(left, position_ids=counted)
-print("short row, prompted, counted:     ", same(prompted.logits(left)[1, -short:], by_token[1][p:]))
+print(
+    "short row, prompted, counted:     ",
+    same(prompted.logits(left)[1, -short:], by_token[1][p:]),
+)
 assert not same(wrong, by_token[1][p:])
 
 # %% [markdown]
@@ -186,11 +218,14 @@ gpt2 = tiny.model("gpt2")
 given = tiny.example(gpt2, padding="left")
 m = given.attention_mask
 plain = Adapted(gpt2).logits(given)[1, m[1] == 1]
-with_positions = Adapted(gpt2).logits(dataclasses.replace(given, position_ids=np.maximum(np.cumsum(m, axis=1) - 1, 0)))[
-    1, m[1] == 1
-]
+with_positions = Adapted(gpt2).logits(
+    dataclasses.replace(given, position_ids=np.maximum(np.cumsum(m, axis=1) - 1, 0))
+)[1, m[1] == 1]
 alone = Adapted(gpt2).logits(minipeft.batch(input_ids=given.input_ids[1:2, m[1] == 1]))[0]
-print("learned positions, padded on the left, as it stands: ", "the same" if same(plain, alone) else "something else")
+print(
+    "learned positions, padded on the left, as it stands: ",
+    "the same" if same(plain, alone) else "something else",
+)
 print(
     "learned positions, padded on the left, counted:      ",
     "the same" if same(with_positions, alone) else "something else",
@@ -207,20 +242,36 @@ assert same(with_positions, alone) and not same(plain, alone)
 
 # %%
 def loss_by_token(logits, ids, before):
-    """The terms of the loss of one row, whose text `ids` has `before` virtual tokens in front."""
+    """The terms of the loss of a text with `before` virtual tokens in front."""
     targets = np.concatenate([np.full(before, -100), ids])[1:]
     logits = logits[:-1]
     logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return [-logp[i, target] for i, target in enumerate(targets) if target != -100]
 
 
-with_prompt = [term for row, logits in zip(rows, by_token) for term in loss_by_token(logits, row, p)]
+with_prompt = [
+    term for row, logits in zip(rows, by_token) for term in loss_by_token(logits, row, p)
+]
 without = [term for row in rows for term in loss_by_token(read(embedded(row)), row, 0)]
-print(f"terms without a prompt: {len(without)}, with one: {len(with_prompt)}, real tokens: {mask.sum()}")
-print("the base's loss is the mean of the former:  ", same(base.loss(None, batch), np.mean(without)))
-print("the adapted loss is the mean of the latter: ", same(prompted.loss(None, batch), np.mean(with_prompt)))
-cut = [term for row, logits in zip(rows, by_token) for term in loss_by_token(logits[p:], row, 0)]
-print("with the first p logits cut off, it is not: ", not same(np.mean(cut), np.mean(with_prompt)))
+print(f"terms without a prompt: {len(without)}, with one: {len(with_prompt)};", end=" ")
+print(f"real tokens: {mask.sum()}")
+print(
+    "the base's loss is the mean of the former:  ",
+    same(base.loss(None, batch), np.mean(without)),
+)
+print(
+    "the adapted loss is the mean of the latter: ",
+    same(prompted.loss(None, batch), np.mean(with_prompt)),
+)
+cut = [
+    term
+    for row, logits in zip(rows, by_token)
+    for term in loss_by_token(logits[p:], row, 0)
+]
+print(
+    "with the first p logits cut off, it is not: ",
+    not same(np.mean(cut), np.mean(with_prompt)),
+)
 
 # %% [markdown]
 # Cutting the first $p$ logits off before comparing is a natural thing to write, and loses the term. Neither is wrong, but they are different losses, and two
@@ -254,8 +305,11 @@ print(
 
 # %%
 def continued(ids, new, shift=p, forced=None):
-    """A text's most probable continuation and the last logits; `shift` is how far the prompt moves positions while
-    generating, `forced` are tokens to go on with whatever is probable."""
+    """A text's most probable continuation, and the last logits.
+
+    `shift` is how far the prompt moves positions while generating; `forced` are tokens to
+    go on with, whatever is probable.
+    """
     cache = [[] for _ in range(arch.layers)]
     logits, made = read(np.concatenate([P, embedded(ids)]), cache=cache)[-1], []
     for i in range(new):
@@ -266,14 +320,16 @@ def continued(ids, new, shift=p, forced=None):
 
 row = rows[0]
 made, logits = continued(row, 8)
-generated = [int(i) for i in minipeft.generate(prompted, minipeft.batch(input_ids=row[None]), 8)[0]]
+generated = [
+    int(i) for i in minipeft.generate(prompted, minipeft.batch(input_ids=row[None]), 8)[0]
+]
 print("token by token:", made)
 print("by generate:   ", generated)
 again = read(np.concatenate([P, embedded(np.concatenate([row, made]))]))[-1]
 print("with a cache the same as without:  ", same(logits, again))
 _, off = continued(row, 8, shift=0, forced=made)
 print(
-    f"with positions that forget the prompt, the same tokens give logits that are off by {abs(off - logits).max():.1f}"
+    f"with positions that forget the prompt off by {abs(off - logits).max():.1f} in a logit"
 )
 assert generated == made and not same(off, logits)
 
@@ -293,9 +349,15 @@ for positions, start in {"after": p, "zero": 0}.items():
     E = prefixed.theta["default/:E"].reshape(p, arch.layers, 2, arch.kv, arch.dh)
     got = prefixed.logits(batch)
     for n, row in enumerate(rows):
-        cache = [[(E[i, layer, 0], E[i, layer, 1]) for i in range(p)] for layer in range(arch.layers)]
+        cache = [
+            [(E[i, layer, 0], E[i, layer, 1]) for i in range(p)]
+            for layer in range(arch.layers)
+        ]
         want = read(embedded(row), start=start, cache=cache)
-        print(f"positions={positions!r:8} row {n}: the same as token by token:", same(got[n, : len(row)], want))
+        print(
+            f"positions={positions!r:8} row {n}: the same as token by token:",
+            same(got[n, : len(row)], want),
+        )
 print("the logits cover the text alone:", got.shape[1] == ids.shape[1])
 
 # %% [markdown]

@@ -40,9 +40,10 @@ above = ndtri(np.linspace(delta, 0.5, 9)[:-1])
 below = -ndtri(np.linspace(delta, 0.5, 8)[:-1])
 derived = np.sort(np.concatenate([below, [0.0], above])) / above[0]
 print(derived.round(4))
+apart = abs(derived - NF4_CODEBOOK).max()
 print(
-    f"δ = {delta:.4f}; apart from the codebook of every NF4 checkpoint by less than 2e-7:",
-    bool(abs(derived - NF4_CODEBOOK).max() < 2e-7),
+    f"δ = {delta:.4f}; from the values of every NF4 checkpoint less than 2e-7:",
+    apart < 2e-7,
 )
 
 # %% [markdown]
@@ -66,24 +67,30 @@ used = np.bincount(codes.ravel(), minlength=16) / codes.size
 fig, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.6), layout="constrained")
 grid = np.linspace(-1.2, 1.2, 200)
 left.plot(grid, np.exp(-((grid * above[0]) ** 2) / 2))
-left.vlines(NF4_CODEBOOK, 0, np.exp(-((NF4_CODEBOOK * above[0]) ** 2) / 2), color="tab:orange")
+left.vlines(
+    NF4_CODEBOOK, 0, np.exp(-((NF4_CODEBOOK * above[0]) ** 2) / 2), color="tab:orange"
+)
 left.set(title="the sixteen values", yticks=[])
 right.bar(range(16), used)
 right.axhline(1 / 16, color="k", linestyle=":")
 right.set(title="how often each is used", xlabel="code")
 plt.show()
 print(
-    f"inner codes are used by {used[1:15].min():.1%} to {used[1:15].max():.1%} of the numbers, the ends by {used[0]:.1%} and {used[15]:.1%}; even would be {1 / 16:.1%}"
+    f"inner codes are used by {used[1:15].min():.1%} to {used[1:15].max():.1%} of the numbers,"
 )
+print(f"the ends by {used[0]:.1%} and {used[15]:.1%}; even would be {1 / 16:.1%}")
 
 # %% [markdown]
 # Use is not even. The values are quantiles of a distribution whose end, 1, stands for $\Phi^{-1}(\delta)$; but the largest of 64 normal numbers is larger than that, so that
 # dividing by it brings more numbers to the middle.
 
 # %%
+of_8 = abs(blocks[:, :8]).max(axis=1)
 print(
-    f"1 stands for {above[0]:.2f}; the largest of 64 is {constants.mean():.2f} on average, of 8 {abs(blocks[:, :8]).max(axis=1).mean():.2f}"
+    f"1 stands for {above[0]:.2f}; the largest of 64 is on average {constants.mean():.2f},",
+    end=" ",
 )
+print(f"of 8 {of_8.mean():.2f}")
 
 # %% [markdown]
 # What counts in the end is the error. Compare with two other sets of values: even steps, and FP4, a tiny floating-point format.
@@ -124,7 +131,9 @@ model = minipeft.load(BASE)
 W = np.array(model.params["layers.0.mlp.up.weight"])
 q, c, back = by_hand(W)
 held = quantize(W)
-packed = (q.ravel()[::2] << 4 | q.ravel()[1::2]).astype(np.uint8)  # two codes a byte, the first in the high half
+packed = (q.ravel()[::2] << 4 | q.ravel()[1::2]).astype(
+    np.uint8
+)  # two codes a byte, the first in the high half
 print("the same codes:    ", np.array_equal(packed, held.codes))
 print("the same constants:", np.array_equal(c, held.absmax))
 print("the same values:   ", np.array_equal(back, held.dequantize()))
@@ -132,7 +141,7 @@ print(f"{8 * held.nbytes / W.size:.2f} bits a number")
 
 gap = np.diff(NF4_CODEBOOK).max() / 2
 worst = abs(back - W).reshape(-1, 64).max(axis=1) / c
-print(f"no number is off by more than half the widest gap, {gap:.3f} c; the worst is off by {worst.max():.3f} c")
+print(f"half the widest gap is {gap:.3f} c; the worst number is off by {worst.max():.3f} c")
 assert worst.max() <= gap * (1 + 1e-6)
 
 # %% [markdown]
@@ -145,8 +154,13 @@ spoilt = normal.copy()
 spoilt[17] = 50.0
 for name, x in {"normal numbers": normal, "one of them 50": spoilt}.items():
     rest = np.arange(len(x)) != 17
-    told = [np.linalg.norm((by_hand(x, b)[2] - x)[rest]) / np.linalg.norm(x[rest]) for b in (64, 4096)]
-    print(f"{name}: error of the others {told[0]:.1%} in blocks of 64, {told[1]:.1%} in one block")
+    told = [
+        np.linalg.norm((by_hand(x, b)[2] - x)[rest]) / np.linalg.norm(x[rest])
+        for b in (64, 4096)
+    ]
+    print(
+        f"{name}: error of the others {told[0]:.1%} in blocks of 64, {told[1]:.1%} in one"
+    )
 
 sizes = 2 ** np.arange(3, 13)
 x = rng.standard_normal(2**17).astype(np.float32)
@@ -155,7 +169,9 @@ fig, ax = plt.subplots(figsize=(4.8, 2.7), layout="constrained")
 ax.plot(4 + 32 / sizes, error, "o-")
 for b, e in zip(sizes, error):
     if b in (8, 16, 64, 4096):
-        ax.annotate(f"{b}", (4 + 32 / b, e), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        ax.annotate(
+            f"{b}", (4 + 32 / b, e), textcoords="offset points", xytext=(5, 4), fontsize=8
+        )
 ax.set(xlabel="bits a number", ylabel="error", title="block sizes, normal numbers")
 plt.show()
 
@@ -168,11 +184,13 @@ plt.show()
 # %%
 double = quantize(W, double=True)
 formula = 4 + 8 / 64 + 32 / (64 * 256)
+bits = [8 * kept.nbytes / W.size for kept in (held, double)]
 print(
-    f"this weight: {8 * held.nbytes / W.size:.3f} bits a number, doubly quantised {8 * double.nbytes / W.size:.3f}; of a large one {formula:.3f}"
+    f"bits a number: {bits[0]:.3f}, doubly quantised {bits[1]:.3f}; if large {formula:.3f}"
 )
 for name, kept in {"once": held, "doubly": double}.items():
-    print(f"quantised {name:7} error {np.linalg.norm(kept.dequantize() - W) / np.linalg.norm(W):.2%}")
+    error = np.linalg.norm(kept.dequantize() - W) / np.linalg.norm(W)
+    print(f"quantised {name:7} error {error:.2%}")
 
 # %% [markdown]
 # The second rounding cannot be seen beside the first.
@@ -218,18 +236,22 @@ print(" x:", np.allclose(grads["x"], g @ (Wq + 2.0 * arrays["B"] @ arrays["A"]))
 # On a whole model, this means: QLoRA over $W$ is LoRA over $\hat W$. The adapter that comes out is an ordinary LoRA; the base alone is special.
 
 # %%
-texts = ["a gradient stops at a frozen weight", "the film was better than the book", "we liked it very much"]
+texts = [
+    "a gradient stops at a frozen weight",
+    "the film was better than the book",
+    "we liked it very much",
+]
 ids, mask = encode(load_tokenizer(BASE), texts, 16)
-batch = minipeft.batch(input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100))
+batch = minipeft.batch(
+    input_ids=ids, attention_mask=mask, labels=np.where(mask == 1, ids, -100)
+)
 
 qlora = minipeft.attach(model, QLoRA(r=4, alpha=8.0))
 weights = list(qlora.adapters[0].at)
-print(
-    f"{len(weights)} weights: {sum(model.params[n].nbytes for n in weights) / 1e3:.0f} kB in float32, {sum(qlora.model.params[n].nbytes for n in weights) / 1e3:.0f} kB in four bits"
-)
-print(
-    f"the base's loss {float(Adapted(model).loss(None, batch)):.3f}, in four bits {float(Adapted(qlora.model).loss(None, batch)):.3f}"
-)
+for name, base in {"in float32": model, "in four bits": qlora.model}.items():
+    size = sum(base.params[n].nbytes for n in weights) / 1e3
+    found = float(Adapted(base).loss(None, batch))
+    print(f"{len(weights)} weights {name:12} {size:5.0f} kB, the base's loss {found:.3f}")
 
 opened = {n: v.dequantize() if n in weights else v for n, v in qlora.model.params.items()}
 rounded = dataclasses.replace(model, params=opened)
@@ -258,7 +280,11 @@ change = {n: exact.params[n] - trained.model.params[n].dequantize() for n in wei
 
 def with_weights(f):
     """The model whose weights are f(name)."""
-    return Adapted(dataclasses.replace(exact, params={n: f(n) if n in weights else v for n, v in exact.params.items()}))
+    return Adapted(
+        dataclasses.replace(
+            exact, params={n: f(n) if n in weights else v for n, v in exact.params.items()}
+        )
+    )
 
 
 ways = {
@@ -266,8 +292,12 @@ ways = {
     "with its adapter": trained,
     "1. merged in full precision": Adapted(exact),
     "2. onto the original weight": with_weights(lambda n: model.params[n] + change[n]),
-    "3. as 1, quantised again": with_weights(lambda n: quantize(exact.params[n], double=True)),
-    "4. as 2, quantised": with_weights(lambda n: quantize(model.params[n] + change[n], double=True)),
+    "3. as 1, quantised again": with_weights(
+        lambda n: quantize(exact.params[n], double=True)
+    ),
+    "4. as 2, quantised": with_weights(
+        lambda n: quantize(model.params[n] + change[n], double=True)
+    ),
 }
 losses = {name: float(m.loss(None, batch)) for name, m in ways.items()}
 for name, found in losses.items():
@@ -279,8 +309,10 @@ print("1 computes what was trained, to 1e-4 in the logits:", bool(apart < 1e-4))
 # The third is nearly the untrained base. Where did the training go? Compare the change that is left with the change that was trained, and count codes.
 
 # %%
-size = np.mean([np.linalg.norm(change[n]) / np.linalg.norm(model.params[n]) for n in weights])
-print(f"the trained change is {size:.1%} of the weight's size, the mean over {len(weights)} weights")
+size = np.mean(
+    [np.linalg.norm(change[n]) / np.linalg.norm(model.params[n]) for n in weights]
+)
+print(f"the trained change is {size:.1%} of its weight's size, on average")
 for name in ("3. as 1, quantised again", "4. as 2, quantised"):
     codes, cosines = [], []
     for n in weights:
@@ -288,9 +320,16 @@ for name in ("3. as 1, quantised again", "4. as 2, quantised"):
         left = after.dequantize() - before.dequantize()
         nibbles = [np.stack([held.codes >> 4, held.codes & 15]) for held in (before, after)]
         codes.append(np.mean(nibbles[0] != nibbles[1]))
-        cosines.append((left * change[n]).sum() / np.linalg.norm(left) / np.linalg.norm(change[n]))
-    print(f"{name}: {np.mean(codes):.1%} of the codes changed; cosine with the trained change {np.mean(cosines):.2f}")
-assert losses["1. merged in full precision"] < losses["4. as 2, quantised"] < losses["3. as 1, quantised again"]
+        cosines.append(
+            (left * change[n]).sum() / np.linalg.norm(left) / np.linalg.norm(change[n])
+        )
+    print(f"{name:24} codes changed: {np.mean(codes):4.1%};", end=" ")
+    print(f"cosine with what was trained: {np.mean(cosines):.2f}")
+assert (
+    losses["1. merged in full precision"]
+    < losses["4. as 2, quantised"]
+    < losses["3. as 1, quantised again"]
+)
 
 # %% [markdown]
 # Every number of $\hat W$ *is* one of the sixteen values times its constant. A change by less than half a step is rounded back to where it came from, and a fine-tuned change is less than half a step nearly everywhere. So it does not

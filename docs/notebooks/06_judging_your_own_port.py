@@ -23,17 +23,21 @@ from minipeft.conformance.strategies import agree
 recorded = [
     case
     for case in cases.load(cases.SHIPPED, ["lora"])
-    if case.place == "linear" and case.ask in ("forward", "vjp", "merge") and "keep" not in case.tensors
+    if case.place == "linear"
+    and case.ask in ("forward", "vjp", "merge")
+    and "keep" not in case.tensors
 ]
-print(len(recorded), "cases of LoRA ask for outputs, gradients or merged weights of a linear")
+print(
+    len(recorded), "cases of LoRA ask for outputs, gradients or merged weights of a linear"
+)
 usual = next(case for case in recorded if case.id == "lora.forward.usual")
-print(usual.id, dict(usual.config))
+print(usual.id)
 alpha, r = usual.config["alpha"], usual.config["r"]
 print(f"α/r = {alpha / r:.1f}, α/√r = {alpha / math.sqrt(r):.1f}, α = {alpha:.1f}")
 print(
     {name: array.shape for name, array in sorted(usual.tensors.items())},
-    "→",
     {name: array.shape for name, array in usual.want.items()},
+    sep="\n→ ",
 )
 
 # %% [markdown]
@@ -43,7 +47,7 @@ print(
 # ## A first version
 #
 # Tensors come under the letters of the equation, settings under the names of the paper. `x` has the shape (batch, time, in); `g` is
-# the gradient of the loss by $y$. Cases with dropout masks, files or training are left out here.
+# the gradient of the loss by $y$, and `c`, where there is one, a trained bias of $B$, scaled like the rest. Cases with dropout masks, files or training are left out here.
 
 
 # %%
@@ -78,15 +82,16 @@ def verdicts(mine):
             agree(case, **getattr(mine, case.ask)(case.config, **given))
             right += 1
         except AssertionError as why:
-            said, _, equals = str(why).split("}: ", 1)[1].partition("; it ")
-            print(f"{case.id:26} {said.split(' at (')[0]}{equals and '; it '}{equals}")
+            said, _, equals = str(why).split("}: ", 1)[1].partition("; it equals ")
+            said, case_id = said.split(" at (")[0], case.id.removeprefix("lora.")
+            print(f"{case_id:21} {said}{equals and ': '}{equals}")
     print(f"{right} of {len(recorded)} as wanted")
 
 
 verdicts(Mine())
 
 # %% [markdown]
-# Nothing is right, but the verdicts say more than that. Each failure is compared with a collection of **mutants**: minipeft itself with one error planted, each after an incident in a real library. "It equals `alpha_undivided`" means: your output is, to the last digits,
+# Nothing is right, but the verdicts say more than that. Each failure is compared with a collection of **mutants**: minipeft itself with one error planted, each after an incident in a real library. `alpha_undivided` behind a failure means: your output is, to the last digits,
 # what one gets by forgetting to divide $\alpha$ by $r$. Where two are named, this case cannot tell them apart: with $\alpha/r = 3$ and $r = 2$ the forgotten division doubles the change, and so does merging twice. Where none is named,
 # two errors are at work at once. What mutants there are, and where each was seen, stands in [mutants.md](../mutants.md).
 #
@@ -115,7 +120,9 @@ verdicts(Mine2())
 # %%
 class Mine3(Mine):
     def scale(self, config):
-        return config["alpha"] / (math.sqrt(config["r"]) if config["rslora"] else config["r"])
+        return config["alpha"] / (
+            math.sqrt(config["r"]) if config["rslora"] else config["r"]
+        )
 
     def vjp(self, config, g, x, W, b, A, B, c=None):
         s = self.scale(config)
@@ -144,10 +151,16 @@ for dtype in (np.float64, np.float32):
     got = Mine3().vjp(case.config, **{k: v.astype(dtype) for k, v in given.items()})
     u = np.finfo(dtype).eps / 2
     ratios = {k: abs(got[k] - case.want[k]).max() / (u * case.cond[k]) for k in case.want}
-    print(f"{np.dtype(dtype)}: all below K = {case.k:g}:", all(ratio < case.k for ratio in ratios.values()))
+    print(
+        f"{np.dtype(dtype)}: all below K = {case.k:g}:",
+        all(ratio < case.k for ratio in ratios.values()),
+    )
     agree(case, **got)
 
-sloppy = {k: v.astype(np.float32).astype(np.float64) for k, v in Mine3().vjp(usual_grad.config, **given).items()}
+sloppy = {
+    k: v.astype(np.float32).astype(np.float64)
+    for k, v in Mine3().vjp(usual_grad.config, **given).items()
+}
 try:
     agree(usual_grad, **sloppy)
 except AssertionError as why:
@@ -167,19 +180,36 @@ def minipeft(*words, folder="."):
     """The command line: what it prints, and its exit status."""
     plain = os.environ | {"FORCE_COLOR": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "minipeft", *words], cwd=folder, env=plain, capture_output=True, text=True
+        [sys.executable, "-m", "minipeft", *words],
+        cwd=folder,
+        env=plain,
+        capture_output=True,
+        text=True,
     )
     print(done.stdout + f"exit status {done.returncode}")
 
 
 folder = tempfile.TemporaryDirectory()
 mine = Path(folder.name) / "mine"
-subprocess.run([sys.executable, "-m", "minipeft", "verify", "new", "python", mine], check=True, capture_output=True)
+subprocess.run(
+    [sys.executable, "-m", "minipeft", "verify", "new", "python", mine],
+    check=True,
+    capture_output=True,
+)
 program = (mine / "harness.py").read_text()
 right = "return W + s * (B @ A), b if c is None else b + s * c"
 assert right in program
-(mine / "harness.py").write_text(program.replace(right, "return W + s * s * (B @ A), b if c is None else b + s * c"))
-minipeft("verify", "-i", "python:harness:implementation", "--case", "lora.merge.usual", folder=mine)
+(mine / "harness.py").write_text(
+    program.replace(right, "return W + s * s * (B @ A), b if c is None else b + s * c")
+)
+minipeft(
+    "verify",
+    "-i",
+    "python:harness:implementation",
+    "--case",
+    "lora.merge.usual",
+    folder=mine,
+)
 
 # %% [markdown]
 # The panel has the equation, the worst element, how far it is off in units of rounding, the mutant it equals, and the command that judges this case again. Mended, and with all cases of LoRA:

@@ -24,8 +24,16 @@ def built(source: Path) -> nbformat.NotebookNode:
     """The notebook of a source, executed, with nothing in it that another run would not give again."""
     book = jupytext.read(source, fmt="py:percent")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # sums in one order, whatever the machine
-    NotebookClient(book, timeout=120, kernel_name=KERNEL["name"], record_timing=False, coalesce_streams=True).execute()
-    book.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    NotebookClient(
+        book,
+        timeout=120,
+        kernel_name=KERNEL["name"],
+        record_timing=False,
+        coalesce_streams=True,
+    ).execute()
+    book.metadata = nbformat.from_dict(
+        {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    )
     for n, cell in enumerate(book.cells):
         cell.id, cell.metadata = f"cell-{n}", nbformat.NotebookNode()
     nbformat.validate(book)
