@@ -269,7 +269,9 @@ def _nearest(site: str, D: np.ndarray, rank: int | float) -> tuple[np.ndarray, n
     """A and B: the r largest singular triples, σ with the left ones; r at most the smaller side, at least 1."""
     U, S, Vt = singular(site, D)
     if isinstance(rank, float):
-        rank = int((np.cumsum(S**2) < rank * (S**2).sum()).sum()) + 1
+        there = np.where(max(D.shape) * np.finfo(S.dtype).eps * S[0] < S, S, 0)  # what rounding made is no direction
+        kept = np.cumsum(there**2)
+        rank = int((kept < rank * kept[-1]).sum()) + 1
     r = min(rank, len(S))
     return Vt[:r], U[:, :r] * S[:r]
 

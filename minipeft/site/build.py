@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minipeft import __version__
+from minipeft.compare import FAMILIES
 from minipeft.conformance import docstrings
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
@@ -29,7 +30,7 @@ PAGES = {  # of docs/, by what the navigation calls them
     "Robustness": "robustness.md", "Claims": "claims.md",
 }  # fmt: skip
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-YARDSTICK = "lora"
+YARDSTICK = FAMILIES["lowrank"]
 
 
 def pages_of(names: Sequence[str] = ()) -> int:
@@ -81,7 +82,7 @@ def _write(source: Path, chosen: dict[str, type[Method]], tick: Callable[[str], 
     first = _looked_at(METHODS[YARDSTICK])
     for name, cls in chosen.items():
         seen = first if name == YARDSTICK else _looked_at(cls)
-        text = one.page(cls, seen, _cost(seen, first), tape_of(name))
+        text = one.page(cls, seen, YARDSTICK, _cost(seen, first), tape_of(name))
         (source / "methods" / f"{name}.md").write_text(text, encoding="utf-8")
         tick(name)
     (source / "families").mkdir()

@@ -26,11 +26,11 @@ from minipeft.site.trained import STEPS, Seen
 ROOT = Path(__file__).parents[2]
 
 
-def page(cls: type[Method], seen: Seen | str, cost: dict[str, float] | None, tape: str = "") -> str:
+def page(cls: type[Method], seen: Seen | str, beside: str, cost: dict[str, float] | None, tape: str = "") -> str:
     """The page: equations, picture, arrays, settings, effects, cost, readings, what others compute, witnesses, cases, file.
 
     `seen` is what the trained method does, or why that cannot be shown. `cost` are its time and bytes in a step, in those of
-    the low-rank method that all know. `tape` is a picture of its tape.
+    the method `beside`. `tape` is a picture of its tape.
     """
     about = docstrings.read(cls)
     blocks = [
@@ -62,7 +62,10 @@ def page(cls: type[Method], seen: Seen | str, cost: dict[str, float] | None, tap
         ]
     if cost:
         rows = [(what, f"{ratio:.2f}") for what, ratio in cost.items()]
-        blocks += ["## Cost beside LoRA", table(("of a step of training the package's base", "LoRA = 1"), rows)]
+        blocks += [
+            f"## Cost beside {beside}",
+            table(("of a step of training the package's base", f"{beside} = 1"), rows),
+        ]
     blocks += [f"## {head}\n\n{_linked(said)}" for head, said in about.sections.items()]
     if readings := {n: c for n, c in choices(cls).items() if c.reading}:
         blocks += [

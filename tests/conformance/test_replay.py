@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
 COARSE = {
     "llama/oft-coft": "PEFT measures the rotation against a radius in float32",
-    **dict.fromkeys(
-        ("llama/psoft", "llama/psoft-neumann", "llama/psoft-eps", "bert-cls/psoft-bert-cls"),
-        "PEFT finds the singular vectors anew",
-    ),
     "bert-cls/lora-bias-all": "the gradient of a key's bias is 0 but for rounding: softmax does not see it",
 }
+
+ANEW = {
+    c for c in CASES if "/psoft" in c
+}  # PEFT finds the singular vectors anew: how far apart the two are depends on the processor
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def bases():
 @pytest.mark.parametrize("case", in_turn(CASES, every=5))
 def test_agrees_with_what_peft_computed(case, bases):
     report = replay(bases[case.split("/")[0]], ROOT / case)
-    assert report.agrees(strict=case not in COARSE), report
+    assert report.agrees(strict=case not in COARSE.keys() | ANEW), report
     assert report.of("logits") and report.of("loss") and report.of("grad")
 
 

@@ -21,17 +21,13 @@ def test_a_claim_holds_or_does_not_by_the_numbers():
     for m in FEW:
         slow = dict(step_seconds=0.05, text_off=4.1) if m == FEW[-1] else {}
         for n in TEXTS:
-            found[m, n] = [outcome(m, 0.1 if n == TEXTS[0] else -0.1, **slow) for _ in SEEDS]
+            found[m, n] = [outcome(m, {TEXTS[0]: 0.1, TEXTS[1]: -0.1, TEXTS[2]: 0.0}[n], **slow) for _ in SEEDS]
     rows = {line.split(" | ")[0].strip("| "): line for line in page(found).splitlines() if line.startswith("| ")}
     assert "| holds |" in rows[f"a step of {FEW[0]} takes less time than of full fine-tuning"]
     assert "does not hold" in rows[f"a step of {FEW[-1]} takes less time than of full fine-tuning"]
-    assert (
-        "+0.100 ± 0.000 than full | does not hold"
-        in rows[f"{FEW[0]} is better than full fine-tuning where data are few: {TEXTS[0]} texts"]
-    )
-    assert (
-        "-0.100 ± 0.000 than full | holds"
-        in rows[f"{FEW[0]} is better than full fine-tuning where data are few: {TEXTS[1]} texts"]
-    )
+    better = f"{FEW[0]} is better than full fine-tuning on {{}} texts".format
+    assert "+0.100 ± 0.000 | does not hold" in rows[better(TEXTS[0])]
+    assert "-0.100 ± 0.000 | holds" in rows[better(TEXTS[1])]
+    assert "0.000 | cannot be told" in rows[better(TEXTS[2])]
     assert "does not hold" in rows[f"what {FEW[-1]} made forget comes back when it is off"]
     assert "bit for bit | holds" in rows[f"what {FEW[0]} made forget comes back when it is off"]
