@@ -82,7 +82,10 @@ def _write(source: Path, chosen: dict[str, type[Method]], tick: Callable[[str], 
     first = _looked_at(METHODS[YARDSTICK])
     for name, cls in chosen.items():
         seen = first if name == YARDSTICK else _looked_at(cls)
-        text = one.page(cls, seen, YARDSTICK, _cost(seen, first), tape_of(name))
+        (source / "tapes").mkdir(exist_ok=True)
+        if tape := tape_of(name):
+            (source / "tapes" / f"{name}.svg").write_text(tape, encoding="utf-8")
+        text = one.page(cls, seen, YARDSTICK, _cost(seen, first), f"../tapes/{name}.svg" if tape else "")
         (source / "methods" / f"{name}.md").write_text(text, encoding="utf-8")
         tick(name)
     (source / "families").mkdir()
@@ -112,12 +115,10 @@ def _cost(seen: Seen | str, first: Seen | str) -> dict[str, float] | None:
 
 def tape_of(name: str) -> str:
     """The picture of a method's tape; '' where there is none."""
-    if find_spec("minipeft.tape") is None:
-        return ""
-    from minipeft.tape import example, record, svg
+    from minipeft.tape import example, svg
 
     try:
-        return svg(record(*example(name)))
+        return svg(example(name))
     except Bad:
         return ""
 

@@ -30,7 +30,7 @@ def page(cls: type[Method], seen: Seen | str, beside: str, cost: dict[str, float
     """The page: equations, picture, arrays, settings, effects, cost, readings, what others compute, witnesses, cases, file.
 
     `seen` is what the trained method does, or why that cannot be shown. `cost` are its time and bytes in a step, in those of
-    the method `beside`. `tape` is a picture of its tape.
+    the method `beside`. `tape` is where the picture of its tape lies.
     """
     about = docstrings.read(cls)
     blocks = [
@@ -58,7 +58,7 @@ def page(cls: type[Method], seen: Seen | str, beside: str, cost: dict[str, float
         blocks += [
             "## Its tape",
             "One training step of a tiny model: what is kept for the way back, and where gradients stop.",
-            tape,
+            f"![The tape of {cls.name}]({tape})",
         ]
     if cost:
         rows = [(what, f"{ratio:.2f}") for what, ratio in cost.items()]
