@@ -212,7 +212,8 @@ minipeft(
 )
 
 # %% [markdown]
-# The panel has the equation, the worst element, how far it is off in units of rounding, the mutant it equals, and the command that judges this case again. Mended, and with all cases of LoRA:
+# The panel has the equation, what is wrong in words and where it was seen before, the worst element, how far it is off in units of rounding, the mutant it equals, and the command that judges this case
+# again. Mended, and with all cases of LoRA:
 
 # %%
 (mine / "harness.py").write_text(program)
@@ -220,7 +221,7 @@ minipeft("verify", "-i", "python:harness:implementation", "lora", folder=mine)
 folder.cleanup()
 
 # %% [markdown]
-# What it does not claim to have (dropout masks, files, training…) is a skip, not a failure, so a port can grow check by check.
+# What the program does not claim to have (files, training…) is not answered, and told apart from what is right and what is wrong. So a port can grow check by check.
 #
 # Further: `--html report.html` and `--junit report.xml` for a build server; `pytest -p minipeft.conformance.plugin --conformance python:mine:implementation` for a test for each case;
 # `minipeft.conformance.strategies.case` draws new cases by Hypothesis; `-i peft` judges Hugging Face PEFT. [field.md](../field.md) is what came of doing this to every library there is a harness for.
