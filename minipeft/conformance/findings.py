@@ -71,6 +71,12 @@ class Finding:
         return told(self.cause)[1] if self.cause else ""
 
     @property
+    def others(self) -> list[str]:
+        """Causes that would explain the same failures, in words."""
+        shared = [c for c in self.first.diagnosis if c != self.cause and all(c in r.diagnosis for r in self.results)]
+        return [told(c)[0] for c in shared]
+
+    @property
     def addresses(self) -> list[str]:
         """Of their reports."""
         return addresses(self.seen)
@@ -87,10 +93,10 @@ def told(cause: str) -> tuple[str, str]:
 
     if cause in mutants.every():
         mutant = mutants.every()[cause]
-        first, rest = mutant.about.split(" ", 1) if " " in mutant.about else (mutant.about, "")
-        first = first.lower() if first[1:].islower() or len(first) == 1 else first  # a name keeps its letters
+        first, _, rest = mutant.about.partition(" ")
+        first = first.lower() if first == "A" or (first.isalpha() and first[1:].islower()) else first  # a name stays
         return f"{first} {rest}".strip(), mutant.incidents
-    return (f"it is what {cause} gives, and another is asked for" if "=" in cause else cause), ""
+    return (cause if " " in cause else f"it is what {cause} gives, and another is asked for"), ""
 
 
 def findings(results: Iterable[Result]) -> list[Finding]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 PROJECTS = {
+    "InvokeAI": "invoke-ai/InvokeAI",
     "LyCORIS": "KohakuBlueleaf/LyCORIS",
     "PEFT": "huggingface/peft",
     "TensorRT-LLM": "NVIDIA/TensorRT-LLM",
     "aprender": "paiml/aprender",
+    "bitsandbytes": "bitsandbytes-foundation/bitsandbytes",
     "candle-lora": "EricLBuehler/candle-lora",
     "mlx-examples": "ml-explore/mlx-examples",
     "mlx-vlm": "Blaizzy/mlx-vlm",
