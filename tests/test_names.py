@@ -30,6 +30,7 @@ NOT_MEANT = re.compile(
     r"""[\w./-]+[ ]\#\d+                       # an issue of somebody's repository
     |grad(?:=|":[ ]|",[ ])"full"               # a reading: how far a gradient goes
     |"\w*[\w-]*-lora==[\d.]+"                  # somebody's library
+    |"[\w.-]+":[ ]"[\w.-]+/[\w.-]+"              # a project and its repository
     """,
     re.VERBOSE,
 )

@@ -141,8 +141,8 @@ def _of(results: Sequence[Result], cause: str = "") -> Finding:
 def folded(ids: Iterable[str]) -> list[str]:
     """Many ids in few words, as a shell reads them.
 
-    >>> folded(["lora.load.missing", "lora.load.unexpected", "dora.load.missing", "dora.load.unexpected", "lora.grad.usual"])
-    ['{lora,dora}.load.{missing,unexpected}', 'lora.grad.usual']
+    >>> folded(["one.load.missing", "one.load.unexpected", "other.load.missing", "other.load.unexpected", "one.grad.usual"])
+    ['{one,other}.load.{missing,unexpected}', 'one.grad.usual']
     """
     variants: dict[tuple[str, str], list[str]] = {}
     for i in ids:
