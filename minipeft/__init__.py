@@ -30,6 +30,7 @@ _WHERE = {
     "load_adapter": "checkpoints.native",
     "merge": "merging",
     "load_peft": "interop.peft.reading",
+    "replicated": "model.replicated",
     "save_adapter": "checkpoints.native",
     "save_merged": "checkpoints.merged",
     "save_model": "checkpoints",

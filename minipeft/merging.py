@@ -22,7 +22,7 @@ def merge(adapted: Adapted) -> Model:
     """The base with the adapters in use folded into its weights: an ordinary model.
 
     A weight that was held in bfloat16 is so again, W' being computed in float32 and rounded once; one that was
-    quantised is not. Raises `Bad` naming the adapter whose change is no weight.
+    quantised is not. Layers that were repeated are apart from then on. Raises `Bad` naming the adapter whose change is no weight.
     """
     for a in adapted.in_use:
         for site, method in a.at.items():
@@ -51,7 +51,7 @@ def merge(adapted: Adapted) -> Model:
             arch = dataclasses.replace(arch, tied=False)
     order = [*adapted.model.params, *sorted(names - set(adapted.model.params)), *follow]
     params = {n: params[n] for n in order if n in params}
-    return dataclasses.replace(adapted.model, arch=arch, params=params)
+    return dataclasses.replace(adapted.model, arch=arch, params=params, origin=())
 
 
 def digest(arrays: Mapping[str, Any]) -> str:

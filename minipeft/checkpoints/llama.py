@@ -136,6 +136,13 @@ def full_layers(config: dict[str, Any]) -> tuple[int | None, tuple[int, ...]]:
     return (None, ()) if len(full) == layers else (window, full)
 
 
+def of_layers(arch: Arch) -> dict[str, Any]:
+    """What config.json says of the single layers: the other way round."""
+    if "layer_types" not in FIELDS[arch.family].read:
+        return {}
+    return dict(layer_types=[LAYER_TYPES[arch.window_of(n) is not None] for n in range(arch.layers)])
+
+
 def arch(config: dict[str, Any], head: str) -> Arch:
     """The facts of config.json. Older files hold the rotary settings in rope_theta and rope_scaling."""
     family = config["model_type"]

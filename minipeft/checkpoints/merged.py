@@ -31,6 +31,7 @@ from minipeft.limits import JSON_BYTES
 from minipeft.merging import merge
 from minipeft.model.base import Model
 from minipeft.model.batch import Batch, batch
+from minipeft.model.replicated import original
 from minipeft.model.sensitivity import sensitivity
 
 K = 32.0  # four times that of one computation: the adapter's way, the fold, its rounding, and the merged model's way
@@ -85,9 +86,8 @@ def save_merged(
         folder.chmod(0o755)
         try:
             folded = _padded(folded, base)
-            written = write_model(
-                folded, folder, types_of(folded, dtype) if dtype else stored_types(base, folded), classes
-            )
+            types = types_of(folded, dtype) if dtype else _stored(base, folded, adapted.model)
+            written = write_model(folded, folder, types, classes)
         except Bad as why:
             biased = {a.name for a in adapted.in_use if any(getattr(m, "lora_bias", False) for m in a.at.values())}
             names = ", ".join(
@@ -161,6 +161,12 @@ def _padded(folded: Model, base: Path) -> Model:
     if pad is None or pad >= arch.vocab:
         pad = next(iter(arch.eos_ids), None)
     return dataclasses.replace(folded, arch=dataclasses.replace(arch, pad_id=pad))
+
+
+def _stored(base: Path, folded: Model, held: Model) -> dict[str, str]:
+    """The types of the files' tensors, those of layers that were repeated for each of them."""
+    types = stored_types(base, folded)
+    return types | {k: types[old] for k in folded.params if (old := original(held, k)) in types}
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
@@ -247,7 +253,8 @@ def _tell_unwritten(adapted: Adapted) -> None:
 def _lost(wide: Adapted, base: Path) -> tuple[float, float] | None:
     """What four bits cost the base: differences of logits, adapters off, None if the base's files hold no more."""
     plain = load(base, wide.model.dtype)
-    full = {k: plain.params[k] for k, W in wide.model.params.items() if form(W) and k in plain.params}
+    held = {k: original(wide.model, k) for k, W in wide.model.params.items() if form(W)}
+    full = {k: plain.params[old] for k, old in held.items() if old in plain.params}
     if any(map(form, full.values())):
         return None
     given = probe(wide.model)

@@ -22,10 +22,12 @@ from minipeft.drawing import expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.weight import again, factor, form, quantised, widened
 from minipeft.errors import Bad, near
+from minipeft.limits import LAYERS
 from minipeft.merging import digest
 from minipeft.method import Method, Site, is_whole, method_class, refuse_unfit
 from minipeft.model.base import Model
 from minipeft.model.parts import shapes as shapes_of
+from minipeft.model.replicated import as_ranges, joined, replicated
 from minipeft.settings import shortly
 from minipeft.targets import sites
 
@@ -92,6 +94,7 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         "head": [adapted.model.arch.head, adapted.model.arch.labels],
         "weight": adapted.weights.get(adapter.name, 1.0),
     }
+    about |= {"layers": as_ranges(adapted.model.origin)} if adapted.model.origin else {}
     arrays: dict[str, Any] = {k: np.asarray(to_host(v)) for k, v in adapter.arrays.items()}
     for n in about["brought"]:
         W = adapted.model.params[n]
@@ -150,6 +153,7 @@ class _Said:
     weight: float
     options: dict[str, Any]
     brought: list[str]
+    layers: list[tuple[int, int]]
 
 
 def _said(file: Path, about: dict[str, Any]) -> _Said:
@@ -183,12 +187,15 @@ def _said(file: Path, about: dict[str, Any]) -> _Said:
         options = {k: list(v) if isinstance(v, list) else v for k, v in about["options"].items()}
         places = {str(site): tuple(shape) for site, shape, _ in about["at"]}
         brought = [str(n) for n in several("brought")]
+        layers = [(start, end) for start, end in about.get("layers") or ()]
+        if not all(type(n) is int for both in layers for n in both) or sum(b - a for a, b in layers) > LAYERS:
+            raise TypeError("its layers are malformed")
         base, family = str(about["base"]), str(about["family"])
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as why:
         if isinstance(why, Bad):
             raise
         raise Bad(f"{file}: cannot be read: {type(why).__name__}: {why}") from None
-    return _Said(name, method, at, places, arrays, base, family, (head, labels), weight, options, brought)
+    return _Said(name, method, at, places, arrays, base, family, (head, labels), weight, options, brought, layers)
 
 
 def load_adapter(
@@ -197,7 +204,8 @@ def load_adapter(
     """Attach an adapter saved by `save_adapter`; the base is held as the adapter's method holds it, quantised perhaps.
 
     An adapter that was trained with a classifier brings it: a base with another head gets that one. Any other adapter fits
-    the same body under every head that has its sites. What it brought of its base, a resized vocabulary's table, is the base's. `name` is another name for it.
+    the same body under every head that has its sites. What it brought of its base, a resized vocabulary's table, is the base's, and
+    layers are repeated as they were. `name` is another name for it.
     Raises `Bad` for files that cannot be read or do not fit each other, for arrays that are not those of its methods and their
     settings, and for an adapter trained on another base, unless `any_base`: then the sites must have the shapes they had.
     """
@@ -218,6 +226,7 @@ def load_adapter(
             f"{folder}: adapter.json and adapter.safetensors are not of one save: it was interrupted, or one of them changed; "
             f"save the adapter again (a training that is started again goes on to its end)"
         )
+    adapted = _of_layers(adapted, said.layers, folder)
     here = (adapted.model.arch.head, adapted.model.arch.labels)
     if (head, labels) != here and head in CLASSIFIERS and "score.weight" in replaced(at):
         if adapted.adapters:
@@ -267,6 +276,18 @@ def load_adapter(
     if weights or said.weight != 1.0:
         weights = (weights or {a.name: 1.0 for a in adapted.adapters}) | {name: said.weight}
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter), weights=weights)
+
+
+def _of_layers(adapted: Adapted, ranges: Sequence[tuple[int, int]], folder: Path) -> Adapted:
+    """The same over the layers that an adapter was trained on, where they were repeated."""
+    if not ranges or as_ranges(adapted.model.origin) == joined(ranges):
+        return adapted
+    if adapted.adapters or adapted.model.origin:
+        raise Bad(f"{folder}: this adapter repeats layers of its base; attach it before others, to the base as it is")
+    try:
+        return Adapted(replicated(adapted.model, ranges))
+    except Bad as why:
+        raise Bad(f"{folder / 'adapter.json'}: layers: {why}") from None
 
 
 def _refuse_undeclared(folder: Path, said: _Said, known: Mapping[str, Site], arrays: Mapping[str, np.ndarray]) -> None:

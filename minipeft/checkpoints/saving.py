@@ -27,6 +27,7 @@ from minipeft.checkpoints import (
     read_arch,
     their_layout,
 )
+from minipeft.checkpoints.config import LAYERS, Fields
 from minipeft.checkpoints.files import existing, read_header, read_json, write_json, write_tensors
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.bfloat16 import Bfloat16, bfloat16
@@ -75,6 +76,7 @@ def expressed(model: Model, classes: Sequence[str] = ()) -> Model:
     if arch.family == "t5":
         config["scale_decoder_outputs"] = arch.head_scale != 1.0
     config |= _head_facts(arch, config, classes)
+    config |= _layer_facts(arch, config)
     arch = dataclasses.replace(arch, problem=config.get("problem_type") or "" if arch.head == "classify" else "")
     said = read_arch(config)
     loose = LOOSE if arch.predicts_tokens else (*LOOSE, "tied", "head_scale")  # of a head that is not there
@@ -124,6 +126,17 @@ def _with_biases(arch: Arch, params: dict[str, Any], config: dict[str, Any]) -> 
         if name.endswith(".bias") and name not in params:
             params[name] = to_device(np.zeros(shape, dtype))
     return arch, config
+
+
+def _layer_facts(arch: Arch, config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of the layers, where there are others than it tells of."""
+    said = read_arch(config)
+    if (said.layers, said.window, said.full_layers) == (arch.layers, arch.window, arch.full_layers):
+        return {}
+    family = _family(arch.family)
+    fields = family.FIELDS if isinstance(family.FIELDS, Fields) else family.FIELDS[arch.family]
+    counts = [k for k in config if fields.read.get(fields.also.get(k, k)) is LAYERS]
+    return dict.fromkeys(counts, arch.layers) | getattr(family, "of_layers", lambda arch: {})(arch)
 
 
 def _head_facts(arch: Arch, config: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class Model:
 
     `config` is the checkpoint's config.json; `spare` what its file holds beyond this head, a pooler perhaps, under their
     names and in their layout. Both are empty for a model that came from no file. `drawn` are parameters that no file had,
-    of a head that was put on. `folder` is the one that it was read from.
+    of a head that was put on. `folder` is the one that it was read from. `origin` tells which of its layers these are, where
+    they were repeated (`minipeft.model.replicated`); empty: all of them, in order.
     """
 
     arch: Arch
@@ -89,12 +90,16 @@ class Model:
     spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
     drawn: frozenset[str] = field(default=frozenset(), repr=False)
     folder: Path | None = field(default=None, repr=False, compare=False)
+    origin: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for k, v in self.params.items():
             if not isinstance(v, Weight):
                 _check_parameter(k, v)
-        held = {k: v if isinstance(v, Weight) else read_only(v) for k, v in self.params.items()}
+        once: dict[int, Any] = {}  # what stands under several names stays one
+        for v in self.params.values():
+            once.setdefault(id(v), v if isinstance(v, Weight) else read_only(v))
+        held = {k: once[id(v)] for k, v in self.params.items()}
         object.__setattr__(self, "params", Parameters(held))
 
     def __repr__(self) -> str:
@@ -113,8 +118,8 @@ class Model:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
-        return sum(int(np.prod(v.shape)) for v in self.params.values())
+        """How many numbers it holds; what stands under several names is held once."""
+        return sum(int(np.prod(v.shape)) for v in {id(v): v for v in self.params.values()}.values())
 
     def astype(self, dtype: Any) -> Model:
         """The same model in another floating-point type. What is quantised stays so.
@@ -123,7 +128,9 @@ class Model:
         float32, and so is everything that is computed: products with these matrices round their other factor too, and
         are summed in float32. Raises `Bad` for what is no floating-point type.
         """
-        return dataclasses.replace(self, params={k: converted(k, v, dtype) for k, v in self.params.items()})
+        names = {id(v): k for k, v in self.params.items()}
+        made = {k: converted(k, self.params[k], dtype) for k in names.values()}
+        return dataclasses.replace(self, params={k: made[names[id(v)]] for k, v in self.params.items()})
 
     def digest(self, without: Collection[str] = ()) -> str:
         """SHA-256 of every array's name, dtype, shape and bytes: equal if and only if the base is bit-identical.

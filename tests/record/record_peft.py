@@ -97,7 +97,11 @@ BASES: dict[str, tuple[Any, Any, str | None]] = {
         "SEQ_2_SEQ_LM",
     ),
 }  # fmt: skip
-RECORDED = {"vit": (tf.ViTForImageClassification, None, None)}  # bases that stay as they are
+RECORDED = {  # bases that stay as they are
+    "vit": (tf.ViTForImageClassification, None, None),
+    "mistral": (tf.MistralForCausalLM, None, "CAUSAL_LM"),
+}
+WORDS = {"mistral": 37}  # of a base with another vocabulary
 BASES |= RECORDED
 PADDING = dict.fromkeys(BASES, "none") | {
     "bert-cls": "right",
@@ -195,7 +199,9 @@ class Case:
     @property
     def inputs(self) -> Tensors:
         task = self.config.task_type if self.cls else BASES[self.base][2]
-        return inputs(self.base, self.padding, self.config.peft_type in BY_TASK, task, self.rows or VOCAB)
+        return inputs(
+            self.base, self.padding, self.config.peft_type in BY_TASK, task, self.rows or WORDS.get(self.base, VOCAB)
+        )
 
 
 def trainable(model: Any) -> list[tuple[str, torch.Tensor]]:

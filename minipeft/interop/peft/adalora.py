@@ -21,7 +21,7 @@ from minipeft.interop.peft.fields import (
     refused,
     whole,
 )
-from minipeft.interop.peft.lora import FACTORS
+from minipeft.interop.peft.lora import FACTORS, refuse_shared
 from minipeft.interop.peft.names import HERE
 from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
 from minipeft.limits import PATTERNS, WHOLE
@@ -114,6 +114,7 @@ SPEC = Spec(
     writes=_writes,
     at_site=lambda config, arrays: dict(kept=len(arrays.get("lam", ()))),
     of_adapter=_kept,
+    examine=refuse_shared,
     absent=_absent,
     readings=dict(sensitivity="*", orth="norm"),
     trials=(

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.checkpoints import CLASSIFIERS, HEADS, _ours, _theirs, family_names, headed, with_head
+from minipeft.adapted import Adapted
+from minipeft.checkpoints import CLASSIFIERS, HEADS, _family, _ours, _theirs, family_names, headed, read_arch, with_head
 from minipeft.checkpoints.native import OF_VOCABULARY
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.weight import again, widened
-from minipeft.errors import Bad
+from minipeft.errors import Bad, note
 from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of, plain_body
 from minipeft.interop.peft.names import CLASSIFIERS as PEFT_CLASSIFIERS
-from minipeft.interop.peft.names import Config
+from minipeft.interop.peft.names import Config, Naming
 from minipeft.model.base import Model
 from minipeft.model.parts import shapes
+from minipeft.model.replicated import as_ranges, joined, replicated
 
 SAVED = re.compile(r"\.modules_to_save\.(?:(?!weight$|bias$|dense\.|out_proj\.)[^.]+\.)?")  # and an adapter's name
 CLASSIFIER = re.compile(rf"({'|'.join(PEFT_CLASSIFIERS)})(\.(dense|out_proj))?\.(weight|bias)")
@@ -82,6 +84,44 @@ def _classifying(
         theirs = f"{names.theirs(lost[0].rpartition('.')[0])}.{lost[0].rpartition('.')[2]}"
         raise Bad(f"{folder}: the classifier needs {theirs}, which is neither in the adapter nor in the base")
     return with_head(dataclasses.replace(model, spare=spare), chosen, arch.labels)
+
+
+HOLDS_LAYERS = re.compile(r"(model\.)*(bert\.)?(layers|encoder\.layer|h)")  # where PEFT looks for a model's layers
+
+
+def with_repeated_layers(adapted: Adapted, config: Config, folder: Path) -> Adapted:
+    """The model with the layers that a configuration says, those of its base repeated. Raises `Bad` where PEFT finds none to
+
+    repeat, and where there are adapters on other layers already.
+    """
+    ranges = config.get("layer_replication")
+    if as_ranges(adapted.model.origin) == joined(ranges or []):
+        return adapted
+    here = f"{folder / 'adapter_config.json'}: layer_replication"
+    if adapted.adapters or adapted.model.origin:
+        raise Bad(f"{here}: expected {as_ranges(adapted.model.origin) or 'none'}, as this model has it, found {ranges}")
+    try:
+        made = replicated(adapted.model, ranges or ())
+    except Bad as why:
+        raise Bad(f"{here}: {why}") from None
+    repeats_of(made)
+    return Adapted(made)
+
+
+def repeats_of(model: Model) -> list[list[int]]:
+    """The layers of a model as PEFT repeats them. Raises `Bad` where it finds none, notes where transformers masks others."""
+    arch, family = model.arch, _family(model.arch.family)
+    place = Naming(model, arch.head == "none").theirs("layers.0.mlp.up").partition(".0.")[0]
+    if not HOLDS_LAYERS.fullmatch(place):
+        raise Bad(f"PEFT repeats no layers of {arch.family} with the head {arch.head!r}: it does not look at {place}")
+    if model.config and (kinds := family.of_layers(arch) if hasattr(family, "of_layers") else {}):
+        known = family.of_layers(read_arch(dict(model.config)))["layer_types"]
+        if (found := kinds["layer_types"]) != known[: len(found)]:
+            note(
+                f"layer_replication: transformers 5 takes the windows of {arch.family} by the new numbers of its layers, of which "
+                f"it has {len(known)}; here each layer keeps its own"
+            )
+    return as_ranges(model.origin)
 
 
 def with_brought_base(model: Model, parts: Parts, folder: Path) -> tuple[Model, list[str]]:

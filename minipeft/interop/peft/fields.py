@@ -154,6 +154,16 @@ LAYERS = Kind(
     "an integer or a list of integers",
     lambda v: v is None or whole(0).holds(v) or (_are(v, whole(0).holds) and len(v) <= LAYERS_MOST),
 )
+RANGES = Kind(
+    f"pairs of layers, the second above the first, {LAYERS_MOST:,} layers at most",
+    lambda v: (
+        v is None
+        or (
+            _are(v, lambda x: _are(x, whole(0, LAYERS_MOST).holds) and len(x) == 2 and x[0] < x[1])
+            and sum(end - start for start, end in v) <= LAYERS_MOST
+        )
+    ),
+)
 IDS = Kind("a list of token ids", lambda v: _are(v, whole(0).holds), tuple)
 TOKENS = Kind(
     "a list of token ids, or such a list for each module",
@@ -203,6 +213,7 @@ COMMON = {
 }
 TARGETS = {"target_modules": read(NAMES)}
 EXCLUDED = {"exclude_modules": read(NAMES)}
+REPEATED = {"layer_replication": read(RANGES)}
 LAYERED = {"layers_to_transform": read(LAYERS), "layers_pattern": read(NAME_OR_NAMES)}
 WHOLE = {"modules_to_save": read(LIST)}
 CONV = {"fan_in_fan_out": plain(LAYOUT, False, FLAG)}

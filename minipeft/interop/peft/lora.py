@@ -26,6 +26,7 @@ from minipeft.interop.peft.fields import (
     ONLY_STARTS,
     POSITIVE,
     RATE,
+    REPEATED,
     SEED,
     TARGETS,
     TOKENS,
@@ -70,7 +71,7 @@ START = Kind(
     lambda v: v is None or isinstance(v, bool) or (isinstance(v, str) and start_of(v) is not None),
 )
 
-FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | {
+FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | REPEATED | WHOLE | CONV | BIASES | {
     "trainable_token_indices": read(TOKENS),
     "lora_dropout": read(optional(RATE), 0.0),
     "megatron_config": plain("concerns layers of Megatron only"),
@@ -84,7 +85,6 @@ FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | {
     "alora_invocation_tokens": refused("acts on the last tokens only"),
     "use_qalora": refused("A is smaller than its input", False),
     "monteclora_config": refused("samples the factors"),
-    "layer_replication": refused("another number of layers"),
     "target_parameters": refused("parameters of no linear"),
     "use_bdlora": refused("the factors are block-diagonal"),
     "arrow_config": refused("routes between adapters"),
@@ -181,7 +181,27 @@ def _drawn(config: Config, arch: Arch) -> Config:
     return dict(start=began(config)) if began(config) in ("gaussian", "orthogonal") else {}
 
 
+def refuse_shared(config: Config) -> None:
+    """Raises `Bad` for what changes a weight or a bias of the base, which are one in all copies of a layer."""
+    taken = [n for start, end in config.get("layer_replication") or () for n in range(start, end)]
+    if len(set(taken)) == len(taken):
+        return
+    changes = [f"bias={config['bias']!r}"] if (config.get("bias") or "none") != "none" else []
+    changes += [f"init_lora_weights={config['init_lora_weights']!r}"] if principal(config) else []
+    changes += (
+        ["kasa_config beside rank_pattern"]
+        if config.get("kasa_config") is not None and config.get("rank_pattern")
+        else []
+    )
+    if changes:
+        raise Bad(
+            f"adapter_config.json: {changes[0]} beside layer_replication: PEFT has one weight for all copies of a layer, "
+            "and each of them would change it"
+        )
+
+
 def _examine(config: Config) -> None:
+    refuse_shared(config)
     start = config.get("init_lora_weights")
     chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
     beside = {"mica": {"use_dora"}, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(
@@ -242,6 +262,7 @@ def _writes(m: Any, arch: Arch) -> Config:
     return written(m, arch, init_lora_weights="gaussian" if m.start == "gaussian" and not m.lora_bias else True)
 
 
+AGAIN = ((0, 2), (0, 1))
 SPEC = dataclasses.replace(
     TUNER,
     reads=_drawn,
@@ -258,6 +279,8 @@ SPEC = dataclasses.replace(
         Trial("bert-cls", dict(r=2), dict(bias="all"), name="all biases"),
         Trial("llama-cls", dict(r=2), dict(train_whole=["score"]), name="on a classifier"),
         Trial("t5", dict(r=2), dict(targets="q v wi"), name="t5"),
+        Trial("bert-cls", dict(r=2), dict(targets="query", patterns={"layers.2.*": dict(r=3)}), "layers", layers=AGAIN),
+        Trial("mistral", dict(r=2), dict(targets="o_proj", train_whole=["layers.1.mlp"]), "mistral", layers=AGAIN),
     ),
 )
 

@@ -20,7 +20,7 @@ from minipeft.drawing import There, expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
-from minipeft.interop.peft.base import with_brought_base, with_fitting_head
+from minipeft.interop.peft.base import with_brought_base, with_fitting_head, with_repeated_layers
 from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
@@ -68,13 +68,13 @@ def load_peft_parts(
     model: Model | Adapted, config: Config, tensors: Mapping[str, np.ndarray], folder: Path, name: str = "default"
 ) -> Adapted:
     """`load_peft` of a configuration and tensors that were read already."""
-    adapted = model if isinstance(model, Adapted) else Adapted(model)
+    adapted = with_repeated_layers(model if isinstance(model, Adapted) else Adapted(model), config, folder)
     cls = method_class(method_name(config))
     spec = spec_of(cls).of(config, adapted.model.arch)
     tensors = spec.common.ours(tensors)
     refuse_odd(folder, spec, tensors, adapted.model)
     if spec.load:
-        return spec.load(model, config, tensors, folder, name)
+        return spec.load(adapted, config, tensors, folder, name)
     base = with_fitting_head(adapted.model, config, tensors, folder)
     naming = Naming.of(base, (body_of(key) for key in tensors))
     parts = sorted_keys(naming, spec, config, tensors, folder)

@@ -163,6 +163,7 @@ class Trial:
     attached: Config = field(default_factory=dict)
     name: str = ""
     inexact: str = ""  # why PEFT reaches float32's precision only
+    layers: tuple[tuple[int, int], ...] = ()  # ranges of its layers, repeated
 
 
 DECOMPOSED = "PEFT decomposes the base in float32 when it loads"

@@ -16,10 +16,11 @@ from minipeft.checkpoints.files import write_json, write_tensors
 from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad
+from minipeft.interop.peft.base import repeats_of
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
-from minipeft.interop.peft.registry import spec_of
+from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec, shared_to_theirs, to_theirs
 from minipeft.method import Method
 from minipeft.model.base import Model
@@ -143,11 +144,12 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     adapter = spec.plain(model, adapter)
     spec = dataclasses.replace(spec_of(adapter.method), peft_type=spec.peft_type)
     config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
-    config |= _modules(model, adapter, spec, folder)
+    config |= _layers(model, spec) | _modules(model, adapter, spec, folder)
     _refuse_apart(model, adapter)
     config |= _beside(model, adapter, spec)
     if task := _task(model, adapter, spec):
         config["task_type"] = task
+    method_name(config)  # raises `Bad` for what PEFT could not read again
     unread = {
         k: v for k, v in adapter.options.items() if k != "peft"
     }  # it is written as the configuration above has it
@@ -167,6 +169,15 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     write_tensors(folder / "adapter_model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "adapter_config.json", config)
     spec.save(adapted, adapter, folder)
+
+
+def _layers(model: Model, spec: Spec) -> Config:
+    """How layers were repeated, where they were."""
+    if not model.origin:
+        return {}
+    if "layer_replication" not in spec.known:
+        raise Bad(f"PEFT repeats no layers for {spec.peft_type}: it has no layer_replication there; merge the adapter")
+    return dict(layer_replication=repeats_of(model))
 
 
 def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config:

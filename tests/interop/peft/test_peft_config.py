@@ -113,7 +113,12 @@ LINES = [
     (dict(layers_to_transform=[0.5]), "layers_to_transform: expected an integer or a list of integers"),
     (dict(init_lora_weights="ones"), "init_lora_weights: expected true, false or the name of a start, found 'ones'"),
     (dict(kasa_config={"beta": -1}), "kasa_config: expected null or a dictionary of beta .a number of at least 0., gamma"),
-    (dict(layer_replication=[[0, 2]]), "layer_replication is not supported for LORA: another number of layers"),
+    (dict(layer_replication=[[0, 2, 3]]), "layer_replication: expected pairs of layers, the second above the first, 4,096 layers at most, found"),
+    (dict(layer_replication=[[1, 1]]), "layer_replication: expected pairs of layers, the second above the first, 4,096 layers at most, found"),
+    (dict(layer_replication=[[0, HUGE]]), "layer_replication: expected pairs of layers"),
+    (dict(layer_replication=[[0, 9]]), "layer_replication: expected ranges of layers within 0 … 2, each with one or more, found 0 … 9"),
+    (dict(layer_replication=[[0, 2]] * 4000), "layer_replication: expected pairs of layers, the second above the first, 4,096 layers at most"),
+    (dict(layer_replication=[[0, 2], [0, 1]]), "2 target modules have no tensors, the first model.layers.2.self_attn.q_proj"),
     (dict(peft_type=["LORA"]), r"peft_type \['LORA'\] is not supported"),
 ]  # fmt: skip
 
