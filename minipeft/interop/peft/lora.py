@@ -181,18 +181,17 @@ def _drawn(config: Config, arch: Arch) -> Config:
     return dict(start=began(config)) if began(config) in ("gaussian", "orthogonal") else {}
 
 
+CHANGING = ("pissa", "olora", "loftq")  # starts that change the base, and do so again when a file is loaded
+
+
 def refuse_shared(config: Config) -> None:
     """Raises `Bad` for what changes a weight or a bias of the base, which are one in all copies of a layer."""
     taken = [n for start, end in config.get("layer_replication") or () for n in range(start, end)]
     if len(set(taken)) == len(taken):
         return
     changes = [f"bias={config['bias']!r}"] if (config.get("bias") or "none") != "none" else []
-    changes += [f"init_lora_weights={config['init_lora_weights']!r}"] if principal(config) else []
-    changes += (
-        ["kasa_config beside rank_pattern"]
-        if config.get("kasa_config") is not None and config.get("rank_pattern")
-        else []
-    )
+    changes += [f"init_lora_weights={config['init_lora_weights']!r}"] if began(config) in CHANGING else []
+    changes += ["kasa_config"] if config.get("kasa_config") is not None and config.get("rank_pattern") else []
     if changes:
         raise Bad(
             f"adapter_config.json: {changes[0]} beside layer_replication: PEFT has one weight for all copies of a layer, "

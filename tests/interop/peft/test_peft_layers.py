@@ -39,7 +39,8 @@ def changed(folder, **change):
         (dict(bias="lora_only"), "bias='lora_only' beside layer_replication: PEFT has one weight for all copies of a layer"),
         (dict(init_lora_weights="pissa"), "init_lora_weights='pissa' beside layer_replication"),
         (dict(init_lora_weights="olora"), "init_lora_weights='olora' beside layer_replication"),
-        (dict(kasa_config={}, rank_pattern={"q_proj": 3}), "kasa_config beside rank_pattern beside layer_replication"),
+        (dict(init_lora_weights="loftq", loftq_config=dict(loftq_bits=4, loftq_iter=1)), "init_lora_weights='loftq' beside"),
+        (dict(kasa_config={}, rank_pattern={"q_proj": 3}), "kasa_config beside layer_replication"),
     ],
 )  # fmt: skip
 def test_what_copies_would_change_twice(change, line, bases, tmp_path):
