@@ -95,7 +95,7 @@ const dora = {
   },
   backward(given, g) {
     const { x, W, A, B, m, s, settings } = given;
-    const V = lora.merged(given).W;
+    const V = magnified(given);
     const n = norms(V);
     const merged = dora.merged(given).W;
     const gW = product(g, dropped(given, x), { left: true }); // by W'
@@ -115,10 +115,15 @@ const dora = {
     };
   },
   merged(given) {
-    const V = lora.merged(given).W;
+    const V = magnified(given);
     return { W: rowwise(V, map((m_i, n_i) => m_i / n_i, given.m, norms(V))), b: given.b }; // the bias is not scaled
   },
 };
+// V = W + s B A, without s B0 A0 where training starts from a part of W
+function magnified(given) {
+  const V = lora.merged(given).W;
+  return given.B0 ? minus(V, times(given.s, product(given.B0, given.A0))) : V;
+}
 const norms = (V) => map(Math.sqrt, dots(V, V));
 
 const ia3 = {

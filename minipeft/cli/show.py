@@ -30,6 +30,7 @@ def show(
     import inspect
 
     from minipeft.conformance import docstrings
+    from minipeft.conformance.mutants import surviving
     from minipeft.method import method_class
 
     cls = method_class(method)
@@ -57,6 +58,10 @@ def show(
     for head, lines in _equations(cls):
         console.print(f"\n[bold]{head}[/bold]")
         print("\n".join(_indented(line, width) for line in lines))
+    if told := surviving.told(cls):
+        console.print("\n[bold]what no recorded case tells[/bold]")
+        for why, names in told.items():
+            print(*(_indented(line, width) for line in (f"    {why}", *(f"        {n}" for n in names))), sep="\n")
     console.print("\n[bold]file[/bold]")
     print(f"    {file}")
 

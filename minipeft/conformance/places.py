@@ -36,6 +36,7 @@ from minipeft.run import Run
 B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
 OTHER_ARCH, OTHER_OUT = dataclasses.replace(ARCH, d=12, head_dim=4), 8
+TALL_OUT = 18  # more than there are inputs
 Q, NORM = "layers.0.attn.q", "layers.0.attn.norm"
 Arrays = dict[str, Any]
 
@@ -229,7 +230,7 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
     return {p.name: p for p in found}
 
 
-PLACES, OTHERS = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT)
+PLACES, OTHERS, TALL = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT), _places(ARCH, TALL_OUT)
 BY_SITE = {
     "layers.0": "wrapped",
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
@@ -240,12 +241,11 @@ BY_SITE = {
 
 def place_at(name: str, inputs: Mapping[str, Any]) -> Place:
     """The place of this name, at the sizes of these inputs."""
-    other = OTHERS[name]
-    return (
-        other
-        if all(k in inputs and np.shape(inputs[k]) == shape for k, shape in other.inputs.items())
-        else PLACES[name]
-    )
+
+    def fits(place: Place) -> bool:
+        return all(k in inputs and np.shape(inputs[k]) == shape for k, shape in place.inputs.items())
+
+    return next((sized[name] for sized in (OTHERS, TALL) if fits(sized[name])), PLACES[name])
 
 
 def place_of(method: Method) -> Place:

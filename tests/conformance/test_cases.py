@@ -16,6 +16,7 @@ from minipeft.conformance.own import Own
 from minipeft.conformance.record import kept
 from minipeft.conformance.record import one as one_case
 from minipeft.conformance.record import tiny as tiny_tier
+from minipeft.conformance.record.alike import indistinct
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 
@@ -89,13 +90,50 @@ def test_every_method_has_cases_of_what_it_can(every):
     assert all("merge" in checks[m] for m in ("lora", "dora", "ia3", "vera", "oft", "bitfit"))
 
 
-def test_every_method_has_cases_of_two_sizes(every):
-    """In one of them blocks of four fit both ways: a block of two may be its own transpose."""
+def test_what_is_wanted_is_not_what_it_is_turned_over(every):
+    """No transposed, permuted, conjugated or negated result passes all cases of a method; those of weights are of two shapes, one
+    of which has blocks of four both ways."""
     for method in SHIPPED:
-        mine = [c for c in every if c.method == method and c.check in ("forward", "grad")]
-        sizes = {tuple(v.shape for k, v in c.inputs.items() if c.roles[k] != "stored") for c in mine}
-        assert len(sizes) > 1
-    assert any(c.inputs["W"].shape == (8, 12) for c in every if c.check == "merge")
+        assert not record.lint_all([c for c in every if c.method == method])
+
+
+def test_what_passes_turned_over_is_found(every):
+    """Wanted arrays that are their own transposes, negatives, …; one case that tells is enough."""
+    case = next(c for c in every if c.id == "c3a.delta.other_sizes")
+    D = np.random.default_rng(0).standard_normal((8, 12))
+    parts = D.reshape(2, 4, 3, 4)
+    rows = np.arange(8)
+    for planted, way in (
+        (parts + parts.swapaxes(1, 3), "transposed within blocks"),
+        (parts + parts[:, -np.arange(4)][..., -np.arange(4)], "conjugated within blocks"),
+        (D + D[rows // 4 * 4 + -rows % 4], "rows conjugated within blocks"),
+        (np.tile(D[:4], (2, 1)), "rows moved by blocks"),
+        (np.tile(D[:, :3], 4), "columns moved by blocks"),
+        (np.repeat(D[:2], 4, axis=0), "rows moved by one within blocks"),
+        (D[[0, 1, 1, 3, 4, 4, 4, 7]][:, [0] * 12], "columns taken in turn from blocks"),
+        (1e-17 * D, "of the other sign"),
+        (D[:, :8] + D[:, :8].T, "transposed"),
+    ):
+        planted = planted.reshape(D.shape if planted.size == D.size else planted.shape)
+        degenerate = dataclasses.replace(case, want={"delta": planted}, cond={"delta": 1.0})
+        assert f"delta: delta {way}" in indistinct([degenerate]), way
+        whole = dataclasses.replace(case, want={"delta": planted + D[:, : planted.shape[1]] ** 2})
+        assert f"delta: delta {way}" not in indistinct([degenerate, whole])
+    assert not any("delta" in line for line in indistinct([dataclasses.replace(case, want={"delta": D})]))
+
+
+def test_shapes_that_are_too_few_are_found(every):
+    usual = [c for c in every if c.method == "c3a" and c.variant == "usual"]
+    assert "weights of 1 shape alone" in indistinct(usual) and "delta: delta transposed within blocks" in indistinct(
+        usual
+    )
+    tall = [c for c in every if c.method == "randlora" and c.variant != "other_sizes"]
+    assert indistinct(tall) == ["no weight in which blocks of four fit both ways"]
+    narrow = [c for c in every if c.method == "invertible" and c.variant != "wider"]
+    assert "F1 with m = 1" in indistinct(narrow)
+    assert record.lint_all(usual)[0] == "c3a: delta: delta transposed within blocks: all cases leave it open"
+    some = [c for c in every if c.method == "qa_lora" and c.ask == "forward"]
+    assert record.lint_all(some)[-1].endswith("moved by one within blocks: said to be alike, and is not")
 
 
 def test_all_pass_and_are_witnessed_twice(every):

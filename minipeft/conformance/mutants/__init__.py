@@ -1,7 +1,8 @@
 """Broken implementations, one for each way in which real ones were wrong: minipeft with one error planted.
 
 `general` holds those of no one method; a file with the name of a method those of that method, and what it imports of another's.
-To plant an error, write a class over one of those here, its first line saying what is wrong, under `@mutant`.
+To plant an error, write a class over one of those here, its first line saying what is wrong, under `@mutant`. Beside them such a file
+says which `CASES` the method needs beyond its options, which small errors in its code it `SURVIVES`, and what is `ALIKE` in all cases.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
@@ -82,6 +84,12 @@ def mutant(
 def planted(module: ModuleType) -> Iterator[type[Own]]:
     """The broken implementations that a file holds or imports."""
     return (c for c in vars(module).values() if isinstance(c, type) and "planted" in vars(c))
+
+
+def said(method: str, word: str) -> Mapping[str, Any]:
+    """What the file of a method's mutants says beside: its `CASES`, `SURVIVES` or `ALIKE`; nothing if there is no such file."""
+    module = f"{__name__}.{method}"
+    return getattr(import_module(module), word, {}) if find_spec(module) else {}
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minipeft.conformance.mutants import Settings, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant()
@@ -14,3 +15,10 @@ class adalora_eps_ignored(Settings):
 
     def change(self, m: Any) -> Mapping[str, Any]:
         return dict(eps=0.0)
+
+
+CASES = {"without_alpha": More(dict(alpha=0.0))}
+
+SURVIVES = {
+    "only whether it is positive is asked for": ("scale: self.alpha, times*",),
+}

@@ -54,3 +54,8 @@ class active_from_the_first_invocation(Elsewhere):
 
     def start(self, at: list[int], n: int, t: int) -> int:
         return at[0] if at else t
+
+
+SURVIVES = {
+    "the rate is 0 in evaluation, where the place is": ("forward: self.dropout",),
+}

@@ -31,3 +31,21 @@ class directions_exchanged(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs, arrays | {"P": arrays["P"][::-1]}
+
+
+SURVIVES = {
+    "of what lies along a direction only the absolute value counts": (
+        "*: x, other sign",
+        "*: P, other sign",
+        "_gates: P.T, other sign",
+        "_gates: x @ P.T, other sign",
+    ),
+    "only the order of the values is asked for, which no positive factor changes": (
+        "_gates: z",
+        "_gates: value(z)",
+        "_gates: -value(z)",
+    ),
+    "a number so low that its exponential is 0, whatever it is exactly": ("_gates: *finfo*", "_gates: low"),
+    "the rate is 0 in evaluation, where the place is": ("forward: self.dropout",),
+    "it is 0": ("forward: 0.0",),
+}

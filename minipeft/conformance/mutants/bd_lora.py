@@ -16,3 +16,8 @@ class blocks_interleaved(Tensors):
         P, N = arrays[m.side], m.blocks  # type: ignore[attr-defined]
         order = [row for first in range(N) for row in range(first, P.shape[0], N)]
         return inputs, arrays | {m.side: P[order]}  # type: ignore[attr-defined]
+
+
+SURVIVES = {
+    "the identity is its own transpose": ("change: xp.eye(N, dtype=P.dtype), turned",),
+}

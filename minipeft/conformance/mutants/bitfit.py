@@ -12,3 +12,10 @@ class bias_replaced(Outputs):
 
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         return dict(y=out["y"] - inputs["b"])
+
+
+SURVIVES = {
+    "a bias of queries, keys and values at once, which no place has": (
+        "weight: ops.concatenate(delta, xp.zeros(rest, b.dtype)), never run",
+    ),
+}

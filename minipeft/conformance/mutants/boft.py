@@ -20,3 +20,9 @@ class boft_scales_the_bias(Outputs):
 
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         return dict(y=out["y"] + (arrays["s"] - 1.0) * inputs["b"])
+
+
+SURVIVES = {
+    "blocks are dropped at random in training": ("forward, never run",),
+    "the identity is its own transpose": ("weight: xp.eye*, turned", "weight: I, turned", "weight: I (2), turned"),
+}

@@ -23,3 +23,13 @@ class context_twice(Outputs):
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         p = len(method_of(case).tokens)  # type: ignore[attr-defined]
         return dict(y=ops.concatenate(out["y"][:, :p] + arrays["E"], out["y"][:, p:], axis=1))
+
+
+SURVIVES = {
+    "they weigh tokens in the loss, and outputs alone are recorded": (
+        "apply: self.gamma",
+        "apply: weights",
+        "counted: *",
+    ),
+    "in the later steps of generation with a cache, which no case has": ("apply: h (2), never run",),
+}

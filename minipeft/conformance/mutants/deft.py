@@ -9,6 +9,7 @@ import numpy as np
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Outputs, Tensors, mutant
 from minipeft.conformance.own import method_of
+from minipeft.conformance.record.variants import More
 from minipeft.engine import ops
 from minipeft.engine.tensor import value
 
@@ -42,3 +43,10 @@ class deft_scaled_removal(Outputs):
         m: Any = method_of(case)
         Q, Z = m.projector_of(arrays["P"])
         return dict(y=out["y"] - (m.scale_of(arrays["P"]) - 1) * ops.linear(inputs["x"], Q @ (Z.T @ inputs["W"])))
+
+
+CASES = {"unscaled": More(dict(alpha=None))}
+
+SURVIVES = {
+    "only the shape is asked for": ("forward: P (2)", "weight: P (2)"),
+}

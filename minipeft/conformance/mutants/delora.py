@@ -6,6 +6,7 @@ import numpy as np
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Outputs, Tensors, mutant
+from minipeft.conformance.record.variants import More
 from minipeft.engine import ops
 from minipeft.engine.tensor import value
 
@@ -27,3 +28,11 @@ class delora_not_divided(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs, arrays | {"lam": arrays["lam"] * float(case.config["r"])}
+
+
+CASES = {"short": More(arrays=lambda a: a | {"A": 1e-5 * a["A"]})}  # rows below the least norm
+
+SURVIVES = {
+    "a norm has no sign": ("change: A, other sign", "change: B, other sign", "change: x, other sign"),
+    "two norms are multiplied: two signs are none": ("change: ops.maximum(ops.norm(x, axis=axis), least), other sign",),
+}

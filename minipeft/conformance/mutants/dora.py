@@ -10,6 +10,7 @@ import numpy as np
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Outputs, Settings, Tensors, mutant, scale_of
 from minipeft.conformance.mutants.lora import Combined
+from minipeft.conformance.record.variants import More
 from minipeft.engine.tensor import value
 
 
@@ -72,3 +73,11 @@ class combine_forgets_magnitude(Combined):
             V += weight * method.scale * self.factor(case) * (arrays["B"] @ arrays["A"])  # type: ignore[attr-defined]
         row = np.sqrt((t["W"] ** 2).sum(axis=1)) / np.sqrt((V**2).sum(axis=1))
         return dict(y=t["x"] @ (row[:, None] * V).T + t["b"])
+
+
+CASES = {"residual": More(dict(start="svd"))}
+
+SURVIVES = {
+    "every row is divided by its norm": ("weight: self.change(**factors).onto(W), times*",),
+    "a norm has no sign": ("weight: V, other sign",),
+}

@@ -26,3 +26,9 @@ class glora_scales_new_bias(Outputs):
 
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         return dict(y=out["y"] + (arrays["D"] * arrays["E"] if "D" in arrays else 0.0))
+
+
+SURVIVES = {
+    "the linear of every place has a bias": ("change: b, never run",),
+    "it is 0": ("change: 0.0",),
+}

@@ -23,3 +23,15 @@ class hra_not_orthonormal(Settings):
 
     def change(self, m: Any) -> Mapping[str, Any]:
         return dict(gram_schmidt=False)
+
+
+SURVIVES = {
+    "a reflection is that of its hyperplane: the vector has no length and no sign": (
+        "change: u",
+        "vectors: u*",
+        "vectors: w*",
+        "vectors: ops.norm(w), other sign",
+    ),
+    "there are four reflections: four signs are none": ("change: H - 2 * (H @ v) @ v.T, other sign",),
+    "the identity is its own transpose": ("change: xp.eye*, turned",),
+}

@@ -128,13 +128,3 @@ def markdown(matrix: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
             f"| `{name}` | {m.about} | {m.where.words} | {', '.join(m.checks)} | {counts} | {m.incidents or '–'} |"
         )
     return "\n".join(rows) + "\n"
-
-
-def main() -> None:
-    """Write docs/mutants.md."""
-    from pathlib import Path
-
-    from minipeft.conformance import cases as files
-
-    page = Path(__file__).parents[3] / "docs" / "mutants.md"
-    page.write_text(markdown(kill_matrix(list(files.load()))), encoding="utf-8")

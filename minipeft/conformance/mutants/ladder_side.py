@@ -14,3 +14,10 @@ class ladder_unheated(Settings):
 
     def change(self, m: Any) -> Mapping[str, Any]:
         return dict(T=1.0)
+
+
+SURVIVES = {
+    "what the base goes on with is given anew at the next rung": ("apply: h (2)",),
+    "0, or so low that its exponential is 0": ("block: visibility*", "block: bias"),
+    "clears what an earlier pass left; a case is one pass": ("before, never run",),
+}

@@ -20,3 +20,10 @@ class rotation_not_subtracted(Outputs):
         where = np.zeros((1, places.T, 1))
         where[:, : method_of(case).n_pre] = 1.0  # type: ignore[attr-defined]
         return dict(y=out["y"] + ops.linear(h, R) @ R * where)
+
+
+SURVIVES = {
+    "in the later steps of generation with a cache, which no case has": ("apply: h, never run",),
+    "every row of the place has all its tokens": ("apply: n[:, None], never run",),
+    "the rate is 0 in evaluation, where the place is": ("_edit: self.dropout",),
+}

@@ -9,6 +9,7 @@ import numpy as np
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, mutant
 from minipeft.conformance.own import Own
+from minipeft.conformance.record.variants import More
 
 
 class Other(Own):
@@ -37,3 +38,6 @@ class mica_leaves_out_the_last(Other):
 
     def chosen(self, U: Any, r: int) -> Any:
         return U[:, -r - 1 : -1]
+
+
+CASES = {"embedding": More(table=True)}

@@ -27,3 +27,10 @@ class scaled_beside_one(Outputs):
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         p = method_of(case).p  # type: ignore[attr-defined]
         return dict(y=ops.concatenate(out["y"][:, :p] + arrays["P"], out["y"][:, p:], axis=1))
+
+
+SURVIVES = {
+    "in the later steps of generation with a cache, which no case has": (
+        "apply: super().apply(h, here, P=P), never run",
+    ),
+}

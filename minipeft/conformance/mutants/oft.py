@@ -7,6 +7,7 @@ from typing import Any
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Settings, Tensors, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant()
@@ -31,3 +32,10 @@ class oft_transposed(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs, arrays | {"Q": arrays["Q"] * -1.0}
+
+
+CASES = {"within": More(dict(coft=True, eps=9.0)), "embedding": More(table=True)}  # rotations within their ball
+
+SURVIVES = {
+    "a norm has no sign": ("_project: Q, other sign",),
+}

@@ -6,6 +6,7 @@ import numpy as np
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Tensors, mutant
+from minipeft.conformance.record.variants import More
 from minipeft.engine.tensor import value
 
 
@@ -16,3 +17,11 @@ class one_task_for_all(Tensors):
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         ids = value(inputs["task_ids"])
         return inputs | {"task_ids": np.full_like(ids, ids[0])}, arrays
+
+
+CASES = {"unused": More(arrays=lambda a: a | {"Z": a["Z"] - 26.0})}  # no skill has a share
+
+SURVIVES = {
+    "shares are divided by their sum: two signs are none": ("_mix: *, other sign",),
+    "noise is drawn in training": ("forward: *, never run",),
+}

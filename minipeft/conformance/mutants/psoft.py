@@ -6,6 +6,7 @@ import numpy as np
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Tensors, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant("forward grad")
@@ -33,3 +34,12 @@ class psoft_scales_swapped(Tensors):
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         both = {"alpha", "beta"} <= arrays.keys()
         return inputs, arrays | (dict(alpha=arrays["beta"], beta=arrays["alpha"]) if both else {})
+
+
+CASES = {"within": More(dict(eps=0.3), lambda a: a | {"q": 0.1 * a["q"]})}  # a matrix within its ball
+
+SURVIVES = {
+    "a norm has no sign, and no transposition": ("turn: Q (3)",),
+    "it is far below the rounding of what it is added to": ("turn: 1e-12",),
+    "the identity is its own transpose": ("change: xp.eye*, turned",),
+}

@@ -14,3 +14,8 @@ class pvera_variance_first(Tensors):
         r = arrays["B"].shape[1]
         other = [*range(r, 2 * r), *range(r)]
         return inputs, arrays | {k: arrays[k][other] for k in ("A", "lambda_d")}
+
+
+SURVIVES = {
+    "numbers are drawn anew in every training pass: nothing can be recorded": ("forward, never run",),
+}

@@ -30,3 +30,11 @@ class groups_strided(Outputs):
         c = scale_of(case) * (1.0 if m.pool == "sum" else L / m.group)
         y = ops.linear(x, inputs["W"], inputs["b"])
         return dict(y=ops.add_lowrank(y, sums, arrays["A"], arrays["B"], s=c))
+
+
+ALIKE = {
+    "the inputs of a group have one column": (
+        "delta: delta columns moved by one within blocks",
+        "delta: delta columns conjugated within blocks",
+    ),
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Tensors, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant("forward grad")
@@ -13,3 +14,6 @@ class randlora_sum_of_products(Tensors):
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         B = arrays["B"]
         return inputs, arrays | {"B": B.swapaxes(1, 2).reshape(B.shape)}
+
+
+CASES = {"tall": More(tall=True)}

@@ -31,3 +31,9 @@ class shadow_pushes(Settings):
 
     def change(self, m: Any) -> Mapping[str, Any]:
         return dict(alpha=-m.alpha)
+
+
+SURVIVES = {
+    "the rate is 0 in evaluation, where the place is": ("corrected: self.dropout",),
+    "clears what an earlier pass left; a case is one pass": ("before, never run",),
+}

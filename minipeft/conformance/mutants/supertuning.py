@@ -6,6 +6,7 @@ import numpy as np
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Tensors, mutant
+from minipeft.conformance.record.variants import More
 from minipeft.engine.tensor import value
 
 
@@ -25,3 +26,11 @@ class supertuning_sorted_places(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs, arrays | dict(p=np.sort(value(arrays["p"])))
+
+
+CASES = {"training": More(dict(r=0, dropout=0.3), training=True)}
+
+SURVIVES = {
+    "it is multiplied by 0": ("forward: base.W",),
+    "it is 0": ("forward: 0 * base.W",),
+}

@@ -12,3 +12,10 @@ class tinylora_transposed(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs, arrays | {"P": arrays["P"].swapaxes(1, 2)}
+
+
+SURVIVES = {
+    "only the shape is asked for": ("change: P (2)",),
+}
+
+ALIKE = {"a place is one site, so one group": ("v with groups = 1",)}

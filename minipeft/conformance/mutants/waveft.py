@@ -34,3 +34,10 @@ class waveft_quarters_swapped(Tensors):
         i, j = i + turn * (P // 2) - (P - out) // 2, j - turn * (Q // 2) - (Q - in_) // 2
         inside = (i >= 0) & (i < out) & (j >= 0) & (j < in_)
         return inputs, arrays | dict(rows=np.where(inside, i, rows), cols=np.where(inside, j, cols))
+
+
+SURVIVES = {
+    "only the shape is asked for": ("weight: F (2)", "weight: F (4)"),
+    "it stands on both sides: two signs are none": ("weight: synthesis*, other sign",),
+    "it is 0": ("middle: xp.zeros*",),
+}

@@ -6,9 +6,13 @@ that two witnesses do not agree on, and nothing degenerate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minipeft.checkpoints.native import decode
 from minipeft.conformance.cases import Case
+from minipeft.conformance.mutants import said
 from minipeft.conformance.places import IN, OUT, WORDS, B, T
+from minipeft.conformance.record.alike import indistinct
 from minipeft.conformance.record.of_method import of_method
 from minipeft.conformance.record.one import single
 from minipeft.errors import Bad
@@ -17,33 +21,46 @@ from minipeft.method import METHODS, load_methods
 
 def lint(case: Case) -> list[str]:
     """What makes a case too kind: sizes that are equal, zeros and ones, results that do not depend on the arrays."""
-    said = []
+    found = []
     if len({B, T, IN, OUT, WORDS}) < 5:
-        said.append("sizes are equal")
+        found.append("sizes are equal")
     for k, v in case.inputs.items():
         if v.dtype.kind != "f" or case.roles[k] in ("stored",):
             continue
         if not v.any():
-            said.append(f"{k} is zero")
+            found.append(f"{k} is zero")
         if v.size > 1 and (v == v.flat[0]).all():
-            said.append(f"{k} is constant")
+            found.append(f"{k} is constant")
         if not (single(v) == v).all():
-            said.append(f"{k} is not exact in float32")
+            found.append(f"{k} is not exact in float32")
     if case.tolerance == "COND" and case.ask in ("forward", "vjp", "delta"):
-        said += [f"{k} is zero everywhere" for k, v in case.want.items() if not v.any()]
+        found += [f"{k} is zero everywhere" for k, v in case.want.items() if not v.any()]
     scale = getattr(decode({"method": case.method, **case.config}), "scale", 3.0)
     if isinstance(scale, float) and scale in (0.0, 1.0):
-        said.append(f"the scale is {scale}")
+        found.append(f"the scale is {scale}")
     if len(case.witnesses) < 2:
-        said.append("it has fewer than two witnesses")
-    return [f"{case.id}: {s}" for s in said]
+        found.append("it has fewer than two witnesses")
+    return [f"{case.id}: {s}" for s in found]
+
+
+def lint_all(cases: Sequence[Case]) -> list[str]:
+    """What makes the cases of a method together too kind: a wrong equation passes all of them."""
+    name = cases[0].method
+    known = {what for words in said(name, "ALIKE").values() for what in words}
+    found = set(indistinct(cases))
+    return [f"{name}: {what}: all cases leave it open" for what in sorted(found - known)] + [
+        f"{name}: {what}: said to be alike, and is not" for what in sorted(known - found)
+    ]
 
 
 def record(names: list[str] | None = None) -> list[Case]:
     """All cases of all methods, or of some. Raises `Bad` where a witness disagrees or a case is degenerate."""
     load_methods()
     chosen = names or sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
-    made = [case for name in chosen for case in of_method(METHODS[name])]
-    if problems := [p for case in made for p in lint(case)]:
-        raise Bad("; ".join(problems[:5]))
+    made = []
+    for name in chosen:
+        cases = list(of_method(METHODS[name]))
+        if problems := [p for case in cases for p in lint(case)] + lint_all(cases):
+            raise Bad("; ".join(problems[:5]))
+        made += cases
     return made

@@ -12,12 +12,24 @@ from minipeft.arrays import declared, needs
 from minipeft.conformance import docstrings, places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import config_of
-from minipeft.conformance.places import ARCH, IN, OTHER_ARCH, OTHERS, OUT, Arrays, Place, arrays_at, place_of
+from minipeft.conformance.places import (
+    ARCH,
+    IN,
+    OTHER_ARCH,
+    OTHERS,
+    OUT,
+    PLACES,
+    TALL,
+    Arrays,
+    Place,
+    arrays_at,
+    place_of,
+)  # fmt: skip
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
 from minipeft.conformance.record.start import started
-from minipeft.conformance.record.variants import readings, usual, variants
+from minipeft.conformance.record.variants import More, more, readings, usual, variants
 from minipeft.conformance.witnesses import dropped_form, starts_of
 from minipeft.errors import Bad
 from minipeft.interop.peft.registry import spec_named
@@ -38,36 +50,69 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         yield from of_variant(cls, variant, method, page, place_of(method))
     other = usual(cls, OTHER_ARCH)
     yield from of_variant(cls, SIZES, other, page, OTHERS[place_of(other).name])
+    for variant, beside in more(cls).items():
+        made = dataclasses.replace(usual(cls), **beside.settings)
+        if beside.table:
+            yield from on_a_table(cls, made, page)
+        else:
+            yield from of_more(cls, variant, made, page, beside)
+
+
+def of_more(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Iterator[Case]:
+    """Outputs, gradients and weights of a variant that the method's mutants need."""
+    place, rng = (TALL if beside.tall else PLACES)[place_of(method).name], generator(cls.name, variant)
+    inputs, _, drawn_ones, about = drawn(cls, variant, method, page, place, rng)
+    about |= dict(since="0.2")
+    arrays = {k: v if v is drawn_ones.get(k) else single(v) for k, v in beside.arrays(drawn_ones).items()}
+    if beside.training:
+        rate = method.dropout  # type: ignore[attr-defined]
+        inputs |= {"keep": (rng.random(inputs["x"].shape) < 1 - rate).astype(np.float64)}
+        about |= dict(roles=about["roles"] | {"keep": "base"})
+    yield from passes(inputs, arrays, about, rng)
+    if not beside.training:
+        yield from weights(cls, method, place, inputs, arrays, about)
+
+
+def passes(inputs: Arrays, arrays: Arrays, about: Arrays, rng: np.random.Generator) -> Iterator[Case]:
+    """The outputs, and gradients."""
+    forward = finished(Case(check="forward", ask="forward", inputs={**inputs, **arrays}, **about))
+    yield forward
+    g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
+    asked = about | dict(roles=about["roles"] | dict.fromkeys(g, "cotangent"))
+    yield finished(Case(check="grad", ask="vjp", inputs={**inputs, **arrays, **g}, **asked))
+
+
+def weights(
+    cls: type[Method], method: Method, place: Place, inputs: Arrays, arrays: Arrays, about: Arrays
+) -> Iterator[Case]:
+    """The merged weight, its change, and the base's again, where the method merges."""
+    if not (place.name in ("linear", "norm", "bias") and is_weight(method)):
+        return
+    yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
+    if place.name == "linear":
+        delta = finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
+        if delta.want["delta"].any():  # of the bias alone there is none
+            yield delta
+    if declared(cls).held is None and "A0" not in arrays:  # others take the residual for their base
+        yield dataclasses.replace(
+            Case(check="unmerge", ask="unmerge", inputs={**inputs, **arrays}, **about), tolerance="COND", k=8.0,
+            want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
+            witnesses=("the base", "the definition"),
+        )  # fmt: skip
 
 
 def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings.Page, place: Place) -> Iterator[Case]:
     rng = generator(cls.name, variant)
     inputs, start, arrays, about = drawn(cls, variant, method, page, place, rng)
-    roles = about["roles"]
-    forward = finished(Case(check="forward", ask="forward", inputs={**inputs, **arrays}, **about))
-    g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
-    everything = {**inputs, **arrays, **g}
-    asked = about | dict(roles=roles | dict.fromkeys(g, "cotangent"))
-    grad = finished(Case(check="grad", ask="vjp", inputs=everything, **asked))
+    forward, grad = passes(inputs, arrays, about, rng)
     if variant not in ("usual", SIZES):
-        names = set(arrays_at(place, usual(cls), generator(cls.name), inputs)[0])
-        if names == set(arrays) and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
+        usually = arrays_at(place, usual(cls), generator(cls.name), inputs)[0]
+        alike = {k: v.shape for k, v in usually.items()} == {k: v.shape for k, v in arrays.items()}
+        if alike and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
             return  # the option says how training starts, or acts elsewhere
     yield forward
     yield grad
-    weights = place.name in ("linear", "norm", "bias") and is_weight(method)
-    if weights:
-        yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
-        if place.name == "linear":
-            delta = finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
-            if delta.want["delta"].any():  # of the bias alone there is none
-                yield delta
-        if declared(cls).held is None and "A0" not in arrays:  # others take the residual for their base
-            yield dataclasses.replace(
-            Case(check="unmerge", ask="unmerge", inputs={**inputs, **arrays}, **about), tolerance="COND", k=8.0,
-            want={k: inputs[k] for k in ("W", "b")}, cond={k: 4 * float(abs(inputs[k]).max() + 1) for k in ("W", "b")},
-            witnesses=("the base", "the definition"),
-        )  # fmt: skip
+    yield from weights(cls, method, place, inputs, arrays, about)
     if variant == SIZES:
         return
     if declared(cls).held and _tells_of_base(cls, variant, method):

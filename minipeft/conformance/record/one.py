@@ -115,7 +115,7 @@ def witnesses(case: Case) -> tuple[str, ...]:
     if case.ask == "forward":
         arrays = case.named("array", "stored")
         method = OWN.method(case)
-        if case.place == "table" and combined(case.method):
+        if case.check == "embedding":
             agree(case, dict(y=OWN.merge(case)["W"][case.inputs["ids"]]), "merged table")
             found.append("rows of the merged table")
         elif form := closed_form(case.method):

@@ -1,16 +1,39 @@
-"""What is recorded of a method: its settings as they are tried, and each option changed alone."""
+"""What is recorded of a method: its settings as they are tried, each option changed alone, and what its mutants need beside.
+
+These stand in the file of its mutants, by their variants' names:
+
+    CASES = {"bound": More(dict(coft=True, eps=0.01)), "short": More(arrays=lambda a: a | {"A": 1e-5 * a["A"]})}
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from minipeft.conformance.places import ARCH
+from minipeft.conformance.mutants import said
+from minipeft.conformance.places import ARCH, Arrays
 from minipeft.errors import Bad
 from minipeft.method import Method, samples
 from minipeft.model.arch import Arch
 from minipeft.settings import choices, kind, tried
+
+
+@dataclass(frozen=True)
+class More:
+    """Cases of a method beside the usual: settings changed together, and other arrays."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Callable[[Arrays], Arrays] = dict
+    tall: bool = False  # of a linear that has more outputs than inputs
+    training: bool = False  # in training, with a mask for its dropout
+    table: bool = False  # of a token table: its outputs and gradients
+
+
+def more(cls: type[Method]) -> Mapping[str, More]:
+    """Those that the file of a method's mutants asks for."""
+    return said(cls.name, "CASES")
 
 
 def usual(cls: type[Method], arch: Arch = ARCH) -> Method:
@@ -35,14 +58,14 @@ def variants(cls: type[Method]) -> Iterator[tuple[str, Method]]:
     """The method as usual, and with each option changed alone."""
     method = usual(cls)
     yield "usual", method
-    for field, words in options(cls).items():
+    for name, words in options(cls).items():
         for choice in words:
-            if choice == getattr(method, field):
+            if choice == getattr(method, name):
                 continue
             try:
-                made = dataclasses.replace(method, **{field: choice})
+                made = dataclasses.replace(method, **{name: choice})
             except Bad:
                 continue  # an option that does not go with the others
             if not samples(made, train=False):  # what is drawn in every pass is no number to record
                 told = f"{choice:.0e}" if isinstance(choice, float) else choice  # a dot would part a case's name
-                yield f"{field}={told}", made
+                yield f"{name}={told}", made

@@ -1,4 +1,4 @@
-"""DeLoRA: r terms of norm λ/r, each input times its column's norm."""
+"""DeLoRA: r terms of norm λ/r, each input times its column's norm; a vector shorter than 10⁻⁴ counts as that long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def closed(m: Any, t: Tensors) -> Tensors:
     def y(x: np.ndarray) -> np.ndarray:
         out = t["W"] @ x + t["b"]
         for a, b in zip(A, B.T, strict=True):
-            out = out + t["lam"][0] / m.r * b / hypot(*b) * sum(a * t["n"] * x) / hypot(*a)
+            unit = sum(a * t["n"] * x) / max(hypot(*a), 1e-4)
+            out = out + t["lam"][0] / m.r * b / max(hypot(*b), 1e-4) * unit
         return out
 
     return dict(y=each(y, t["x"]))

@@ -10,7 +10,7 @@ from minipeft.conformance.witnesses import Tensors, each, scale
 
 
 def closed(m: Any, t: Tensors) -> Tensors:
-    V = t["W"] + scale(m) * t["B"] @ t["A"]
+    V = t["W"] + scale(m) * (t["B"] @ t["A"] - (t["B0"] @ t["A0"] if "B0" in t else 0.0))
     W = np.array([t["m"][i] * V[i] / np.sqrt((V[i] ** 2).sum()) for i in range(len(V))])
     extra = scale(m) * t["c"] if "c" in t else 0.0
     return dict(y=each(lambda x: W @ x + t["b"] + extra, t["x"]))
