@@ -36,6 +36,9 @@ class Adapter:
     options: Mapping[str, Any] = field(default_factory=dict)  # how it was attached, for saving
     spare: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Adapter({self.name}: {self.method!r} at {len(self.at)} sites, {self.size:,} numbers in {len(self.trained)} arrays trained)"
+
     def grouped(self, arrays: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
         """{site: {name: array}} of `arrays` (default: all of this adapter's)."""
         out: dict[str, dict[str, Any]] = {}

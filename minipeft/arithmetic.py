@@ -31,7 +31,7 @@ from minipeft.engine.factors import singular
 from minipeft.errors import Bad
 from minipeft.method import Method, change_of, is_weight, is_whole, low_rank_method
 from minipeft.model.batch import Batch
-from minipeft.settings import check, choice, such_that, within
+from minipeft.settings import Settings, check, choice, such_that, within
 
 Lookup = Callable[[str], Any]  # a parameter of the base by its name
 THINNED = ("magnitude_prune", "dare_linear", "ties", "dare_ties")
@@ -43,7 +43,7 @@ RANK = such_that(
 
 
 @dataclass(frozen=True)
-class Combination:
+class Combination(Settings):
     """How adapters are made one.
 
     `rank`, of the kinds with svd, is an integer or the share of Σ σ² to be kept; None: the largest of the adapters at a site.

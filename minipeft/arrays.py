@@ -15,12 +15,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from minipeft.errors import Bad
 from minipeft.expressions import evaluate, names
+from minipeft.shown import described
 from minipeft.starts import ZERO, Start
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Array:
     distinct_with: str = ""  # the array that is the index's other half, or itself: no place is named twice
     shared_by: Callable[..., Mapping[str, str]] | None = None  # which sites share it, where not all do
 
+    __repr__ = described
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -53,6 +56,8 @@ class Kept:
     of: str = ""  # the trained arrays of this name; "": all
     truth: bool = False
 
+    __repr__ = described
+
 
 @dataclass(frozen=True)
 class Each:
@@ -60,6 +65,8 @@ class Each:
 
     how_many: str
     arrays: tuple[tuple[str, Array], ...]
+
+    __repr__ = described
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Parts:
     trained: str = ""
     same_sites: bool = False
     starts: tuple[tuple[str, Start], ...] = ()
+
+    __repr__ = described
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class Size:
 class Fact:
     """What a method asks of a site: `ask(method, site)`."""
 
-    ask: Callable[..., Any]
+    ask: Callable[..., Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class Requires:
 class Held:
     """What is held in place of the base's weight: `make(method, facts)`, None to leave it."""
 
-    make: Callable[..., Any]
+    make: Callable[..., Any] = field(repr=False)
 
 
 def trained(

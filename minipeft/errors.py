@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable
 from itertools import islice
@@ -27,14 +28,33 @@ class Bad(ValueError):
 def near(word: str, options: Iterable[str], n: int = 3) -> str:
     """' (did you mean a, b?)' for the options closest to `word`, or '' if none is close.
 
-    >>> near("alhpa", ["alpha", "alpha_min", "targets"])
-    ' (did you mean alpha, alpha_min?)'
+    >>> near("alhpa", ["alpha", "alpha_min", "targets"]), near("rank", ["n", "r"])
+    (' (did you mean alpha, alpha_min?)', ' (did you mean r?)')
     """
     if len(word) > FAR:
         return ""
-    close = difflib.get_close_matches(word, list(islice(options, MANY)), n=2 * n, cutoff=0.5)
-    close = sorted(close, key=lambda option: sorted(option) != sorted(word))[:n]  # the same letters come first
-    return f" (did you mean {', '.join(close)}?)" if close else ""
+    known = list(islice(options, MANY))
+    small = {option.lower(): option for option in reversed(known)}
+    close = [small[x] for x in difflib.get_close_matches(word.lower(), small, n=2 * n, cutoff=0.5)]
+    close = sorted(
+        close, key=lambda option: sorted(option.lower()) != sorted(word.lower())
+    )  # the same letters come first
+    close = close or [x for x in known if x and (word.startswith(x) or x.startswith(word))]
+    return f" (did you mean {', '.join(close[:n])}?)" if close else ""
+
+
+def meant(word: str, options: Iterable[str]) -> str | None:
+    """The option that a word is, whatever its capitals, hyphens and underscores; None if it is none.
+
+    >>> meant("All-Linear", ["linear", "all_linear"])
+    'all_linear'
+    """
+    known = list(options)
+    return word if word in known else next((x for x in known if _letters(x) == _letters(word)), None)
+
+
+def _letters(word: str) -> str:
+    return re.sub(r"[\W_]", "", word).lower()
 
 
 class Unfit(Bad):

@@ -23,10 +23,11 @@ from minipeft.changes import Change, Dense, Sum, Weighed
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device, xp
 from minipeft.engine.weight import widened
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, meant, near
 from minipeft.expressions import evaluate
 from minipeft.model.arch import Arch
-from minipeft.settings import check
+from minipeft.settings import Settings, check
+from minipeft.shown import described
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Site:
     labelled: Any = None
     params: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = described
+
     @property
     def layer(self) -> int | None:
         """The number of the layer the site is in, None outside of layers."""
@@ -72,6 +75,8 @@ class Step:
     grads: dict[str, dict[str, Any]]
     stored: dict[str, dict[str, Any]]
     state: dict[str, Any] = field(default_factory=dict)
+
+    __repr__ = described
 
 
 class Unshown(Bad, AttributeError):
@@ -255,7 +260,7 @@ METHODS: dict[str, type[Method]] = {}
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Settings):
     """Base of all methods. A subclass registers itself under its name in snake case, or its `name`."""
 
     name: ClassVar[str]
@@ -390,8 +395,9 @@ def _walk(package: Any) -> Iterator[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of this name. Raises `Bad` with near misses if there is none."""
+    """The method of this name, or whose class has it, whatever its capitals and hyphens. Raises `Bad` with near misses."""
     load_methods()
-    if name not in METHODS:
+    named = METHODS | {cls.__name__: cls for cls in METHODS.values() if cls.__name__ not in METHODS}
+    if (found := meant(name, named)) is None:
         raise Bad(f"method {name!r} is unknown{near(name, METHODS)}; `minipeft list` shows all {len(METHODS)}")
-    return METHODS[name]
+    return named[found]

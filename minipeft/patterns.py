@@ -16,7 +16,7 @@ from typing import Any
 
 from minipeft.errors import Bad
 from minipeft.limits import PATTERN_LENGTH, PATTERN_SECONDS
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 WAYS = 5_000_000  # through all patterns and names together: a second or so
 LONGEST = 256  # characters that a repeat is taken to run over; the longest name of a module has some 150

@@ -18,13 +18,14 @@ import math
 import numbers
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from minipeft.errors import Bad, near
 from minipeft.expressions import evaluate
+from minipeft.shown import described, shortly
 
 MOST = 1 << 16  # of what an array has one row for: more is a slip, and is refused before it takes memory
 LARGEST, LEAST = 1e9, 1e-9  # of a factor: what lies beyond overflows in float32
@@ -34,7 +35,7 @@ LARGEST, LEAST = 1e9, 1e-9  # of a factor: what lies beyond overflows in float32
 class Range:
     """Numbers a setting may be: `says` completes "r must …"."""
 
-    fits: Callable[[Any], bool]
+    fits: Callable[[Any], bool] = field(repr=False)
     says: str
 
 
@@ -102,12 +103,10 @@ def such_that(fits: Callable[[Any], bool], says: str, default: Any, **about: Any
     return _declared(default, Range(fits, says), **about)
 
 
-def parts(
-    cls: type, default: Any, *, fits: Callable[[Any], bool] = lambda x: True, says: str = "", **about: Any
-) -> Any:
+def parts(cls: type, default: Any, *, fits: Callable[[Any], bool] | None = None, says: str = "", **about: Any) -> Any:
     """Methods of a class, one or more, that a method is built over."""
     rule = Range(
-        lambda xs: bool(xs) and all(type(x) is cls and fits(x) for x in xs),
+        lambda xs: bool(xs) and all(type(x) is cls and (fits is None or fits(x)) for x in xs),
         f"be one or more plain {cls.__name__}{says}",
     )
     made = _declared(default, rule, **about)
@@ -200,6 +199,25 @@ def explained(f: Any) -> str:
     return types + "".join(f", {w.removeprefix('be ').removeprefix('lie ')}" for w in ranges)
 
 
+class Unknown(Bad, TypeError):
+    """A setting that there is none of."""
+
+
+class Settings:
+    """A dataclass of settings: what it is given that is none is named in one line; it shows what is not as usual."""
+
+    def __init_subclass__(cls, **how: Any) -> None:
+        super().__init_subclass__(**how)
+        cls.__repr__ = described  # type: ignore[assignment]  # before `dataclass` makes one
+
+    def __new__(cls, *args: Any, **given: Any) -> Any:
+        known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+        for word in given:
+            if word not in known:
+                raise Unknown(f"{cls.__name__} has no setting {word!r}{near(word, known)}; it has {', '.join(known)}")
+        return super().__new__(cls)
+
+
 def _number(x: Any) -> bool:
     return isinstance(x, numbers.Real) and not isinstance(x, bool) and bool(abs(x) <= LARGEST)  # type: ignore[operator]
 
@@ -248,9 +266,3 @@ def check(made: Any, name: str) -> None:
         for rule in f.metadata.get("rules", ()) if (x := getattr(made, f.name)) is not None else ():
             if isinstance(rule, Bound) and not rule.fits_in(made, x):
                 raise Bad(f"{name}: {f.name} must {rule.told(made)}, found {shortly(x)}")
-
-
-def shortly(x: Any) -> str:
-    """What was found, on one line and not longer than that."""
-    text = " ".join(repr(x).split())
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.factors import finite, leading, principal, sketched
 from minipeft.errors import Bad
 from minipeft.expressions import plainly
+from minipeft.shown import described
 from minipeft.torch_random import permutation
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class Start:
     """How an array begins: `draw(facts, shape, name)` makes it, `says` tells it. `needs` is what is measured before."""
 
     says: str
-    draw: Callable[[Facts, tuple[int, ...], str], Any]
+    draw: Callable[[Facts, tuple[int, ...], str], Any] = field(repr=False)
     needs: tuple[str, ...] = ()
-    together: Callable[..., Any] | None = None  # decides for all sites at once
+    together: Callable[..., Any] | None = field(default=None, repr=False)  # decides for all sites at once
     chosen: tuple[str, Start, Start] | None = None  # the condition, and the starts where it holds and where not
+
+    __repr__ = described
 
     @property
     def is_zero(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minipeft.checkpoints.files import existing, read_json, read_text
+from minipeft.checkpoints.files import checkpoint, read_json, read_text
 from minipeft.errors import Bad
 from minipeft.limits import JSON_BYTES
 
@@ -116,7 +116,7 @@ def load_tokenizer(folder: str | Path, vocab: int | None = None) -> Tokenizer:
     `vocab` is the size of the model's vocabulary. Raises `Bad` for a folder with another tokenizer's files, and without any
     for a vocabulary that cannot be one of bytes.
     """
-    folder = existing(folder, "folder")
+    folder = checkpoint(folder)
     path = folder / "tokenizer.json"
     if path.exists():
         return FileTokenizer(path)

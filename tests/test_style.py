@@ -44,7 +44,7 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
     ("part", "may_use"),
     [
         ("engine", {"engine", "errors"}),
-        ("model", {"engine", "errors", "model", "settings"}),
+        ("model", {"engine", "errors", "model", "settings", "shown"}),
         (
             "checkpoints",
             {
@@ -62,6 +62,7 @@ def test_optional_libraries_are_imported_where_they_are_used(path):
                 "limits",
                 "merging",
                 "settings",
+                "shown",
                 "targets",
                 "text",
             },

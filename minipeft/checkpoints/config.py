@@ -12,7 +12,7 @@ from typing import Any
 
 from minipeft import limits
 from minipeft.errors import Bad, near, note
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 ACTS = {
     "gelu_new": "gelu_tanh",

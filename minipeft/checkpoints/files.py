@@ -20,13 +20,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from minipeft.checkpoints.regular import exactly, existing, opened, parsed, place_of, read_json
+from minipeft.checkpoints.regular import checkpoint, exactly, opened, parsed, place_of, read_json
+from minipeft.checkpoints.regular import existing as existing
 from minipeft.checkpoints.regular import read_file as read_file
 from minipeft.checkpoints.regular import read_text as read_text
 from minipeft.engine.weight import Weight, factor, form, widened
 from minipeft.errors import Bad, near
 from minipeft.limits import AXES, HEADER_VALUES, NAME_LENGTH, TENSORS
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 DTYPES = {
     "F64": np.float64,
@@ -182,9 +183,7 @@ def read_folder(
     NaN or infinite weights. `read` gives the tensors of a file; what it maps into memory is checked when it is used.
     """
     read = read or read_tensors
-    folder = existing(folder, "folder")
-    if not folder.is_dir():
-        raise Bad(f"{folder}: expected a checkpoint folder, found a file")
+    folder = checkpoint(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise Bad(f"{folder / 'config.json'}: expected an object, found {type(config).__name__}")

@@ -23,7 +23,8 @@ from minipeft.limits import AXES, WHOLE
 from minipeft.model.arch import Arch
 from minipeft.model.parts import kind_of
 from minipeft.quantize import CODEBOOKS, FourBits, quantize
-from minipeft.settings import LARGEST, shortly
+from minipeft.settings import LARGEST
+from minipeft.shown import shortly
 
 STATE = ".quant_state.bitsandbytes__"
 BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")

@@ -22,7 +22,7 @@ from minipeft.checkpoints.config import (
 )
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 _SHARED = dict(
     hidden_size=WHOLE,

@@ -28,7 +28,7 @@ from minipeft.method import Method, Site, is_whole, method_class, refuse_unfit
 from minipeft.model.base import Model
 from minipeft.model.parts import shapes as shapes_of
 from minipeft.model.replicated import as_ranges, joined, replicated
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 from minipeft.targets import sites
 
 FORMAT = 3  # 2, without a digest of what both files say, is read too

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 from minipeft.errors import Bad, near
 from minipeft.limits import JSON_BYTES, JSON_DEPTH, JSON_VALUES
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -38,10 +39,26 @@ def existing(path: str | Path, what: str = "file") -> Path:
         folder = path.parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        hint = near(path.name, (p.name for p in folder.iterdir())) if folder == path.parent and folder.is_dir() else ""
+        seen = folder.iterdir() if folder == path.parent and folder.is_dir() else ()
+        hint = near(path.name, (p.name for p in seen if p.name[0] != "." or path.name[:1] == "."))
     except OSError as why:
         raise Bad(f"{path}: cannot be read: {why.strerror or why}") from None
     raise Bad(f"{path}: no such {what}{hint}")
+
+
+def checkpoint(folder: str | Path) -> Path:
+    """A checkpoint's folder, if it is there. Raises `Bad`, which tells what is expected, and of a name on a hub how to get it."""
+    try:
+        found = existing(folder, "folder")
+    except Bad as why:
+        said = f"{why}; expected one with config.json and model.safetensors"
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(folder)):
+            name = str(folder).rpartition("/")[2]
+            said += f" (of the Hugging Face hub: `hf download {folder} --local-dir {name}` makes one)"
+        raise Bad(said) from None
+    if not found.is_dir():
+        raise Bad(f"{found}: expected a checkpoint folder, found a file")
+    return found
 
 
 @contextlib.contextmanager

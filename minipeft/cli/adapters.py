@@ -54,10 +54,10 @@ def opened(base: Path, folders: Sequence[Path], dtype: str | None = None) -> Any
     Several adapters are called after their folders.
     """
     from minipeft.checkpoints import load
-    from minipeft.checkpoints.files import existing
+    from minipeft.checkpoints.files import checkpoint, existing
     from minipeft.checkpoints.native import trained_in
 
-    existing(base, "folder")
+    checkpoint(base)
     ours = [f for f in folders if (existing(f, "folder") / "adapter.json").exists()]
     model = load(base, dtype or next(filter(None, map(trained_in, ours)), None))
     for folder, name in zip(folders, _called(folders)):

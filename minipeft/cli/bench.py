@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from minipeft.bench import METHODS, SIZES, TASKS, fits
-from minipeft.cli.options import Backend, Json, Set, Targets, known, one_of
+from minipeft.cli.options import Backend, Json, Set, Targets, known, named, one_of
 from minipeft.cli.outputs import Outputs
 from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, progress
@@ -25,6 +25,7 @@ def bench(
         typer.Argument(
             help=f"{', '.join(METHODS)} (default: all; of GPT2 {ALONE} alone).",
             autocompletion=one_of(*METHODS),
+            callback=named,
         ),
     ] = None,
     against: Annotated[

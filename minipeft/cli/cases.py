@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from minipeft.cli.options import method_names, one_of
+from minipeft.cli.options import method_names, named, one_of
 from minipeft.cli.terminal import plain, progress
 
 recorded = typer.Typer(name="cases", no_args_is_help=True)
@@ -27,7 +27,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Where to: .tar.gz, .tgz or .zip; any other name is a folder.")],
     methods: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="Only these methods (default: all).", autocompletion=method_names),
+        typer.Argument(help="Only these methods (default: all).", autocompletion=method_names, callback=named),
     ] = None,
     check: Annotated[
         Optional[list[str]],  # noqa: UP045

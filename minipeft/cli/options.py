@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, meant, near
 
 # --- words that complete ----------------------------------------------------------------------------------------------
 
@@ -21,6 +21,16 @@ def method_names(incomplete: str) -> list[str]:
 
     load_methods()
     return [n for n in sorted(METHODS) if n.startswith(incomplete)]
+
+
+def named(words: Any) -> Any:
+    """Methods as they are named, whatever the words' capitals and hyphens; a word that is none stays, for the command to refuse."""
+    from minipeft.method import METHODS, load_methods
+
+    if not words:
+        return words
+    load_methods()
+    return (meant(words, METHODS) or words) if isinstance(words, str) else [meant(w, METHODS) or w for w in words]
 
 
 def one_of(*words: str) -> Callable[[str], list[str]]:
@@ -78,10 +88,12 @@ def _dtype(name: str | None) -> str | None:
     return name if name is None else known("--dtype", name, DTYPES)
 
 
-Method = Annotated[str, typer.Argument(help="A method, as `minipeft list` names it.", autocompletion=method_names)]
+Method = Annotated[
+    str, typer.Argument(help="A method, as `minipeft list` names it.", autocompletion=method_names, callback=named)
+]
 Methods = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(help="Methods, as `minipeft list` names them.", autocompletion=method_names),
+    typer.Argument(help="Methods, as `minipeft list` names them.", autocompletion=method_names, callback=named),
 ]
 Base = Annotated[
     Optional[Path],  # noqa: UP045

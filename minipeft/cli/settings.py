@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from minipeft.cli.terminal import plain
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, meant, near
 
 
 def chosen_settings(
@@ -30,6 +30,7 @@ def chosen_settings(
     for flag, said, word in words:
         key, eq, text = word.partition("=")
         only, dot, field = key.rpartition(".")
+        only = meant(only, methods) or only
         if not eq or not key:
             raise Bad(f"--set {word}: expected KEY=VALUE, as in r=4")
         if dot and only not in methods:

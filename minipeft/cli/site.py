@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from minipeft.cli.options import method_names
+from minipeft.cli.options import method_names, named
 from minipeft.cli.terminal import plain, progress
 
 
@@ -15,7 +15,7 @@ def site(
     out: Annotated[Path, typer.Argument(help="The folder of the site; one that is there is replaced if it is a site.")],
     methods: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="Only these methods' pages (default: all).", autocompletion=method_names),
+        typer.Argument(help="Only these methods' pages (default: all).", autocompletion=method_names, callback=named),
     ] = None,
 ) -> None:
     """Build the documentation as a site: a page for each method, trained for its picture; it works from a folder, without a network.

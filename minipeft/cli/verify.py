@@ -24,6 +24,7 @@ from minipeft.cli.options import (
     cores,
     known,
     method_names,
+    named,
     one_of,
 )
 from minipeft.cli.outputs import Outputs
@@ -89,7 +90,7 @@ def verify(
     ctx: typer.Context,
     methods: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="Only these methods (default: all).", autocompletion=_methods_and_commands),
+        typer.Argument(help="Only these methods (default: all).", autocompletion=_methods_and_commands, callback=named),
     ] = None,
     implementation: Annotated[
         list[str] | None,

@@ -24,7 +24,7 @@ from minipeft.conformance.schema import ASKS as ASKS
 from minipeft.conformance.schema import CLASSES as CLASSES
 from minipeft.conformance.schema import FORMAT, INDEX, SCHEMA, fault, short
 from minipeft.conformance.taking import arrays, contents, there
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad, meant, near
 from minipeft.limits import CASE_BYTES, LOOSEST
 
 HERE = Path(__file__).parent
@@ -186,12 +186,13 @@ def listed(folder: Path = SHIPPED, methods: list[str] | None = None, checks: lis
     kept = list(index)
     for asked, place, what in ((methods, 0, "method"), (checks, 1, "check")):
         known = {path.split("/")[place] for path in index}
-        for name in asked or ():
-            if name not in known:
+        found = {name: meant(name, known) for name in asked or ()}
+        for name in found:
+            if found[name] is None:
                 raise Bad(
-                    f"{what} {name!r} has no recorded cases; there are {', '.join(sorted(known))}{near(name, known)}"
+                    f"{what} {name!r} has no recorded cases{near(name, known)}; there are {', '.join(sorted(known))}"
                 )
-        kept = [path for path in kept if not asked or path.split("/")[place] in asked]
+        kept = [path for path in kept if not asked or path.split("/")[place] in found.values()]
     return kept
 
 

@@ -15,7 +15,7 @@ from minipeft.conformance.schema import ID, TEXT, fault
 from minipeft.errors import Bad
 from minipeft.limits import WORDS
 from minipeft.plain import escaped
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 TEXTS = ("implementation", "version", "id", "outcome", "tensor", "dtype", "reason", "url", "expected_outcome")
 NUMBERS = ("expected", "found", "ratio", "relative")

@@ -17,9 +17,13 @@ def _operand(x: Any) -> Any:
 def give() -> None:
     T: Any = Tensor
     both = {"add": ops.add, "sub": ops.sub, "mul": ops.mul, "truediv": ops.div, "matmul": ops.matmul}
+
+    def either_way(f: Any) -> tuple[Any, Any]:
+        return lambda self, other: f(self, _operand(other)), lambda self, other: f(_operand(other), self)
+
     for name, f in both.items():
-        setattr(T, f"__{name}__", lambda self, other, f=f: f(self, _operand(other)))
-        setattr(T, f"__r{name}__", lambda self, other, f=f: f(_operand(other), self))
+        for called, operator in zip((f"__{name}__", f"__r{name}__"), either_way(f), strict=True):
+            setattr(T, called, operator)
     T.__neg__ = ops.neg
     T.__abs__ = ops.absolute
     T.__pow__ = lambda self, p: ops.power(self, p=p)

@@ -54,7 +54,8 @@ class Tensor:
     size = property(lambda self: self.value.size)
 
     def __repr__(self) -> str:
-        return f"Tensor({self.value!r})"
+        few = self.size <= 32
+        return f"Tensor({self.value!r})" if few else f"Tensor({self.dtype} {self.shape}, {self.node.name or 'a leaf'})"
 
     def __len__(self) -> int:
         return len(self.value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from minipeft.shown import described
+
 
 @dataclass(frozen=True)
 class Arch:
@@ -52,6 +54,8 @@ class Arch:
     eos_ids: tuple[int, ...] = ()  # each ends a text
     fill_id: int | None = None  # generation goes on with it in a row that has ended
     start_id: int | None = None  # first token of a decoder
+
+    __repr__ = described
 
     @property
     def predicts_tokens(self) -> bool:

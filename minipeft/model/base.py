@@ -67,6 +67,9 @@ class Parameters(dict):
     def _refuse(self, *args: Any, **more: Any) -> Any:
         raise TypeError("the parameters of a model are not exchanged; dataclasses.replace makes another model")
 
+    def __repr__(self) -> str:
+        return f"Parameters({len(self)} arrays)"
+
     __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:

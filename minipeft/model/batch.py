@@ -12,6 +12,7 @@ import numpy as np
 from minipeft.engine.backend import library, refuse_others, to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
+from minipeft.shown import described
 
 IGNORE = -100  # a label that does not count
 
@@ -42,6 +43,8 @@ class Batch:
     task_ids: Any = None
     made_of: Mapping[str, tuple[Any, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
     # by name: the array, and what it is on the host
+
+    __repr__ = described
 
     @property
     def arrays(self) -> dict[str, Any]:

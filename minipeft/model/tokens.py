@@ -8,6 +8,7 @@ from typing import Any
 from minipeft.engine import ops
 from minipeft.engine.backend import lowest, read_only, xp
 from minipeft.model.batch import IGNORE
+from minipeft.shown import described
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Tokens:
     pool: int | None = None  # the position a classifier must read, if a method insists on one
     windowed: tuple[bool, ...] = ()  # of each prefix key of the block at work: does a sliding window move past it?
     shared: dict = field(default_factory=dict)  # attention biases of this pass, built once
+
+    __repr__ = described
 
     def insert(self, h: Any, P: Any, at: int = 0, labels: Any = None, weights: Any = None) -> Any:
         """h (b, t, d) with the virtual tokens P (p, d) or (b, p, d) inserted before index `at`: (b, t + p, d).

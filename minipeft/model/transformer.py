@@ -16,6 +16,7 @@ from minipeft.model.batch import Batch
 from minipeft.model.blocks import stack
 from minipeft.model.ends import embed, embed_image, head, loss_of, shifted_right
 from minipeft.model.tokens import Tokens
+from minipeft.shown import described
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Output:
     hidden: Any
     tokens: Tokens
     loss: Any = None
+
+    __repr__ = described
 
 
 def forward(run: Any, batch: Batch, past: int = 0) -> Output:

@@ -18,7 +18,7 @@ from minipeft.compare import FAMILIES
 from minipeft.conformance import docstrings
 from minipeft.errors import Bad
 from minipeft.method import METHODS, Method, load_methods
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 from minipeft.site import method as one
 from minipeft.site.trained import Seen, shown
 

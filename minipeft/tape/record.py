@@ -17,6 +17,7 @@ from minipeft.engine.backend import to_host, xp
 from minipeft.engine.tensor import Node, Tensor, backward, value
 from minipeft.method import is_whole
 from minipeft.model.batch import Batch
+from minipeft.shown import described
 from minipeft.tape.kept import gone, held
 from minipeft.tape.watching import part_of, watched
 
@@ -76,6 +77,8 @@ class Part:
     arrays: tuple[Array, ...]
     stops: tuple[Stop, ...]
 
+    __repr__ = described
+
     @property
     def layer(self) -> int | None:
         """The number of the layer that it is in."""
@@ -108,6 +111,8 @@ class Tape:
     arrays: tuple[Array, ...]
     stops: tuple[Stop, ...]
     loss: float
+
+    __repr__ = described
 
     @property
     def taped(self) -> tuple[Op, ...]:

@@ -18,7 +18,8 @@ from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad
 from minipeft.method import Method, Step
 from minipeft.model.batch import IGNORE, Batch
-from minipeft.settings import at_least, check, positive, shortly
+from minipeft.settings import at_least, check, positive
+from minipeft.shown import shortly
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import Checkpoint, identity_of
 from minipeft.train.state import State, fetched
@@ -37,6 +38,10 @@ class Trained:
     tokens: int = 0
     optimiser_bytes: int = 0
     penalties: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        fell = f", loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}" if self.losses else ""
+        return f"Trained({self.adapted!r}, {len(self.losses)} steps{fell}, {self.seconds:.1f} s)"
 
 
 @replaceable

@@ -13,7 +13,7 @@ from typing import Any
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import replaceable
 from minipeft.errors import Bad, near
-from minipeft.settings import at_least, check, positive, within
+from minipeft.settings import Settings, at_least, check, positive, within
 
 Arrays = dict[str, Any]
 
@@ -22,7 +22,7 @@ Arrays = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class SGD:
+class SGD(Settings):
     """θ ← θ − lr (v + λ θ), v ← μ v + g: stochastic gradient descent with momentum μ and decoupled weight decay λ."""
 
     lr: float = at_least(0, 0.1)
@@ -50,7 +50,7 @@ class SGD:
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Settings):
     """AdamW (Loshchilov & Hutter 2017, https://arxiv.org/abs/1711.05101, algorithm 2).
 
     m ← β₁ m + (1−β₁) g;  v ← β₂ v + (1−β₂) g²;  θ ← θ − lr (m̂ / (√v̂ + ε) + λ θ), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
@@ -92,7 +92,7 @@ def adamw(
 
 
 @dataclass(frozen=True)
-class Adafactor:
+class Adafactor(Settings):
     """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235, algorithms 4 and 5), without momentum.
 
     A matrix keeps the row and column means of its squared gradients instead of all of them; updates are clipped to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from minipeft.engine.backend import to_device, to_host
 from minipeft.errors import Bad, near
 from minipeft.merging import digest
 from minipeft.model.batch import Batch
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 from minipeft.targets import sites
 from minipeft.train.state import State, fetched
 
@@ -28,12 +29,21 @@ def identity_of(adapted: Adapted, data: Sequence[Batch], optimiser: Any, *settin
     arrays = {f"{i}:{k}": v for i, b in enumerate(data) for k, v in b.arrays.items()}
     return {
         "base": adapted.model.digest(),
-        "adapters": repr([(a.name, a.method, dict(a.at), sorted(a.trained)) for a in adapted.in_use]),
+        "adapters": repr(
+            [(a.name, _all(a.method), {s: _all(m) for s, m in a.at.items()}, sorted(a.trained)) for a in adapted.in_use]
+        ),
         "start": digest({f"{a.name}/{k}": v for a in adapted.in_use for k, v in a.arrays.items()}),
         "data": digest(arrays),
-        "optimiser": repr(optimiser),
+        "optimiser": _all(optimiser),
         "settings": repr(settings),
     }
+
+
+def _all(made: Any) -> str:
+    """All settings, also those that are as usual: what is usual may change."""
+    return (
+        f"{type(made).__name__}({', '.join(f'{f.name}={getattr(made, f.name)!r}' for f in dataclasses.fields(made))})"
+    )
 
 
 class Checkpoint:

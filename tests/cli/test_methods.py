@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from minipeft.conformance.laws import LAWS
 from minipeft.method import METHODS, load_methods
 
@@ -89,3 +91,23 @@ def test_starting_is_cheap():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show", "DoRA"],
+        ["verify", "IA3", "--case", "ia3.forward.usual"],
+        ["check", "Ia-3", "--family", "llama"],
+        ["tape", "IA3", "--set", "IA3.inputs=mlp.up.weight"],
+    ],
+    ids=" ".join,
+)
+def test_a_method_has_its_name_however_it_is_written(call, words):
+    status, out, err = call(*words)
+    assert status == 0 and re.search("dora|ia3", out), err
+
+
+@pytest.mark.parametrize("words", ["show", "verify", "compare", "bench", "train", "tape", "check"])
+def test_a_wrong_name_is_told_its_near_misses(mistake, words):
+    assert "did you mean lora" in mistake(words, "lroa", *(["out"] if words == "train" else []))

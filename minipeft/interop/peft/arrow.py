@@ -20,7 +20,7 @@ from minipeft.interop.peft.writing import save_peft
 from minipeft.method import method_class
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 TASK = "task_"
 

@@ -11,7 +11,7 @@ from typing import Any
 from minipeft.errors import Bad, note
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.registry import kind_of, peft_types
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 MANY = 20  # fields that are named in one line
 

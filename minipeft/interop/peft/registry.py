@@ -13,7 +13,7 @@ from minipeft.errors import Bad, near
 from minipeft.interop.peft.fields import Config, Field
 from minipeft.interop.peft.spec import Spec
 from minipeft.method import METHODS, Method, load_methods
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 HERE = Path(__file__).parent
 

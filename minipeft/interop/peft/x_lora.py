@@ -40,7 +40,7 @@ from minipeft.interop.peft.writing import save_peft
 from minipeft.method import method_class
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
-from minipeft.settings import shortly
+from minipeft.shown import shortly
 
 FOLDERS = Kind("a dictionary of folders", lambda v: isinstance(v, dict) and all(isinstance(x, str) for x in v.values()))
 EXPERT = "LORA"
