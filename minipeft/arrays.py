@@ -6,7 +6,7 @@
     m = size("max(1, d / reduction)")             # a letter for shapes
 
 Names in a shape or a condition stand for settings, for what `size` and `fact` declare, and for the site's own: `out` and
-`in` of a weight, `V` and `d` of a table, `d` of an activation, L, H, G, e, ff, `d_model` of the model (`minipeft.drawing.symbols`).
+`in` of a weight and its `pixels`, the inputs of one channel, `V` and `d` of a table, `d` of an activation, L, H, G, e, ff, `d_model` of the model (`minipeft.drawing.symbols`).
 What is drawn is drawn in the order of declaration, from the adapter's generator, on the host.
 """
 

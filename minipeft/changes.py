@@ -165,14 +165,14 @@ def shift(c: Any) -> Sum:
 
 @dataclass(frozen=True, eq=False)
 class Scaled(Change):
-    """diag(l) W and diag(l) b, or W diag(l)."""
+    """diag(l) W and diag(l) b, or W diag(l); fewer numbers than inputs are each for a run of them."""
 
     out: Any = None
     in_: Any = None
 
     def onto(self, W: Any) -> Any:
         W = W if self.out is None else W * self.out[:, None]
-        return W if self.in_ is None else W * self.in_
+        return W if self.in_ is None else W * self._inputs(W.shape[1])
 
     def bias(self, b: Any) -> Any:
         return b if b is None or self.out is None else b * self.out
@@ -180,12 +180,19 @@ class Scaled(Change):
     def linear(self, x: Any, base: Any, drop: Input = same_input) -> Any:
         if drop is not same_input:
             return super().linear(x, base, drop)
-        y = base(x if self.in_ is None else x * self.in_)
+        y = base(x if self.in_ is None else x * self._inputs(x.shape[-1]))
         return y if self.out is None else y * self.out
+
+    def _inputs(self, width: int) -> Any:
+        """(width,) the factor of every input."""
+        n = self.in_.shape[0]
+        if n == width:
+            return self.in_
+        return ops.reshape(ops.broadcast_to(self.in_[:, None], shape=(n, width // n)), shape=(width,))
 
 
 def scaled(out: Any = None, in_: Any = None) -> Scaled:
-    """Outputs, bias and all, times `out`; inputs times `in_`."""
+    """Outputs, bias and all, times `out`; inputs, or runs of as many inputs, times `in_`."""
     return Scaled(out, in_)
 
 

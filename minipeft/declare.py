@@ -3,7 +3,7 @@
 from minipeft.arrays import divides, each, fact, held, in_layers, keeps, of_parts, requires, size, stored, trained, when
 from minipeft.changes import lowrank, mapped, replaced, rotated, scaled, shift, steady, swapped, through
 from minipeft.errors import Bad, Unfit
-from minipeft.matrices import cayley, circulant, qr, skew
+from minipeft.matrices import cayley, circulant, qr, skew, tucker
 from minipeft.method import Base, Here, Method, Site, Step, globbed
 from minipeft.over import OverAdapters, beginning
 from minipeft.settings import at_least, choice, common_width, count, free, parts, positive, such_that, within
@@ -20,6 +20,6 @@ __all__ = [
     "distinct", "divides", "each", "either", "extremes", "fact", "fill", "found", "found_together", "free",
     "globbed", "held", "in_layers", "inverse", "keeps", "lowrank", "mapped", "memory", "normal", "norms", "of_parts",
     "orthonormal", "parts", "places", "positive", "qr", "replaced", "requires", "rotated", "same", "scaled",
-    "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained", "uniform",
+    "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained", "tucker", "uniform",
     "when", "within", "words", "xavier", "zero_if",
 ]  # fmt: skip

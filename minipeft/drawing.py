@@ -76,6 +76,7 @@ def symbols(method: Method, site: Site, sites: Sequence[Site] = ()) -> dict[str,
         known = dict(L=arch.layers, H=arch.heads, G=arch.kv, e=arch.dh, ff=arch.ff, d=arch.d, V=arch.vocab)
         known |= dict(d_model=arch.d, encoder_layers=arch.encoder_layers)
     known["width"], known["size"], known["site"] = shape[-1] if shape else 1, math.prod(shape), site.name
+    known["pixels"] = site.pixels
     if site.kind == "activation":
         known["d"] = shape[-1] if shape else 1
     elif len(shape) == 2:

@@ -1,4 +1,4 @@
-"""Matrices of a form: skew-symmetric, orthogonal, circulant. Words of a method's equation, as ops of the engine."""
+"""Matrices of a form: skew-symmetric, orthogonal, circulant, Tucker's. Words of a method's equation, as ops of the engine."""
 
 from __future__ import annotations
 
@@ -60,3 +60,9 @@ def _moved_right(n: int) -> np.ndarray:
 def circulant(k: Any) -> Any:
     """Matrices (…, n, n) whose first rows are k (…, n), each row moved right by one from the row above: [t, u] is k[(u − t) mod n]."""
     return ops.getitem(k, index=(Ellipsis, _moved_right(k.shape[-1])))
+
+
+def tucker(T: Any, U: Any) -> Any:
+    """(r, channels · pixels) of a core T (r, r, pixels) and U (r, channels): row i has Σ_j T[i, j, p] U[j, c] for channel c, pixel p."""
+    apart = ops.swapaxes(T) @ U  # (r, pixels, channels)
+    return ops.reshape(ops.swapaxes(apart), shape=(T.shape[0], U.shape[1] * T.shape[2]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -26,6 +26,7 @@ from minipeft.engine.weight import widened
 from minipeft.errors import Bad, meant, near
 from minipeft.expressions import evaluate
 from minipeft.model.arch import Arch
+from minipeft.model.parts import pixels
 from minipeft.settings import Settings, check
 from minipeft.shown import described
 
@@ -59,6 +60,11 @@ class Site:
         """The number of the layer the site is in, None outside of layers."""
         found = re.search(r"layers\.(\d+)", self.name)
         return int(found[1]) if found else None
+
+    @property
+    def pixels(self) -> int:
+        """How many of its inputs are one channel's: those of a patch, or 1."""
+        return pixels(self.arch, self.name)
 
 
 @dataclass
@@ -384,14 +390,9 @@ def weight_of(method: Method, W: Any, arrays: Mapping[str, Any]) -> Any:
 def load_methods() -> None:
     """Import every file under minipeft/methods, so that each registers itself."""
     package = importlib.import_module("minipeft.methods")
-    for module in _walk(package):
-        importlib.import_module(module)
-
-
-def _walk(package: Any) -> Iterator[str]:
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not info.ispkg:
-            yield info.name
+            importlib.import_module(info.name)
 
 
 def method_class(name: str) -> type[Method]:

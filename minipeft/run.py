@@ -54,6 +54,7 @@ class Run:
         cache: Any = None,
     ) -> None:
         self.arch: Arch = adapted.model.arch
+        self._model = adapted.model
         self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
         self.cache = cache  # a Growing or a Fixed, None: nothing is kept
         self.past = 0  # tokens in the cache
@@ -99,6 +100,11 @@ class Run:
                 self._befores.append((adapter.method, Here(self, "", state), common))
             if adapter.method.offset:
                 self._offsets.append((adapter.method, frozenset(adapter.at)))
+
+    @property
+    def dtype(self) -> Any:
+        """What the model computes in."""
+        return self._model.dtype
 
     # --- weights
 
@@ -182,7 +188,7 @@ class Run:
         """x Wᵀ + b of a module as the methods attached to it make it."""
         name = f"{module}.weight"
         if self.watch is not None and name in self.watch:
-            mask = self.tokens.mask  # padding is no input
+            mask = None if self.tokens is None else self.tokens.mask  # padding is no input; patches are tokens later
             real = x if mask is None or mask.shape != x.shape[:2] else value(x)[mask]
             self.watch[name].append(to_host(value(real)).reshape(-1, x.shape[-1]))
         return self.at(f"{module}.out", self._through(module, name, x, table=False))

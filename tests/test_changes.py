@@ -134,6 +134,7 @@ def others(draw):
                 Kind(Dense(D), lambda W: W + D),
                 Kind(scaled(l), lambda W: np.diag(l) @ W, times),
                 Kind(scaled(in_=k), lambda W: W @ np.diag(k)),
+                Kind(scaled(in_=k[:2]), lambda W: W @ np.diag(np.repeat(k[:2], IN // 2))),
                 Kind(scaled(l, k), lambda W: np.diag(l) @ W @ np.diag(k), times),
                 Kind(scaled(), lambda W: W),
                 Kind(rotated(R), lambda W: W @ whole.T),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minipeft.conformance.witnesses.deft import reflected
 from minipeft.engine import gradcheck, ops
-from minipeft.matrices import cayley, qr, skew
+from minipeft.matrices import cayley, qr, skew, tucker
 
 
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 99))
@@ -59,3 +59,11 @@ def test_its_gradient_is_that_of_differences(shape):
     rng = np.random.default_rng(0)
     P, g = rng.standard_normal(shape), rng.standard_normal(shape)
     gradcheck(lambda t: ops.sum(qr(t["P"]) * g), dict(P=P))
+
+
+def test_a_tucker_decomposition():
+    rng = np.random.default_rng(0)
+    T, U = rng.standard_normal((2, 2, 4)), rng.standard_normal((2, 3))
+    np.testing.assert_allclose(tucker(T, U), np.einsum("ijp,jc->icp", T, U).reshape(2, 12), rtol=0, atol=1e-14)
+    C = rng.standard_normal((2, 12))
+    gradcheck(lambda p: ops.sum(tucker(**p) * C), dict(T=T, U=U))

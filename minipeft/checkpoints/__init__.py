@@ -19,7 +19,7 @@ from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model, converted, float_type
 from minipeft.model.names import Names
-from minipeft.model.parts import kind_of
+from minipeft.model.parts import PATCHES, kind_of
 
 FAMILIES = {
     "gpt2": "gpt2",
@@ -299,7 +299,7 @@ def our_layout(names: Names, ours: str, a: Any) -> Any:
         return a
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T
-    if ours == "embed.patch.weight" and a.ndim == 4:
+    if ours == PATCHES and a.ndim == 4:
         return a.reshape(a.shape[0], math.prod(a.shape[1:]))
     if ours == "embed.positions.weight" and a.ndim == 3 and a.shape[0] == 1:
         return a.reshape(*a.shape[1:])
@@ -310,7 +310,7 @@ def their_layout(names: Names, ours: str, a: Any, arch: Arch) -> Any:
     """A parameter of ours as a file holds it."""
     if ours.endswith(".weight") and names.is_transposed(ours.removesuffix(".weight")):
         return a.T
-    if ours == "embed.patch.weight":
+    if ours == PATCHES:
         return a.reshape(a.shape[0], arch.channels, arch.patch, arch.patch)
     if ours == "embed.positions.weight" and arch.patch:
         return a[None]

@@ -222,7 +222,7 @@ def forward_is_weight(case: Case) -> None:
             continue
         module = site.removesuffix(".weight")
         W, b = run.param(site), run.param(f"{module}.bias")
-        if site.startswith("embed.") and site != "embed.patch.weight":
+        if every[site].kind == "embedding":
             ids = to_device(rng.integers(0, W.shape[0], (3, 4)))
             got, want = run.lookup(module, ids), W[ids]
             cond = float(abs(to_host(want)).max()) * 4 + _inner(case, site)

@@ -16,7 +16,7 @@ from minipeft.errors import Bad, near
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model, converted
 from minipeft.model.batch import Batch, batch
-from minipeft.model.parts import shapes
+from minipeft.model.parts import PATCHES, shapes
 
 ARCHS = {
     "llama": Arch(
@@ -60,7 +60,7 @@ def model(family: str = "llama", dtype: Any = np.float64, seed: int = 0, layers:
             W = 1 + 0.1 * rng.standard_normal(shape)
         elif name.endswith(".bias"):
             W = 0.1 * rng.standard_normal(shape)
-        elif name.startswith("embed.") and name != "embed.patch.weight":
+        elif name.startswith("embed.") and name != PATCHES:
             W = 0.5 * rng.standard_normal(shape)
         else:
             W = rng.standard_normal(shape) * (shape[-1] ** -0.5)

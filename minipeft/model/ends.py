@@ -18,7 +18,7 @@ from minipeft.model.tokens import Tokens
 def embed(run: Any, prefix: str, ids: Any, embeds: Any, tokens: Tokens) -> Any:
     """Token embeddings, then positions, types and a norm where the family has them: (b, t, d)."""
     arch = run.arch
-    h = run.lookup("embed.tokens", ids) if embeds is None else embeds
+    h = run.lookup("embed.tokens", ids) if embeds is None else _typed(run, embeds)
     h = run.at(f"{prefix}embed.tokens.out", h)  # virtual tokens may come in here, before positions
     if arch.positions == "learned":
         rows, last = tokens.position_ids(), tokens.past + tokens.t - 1 + arch.first_position
@@ -56,11 +56,16 @@ def embed_image(run: Any, pixels: Any) -> Any:
         )
     if H % p or W % p:  # the convolution leaves the rest out
         pixels = pixels[:, :, : H // p * p, : W // p * p]
-    x = ops.reshape(pixels, shape=(b, c, H // p, p, W // p, p))
+    x = ops.reshape(_typed(run, pixels), shape=(b, c, H // p, p, W // p, p))
     x = ops.reshape(ops.transpose(x, axes=(0, 2, 4, 1, 3, 5)), shape=(b, (H // p) * (W // p), c * p * p))
     h = run.linear("embed.patch", x)
     h = ops.concatenate(ops.broadcast_to(run.param("embed.cls"), shape=(b, 1, arch.d)), h, axis=1)
     return run.at("embed.out", h + run.param("embed.positions.weight"))
+
+
+def _typed(run: Any, x: Any) -> Any:
+    """What a batch has of floats, in the model's own type; a Tensor as it is."""
+    return x if hasattr(x, "node") else x.astype(run.dtype, copy=False)
 
 
 def pooled(run: Any, h: Any, tokens: Tokens) -> Any:

@@ -14,6 +14,7 @@ from minipeft.model.arch import Arch
 
 Shape = tuple[int, ...]
 HEAD, TABLE = "head.weight", "embed.tokens.weight"
+PATCHES = "embed.patch.weight"  # a linear over patches, channel by channel; elsewhere a convolution
 BEFORE_SCORE = {"bert": "pooler", "roberta": "score.dense"}  # a dense layer and tanh, in front of a classifier of rows
 
 
@@ -148,6 +149,11 @@ def shapes(arch: Arch) -> dict[str, Shape]:
     return {name: shape for part in parts(arch) for name, shape in part.params.items()}
 
 
+def pixels(arch: Arch, name: str) -> int:
+    """How many inputs of a parameter are one channel's: those of a patch in the linear over patches, 1 in every other."""
+    return arch.patch**2 if name == PATCHES else 1
+
+
 def activation_sites(arch: Arch) -> dict[str, Shape]:
     """Every activation site of an architecture and the shape of what passes there (the last axes)."""
     return {name: shape for part in parts(arch) for name, shape in part.sites.items()}
@@ -159,6 +165,6 @@ def kind_of(name: str, shape: Shape) -> str:
         return "bias"
     if ".norm." in f".{name}":
         return "norm"
-    if name.startswith("embed.") and name != "embed.patch.weight":
+    if name.startswith("embed.") and name != PATCHES:
         return "embedding" if len(shape) == 2 and name.endswith(".weight") else "table"
     return "table" if "relbias" in name else "linear"

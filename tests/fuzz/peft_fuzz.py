@@ -1,4 +1,4 @@
-"""The fuzzer of PEFT's adapters: `PYTHONPATH=. python tests/fuzz/peft_fuzz.py [TUNER …] [--draws N] [--seed S]`.
+"""The fuzzer of PEFT's adapters: `PYTHONPATH=. python tests/fuzz/peft_fuzz.py [TUNER …] [--draws N] [--seed S] [--shapes SHAPE …]`.
 
 A drawn configuration is put by PEFT on a small drawn base, every trained number is moved, and it is saved. minipeft must read it and
 compute the same, or refuse it with one line; and PEFT must read what minipeft saves of it, and compute the same.
@@ -55,6 +55,7 @@ VOCAB = 37
 INEXACT = {
     "TINYLORA": "PEFT decomposes the base in float32 where a file lacks the projections",
     "VBLORA": "PEFT finds the last of saved weights in float32",
+    "OFT": "PEFT measures coft's rotation against a radius in float32",
     "OSF": "two libraries' singular vectors differ by rounding over the gap of the singular values",
 }
 TRIES = 60  # configurations that PEFT itself refuses, before a draw is given up
@@ -99,7 +100,11 @@ def sizes(shape: str, rng: np.random.Generator) -> tuple[Any, Any]:
     if shape == "bert":
         return tf.BertForSequenceClassification, tf.BertConfig(**common, **own, max_position_embeddings=40)
     if shape == "vit":
-        return tf.ViTForImageClassification, tf.ViTConfig(**own, image_size=8, patch_size=4)
+        patch, channels = int(rng.choice((1, 2, 3, 4))), int(rng.choice((1, 3, 4, 6)))
+        image = patch * int(rng.choice((1, 2, 3)))
+        return tf.ViTForImageClassification, tf.ViTConfig(
+            **own, image_size=image, patch_size=patch, num_channels=channels
+        )
     return tf.T5ForConditionalGeneration, tf.T5Config(
         **common, d_model=width, d_kv=per + int(rng.integers(2)), num_heads=heads, d_ff=inner, num_layers=layers,
         num_decoder_layers=layers, decoder_start_token_id=0, relative_attention_num_buckets=8,
@@ -138,7 +143,7 @@ def ours(shape: str, i: int) -> Any:
 @cache
 def plain(shape: str, i: int) -> np.ndarray:
     """What the base computes."""
-    return Adapted(ours(shape, i)).logits(batch(**given(shape, tasks=False)))
+    return Adapted(ours(shape, i)).logits(batch(**given(shape, i, tasks=False)))
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -152,10 +157,12 @@ def theirs(shape: str, i: int, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def given(shape: str, tasks: bool) -> dict[str, np.ndarray]:
+def given(shape: str, i: int, tasks: bool) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(3)
     if shape == "vit":
-        return dict(pixel_values=rng.standard_normal((2, 3, 8, 8)), labels=np.array([2, 1]))
+        arch = ours(shape, i).arch
+        pixels = rng.standard_normal((2, arch.channels, arch.image, arch.image))
+        return dict(pixel_values=pixels, labels=np.array([2, 1]))
     ids = rng.integers(3, VOCAB, (2, 6))
     out = dict(input_ids=ids, attention_mask=np.ones_like(ids), labels=ids)
     if shape == "t5":
@@ -170,13 +177,15 @@ def given(shape: str, tasks: bool) -> dict[str, np.ndarray]:
 
 def modules_of(model: Any) -> dict[str, list[str]]:
     """Names of modules, by what they are."""
-    out: dict[str, list[str]] = dict(linear=[], table=[], norm=[], head=[])
+    out: dict[str, list[str]] = dict(linear=[], patches=[], table=[], norm=[], head=[])
     for name, m in model.named_modules():
         kind = type(m).__name__
         if name.rpartition(".")[2] in ("lm_head", "classifier", "score"):
             out["head"].append(name)
         elif kind in ("Linear", "Conv1D"):
             out["linear"].append(name)
+        elif kind == "Conv2d":
+            out["patches"].append(name)
         elif kind == "Embedding":
             out["table"].append(name)
         elif "Norm" in kind:
@@ -206,7 +215,10 @@ def targets(rng: np.random.Generator, tuner: str, at: dict[str, list[str]]) -> A
     if rng.random() < 0.08:
         return "all-linear"
     names = at["linear"] + (at["table"] if rng.random() < 0.15 else []) + (at["head"] if rng.random() < 0.1 else [])
-    return named(rng, names or at["head"])
+    found = named(rng, names or at["head"])
+    if at["patches"] and isinstance(found, list) and rng.random() < 0.5:
+        found += ["projection"]
+    return found
 
 
 def value(rng: np.random.Generator, kind: Any, default: Any) -> Any:
@@ -263,7 +275,7 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
                 out[name] = [1, 5]
         elif name == "feedforward_modules":
             mods = out.get("target_modules")
-            out[name] = mods[:1] if isinstance(mods, list) and chance(0.7) else []
+            out[name] = [str(rng.choice(mods))] if isinstance(mods, list) and chance(0.7) else []
         elif name in ("token_indices", "cpt_token_ids", "cpt_tokens_type_mask"):
             n = out.get("num_virtual_tokens", 4)
             out[name] = (
@@ -280,7 +292,7 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
         elif name == "prefix_projection" or name == "encoder_hidden_size":
             out[name] = bool(rng.integers(2)) if name == "prefix_projection" else 6
         elif name.endswith("_pattern"):
-            if chance(0.3) and "dictionary from regular" in f.kind.words:
+            if chance(0.3) and f.kind.holds({"a": 1}):
                 out[name] = pattern(rng, f.kind, at["linear"])
         elif name == "init_lora_weights":
             if chance(0.3) and tuner == "LORA":
@@ -294,6 +306,8 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
             out[name] = value(rng, f.kind, default)
     if tuner == "POLY":
         out["r"] = 4
+    if tuner == "OFT":  # of which PEFT takes one
+        out |= dict(oft_block_size=0) if chance(0.5) else dict(r=0)
     if tuner == "ADALORA":
         out |= dict(total_step=100, tinit=2, tfinal=3)
     return out
@@ -361,14 +375,14 @@ def saved(tuner: str, shape: str, i: int, fields: dict[str, Any], seed: int, fol
     model.save_pretrained(folder)
 
 
-def judged(tuner: str, seed: int) -> Draw | None:
-    """One draw that PEFT computes, or None if PEFT refused all of them."""
+def judged(tuner: str, seed: int, shapes: tuple[str, ...] = ()) -> Draw | None:
+    """One draw that PEFT computes, on a base of one of these shapes, or None if PEFT refused all of them."""
     rng = np.random.default_rng([seed, zlib.crc32(tuner.encode())])
     inexact = tuner in INEXACT or any(t.inexact for s in specs().values() if s.peft_type == tuner for t in s.trials)
     for _ in range(TRIES):
-        shape, i = str(rng.choice(FITS.get(tuner, SHAPES))), int(rng.integers(6))
+        shape, i = str(rng.choice(shapes or FITS.get(tuner, SHAPES))), int(rng.integers(6))
         fields = drawn_fields(rng, tuner, shape, modules_of(theirs(shape, i, torch.float32)))
-        values = given(shape, tuner in BY_TASK)
+        values = given(shape, i, tuner in BY_TASK)
         out = Draw(tuner, seed, f"{shape}{i}", fields)
         with tempfile.TemporaryDirectory() as where:
             folder, back = Path(where) / "theirs", Path(where) / "ours"
@@ -432,14 +446,14 @@ def compared(adapted: Any, asked: Any, got: np.ndarray, want: np.ndarray, inexac
     return "defect", f"differs by {off:.1e} where {K * 2.0**-53 * cond:.1e} may be"
 
 
-def run(tuners: Any, draws: int, seed: int = 0) -> Iterator[Draw]:
+def run(tuners: Any, draws: int, seed: int = 0, shapes: tuple[str, ...] = ()) -> Iterator[Draw]:
     """The draws, one tuner after another."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.set_num_threads(1)
         for tuner in tuners:
             for k in range(draws):
-                if found := judged(tuner, seed + k):
+                if found := judged(tuner, seed + k, shapes):
                     yield found
 
 
@@ -460,9 +474,10 @@ if __name__ == "__main__":
     parser.add_argument("tuners", nargs="*")
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=(), help="bases of these alone")
     options = parser.parse_args()
     every = []
-    for d in run(options.tuners or TUNERS, options.draws, options.seed):
+    for d in run(options.tuners or TUNERS, options.draws, options.seed, tuple(options.shapes)):
         every.append(d)
         if d.outcome == "defect":
             print("DEFECT", d.tuner, d.seed, d.shape, d.fields, "\n      ", d.detail, flush=True)

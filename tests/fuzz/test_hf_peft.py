@@ -5,10 +5,10 @@ import pytest
 pytestmark = pytest.mark.hf
 
 
-def found(draws, seed, tuners=()):
+def found(draws, seed, tuners=(), shapes=()):
     import peft_fuzz
 
-    drawn = list(peft_fuzz.run(tuners or peft_fuzz.TUNERS, draws, seed))
+    drawn = list(peft_fuzz.run(tuners or peft_fuzz.TUNERS, draws, seed, shapes))
     print(peft_fuzz.table(drawn))  # what is refused that PEFT computes: pytest -s
     defects = [f"{d.tuner} {d.seed} on {d.shape}: {d.detail}\n   {d.fields}" for d in drawn if d.outcome == "defect"]
     assert not defects, "\n".join([f"{len(defects)} of {len(drawn)}:", *defects])
@@ -18,6 +18,12 @@ def found(draws, seed, tuners=()):
 @pytest.mark.parametrize("tuner", ["C3A", "IA3", "LN_TUNING", "LOKR", "LORA", "ROAD", "TINYLORA", "VBLORA"])
 def test_some_drawn_adapters(tuner):
     found(4, 0, [tuner])
+
+
+@pytest.mark.parametrize("tuner", ["ADALORA", "BOFT", "HIRA", "HRA", "IA3", "LOHA", "LOKR", "LORA"])
+def test_some_drawn_adapters_on_patches(tuner):
+    """Of every tuner that has layers for convolutions; half of the draws target one."""
+    found(6, 50, [tuner], ("vit",))
 
 
 @pytest.mark.slow

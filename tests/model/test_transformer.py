@@ -10,6 +10,7 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import with_head
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.methods.lowrank.lora import LoRA
 from minipeft.model.batch import batch
 
 CAUSAL = ("llama", "gpt2")
@@ -77,6 +78,19 @@ def test_every_dtype_stays(family, dtype):
     model = tiny.model(family, dtype)
     out = Adapted(model).forward(tiny.example(model))
     assert {out.logits.dtype, out.hidden.dtype, out.loss.dtype} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inputs_of_another_type_are_the_model_s(dtype):
+    """Pixels and embeddings of a file may be narrower, or wider, than the model: it computes in its own."""
+    other = {np.float32: np.float64, np.float64: np.float32}[dtype]
+    rng = np.random.default_rng(0)
+    for family, name, shape in (("vit", "pixel_values", (2, 3, 12, 12)), ("llama", "inputs_embeds", (2, 3, 24))):
+        x = rng.standard_normal(shape).astype(np.float32)
+        adapted = attach(tiny.model(family, dtype), LoRA(r=2), targets="embed.patch attn.q", seed=1)
+        adapted = adapted.replace({k: v + dtype(0.1) for k, v in adapted.theta.items()})
+        a, b = (adapted.logits(batch(**{name: x.astype(t)})) for t in (dtype, other))
+        assert b.dtype == dtype and np.array_equal(a, b)
 
 
 IDS = np.array([[5, 9, 3]])

@@ -4,7 +4,7 @@ Writes tests/data/peft/<base>/base/, a tiny checkpoint, and for every case <base
 expected.safetensors: inputs, logits, loss and gradients. These are computed in float64 from the checkpoint read back, with
 the libraries' own casts to float32 redirected (see `as_float64`). Running it again gives the same bytes.
 
-Cases of one method alone are in peft/<method>.py: `cases(on)` lists `on.<base>(name, config, padding, …)`, and DOWNCASTING the modules
+Cases of one method alone, and those on convolutions, are in peft/<method>.py: `cases(on)` lists `on.<base>(name, config, padding, …)`, and DOWNCASTING the modules
 of PEFT that cast to float32.
 """
 
@@ -96,6 +96,14 @@ BASES: dict[str, tuple[Any, Any, str | None]] = {
         ),
         "SEQ_2_SEQ_LM",
     ),
+    "vit-channels": (
+        tf.ViTForImageClassification,
+        tf.ViTConfig(
+            hidden_size=20, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28, image_size=6, patch_size=3,
+            num_channels=6, num_labels=5,
+        ),
+        None,
+    ),
 }  # fmt: skip
 RECORDED = {  # bases that stay as they are
     "vit": (tf.ViTForImageClassification, None, None),
@@ -146,11 +154,14 @@ def load_base(base: str, dtype: torch.dtype, case: Case | None = None) -> Any:
 # --- inputs -------------------------------------------------------------------------------------------------------------
 
 
+IMAGES = {"vit": (3, 12, 12), "vit-channels": (6, 6, 6)}
+
+
 def inputs(base: str, padding: str, task_ids: bool, task: str, vocabulary: int) -> Tensors:
     """Batch 3, length 7; `padding` is left, right or none. Images are a batch of 2."""
     rng = generator("inputs", base)
-    if base == "vit":
-        return dict(pixel_values=torch.randn(2, 3, 12, 12, generator=rng), labels=torch.tensor([4, 1]))
+    if base in IMAGES:
+        return dict(pixel_values=torch.randn(2, *IMAGES[base], generator=rng), labels=torch.tensor([4, 1]))
     ids = torch.randint(3, vocabulary, (3, 7), generator=rng)
     mask = torch.ones_like(ids)
     for row, pads in enumerate((2, 0, 3) if padding != "none" else ()):

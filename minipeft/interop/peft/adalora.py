@@ -98,14 +98,17 @@ def _absent(
     yield from ()
 
 
+KEYS = {
+    "P": Key("lora_B", empty=True, size="(out, r)"),
+    "Q": Key("lora_A", empty=True, size="(r, in)"),
+    "lam": Key("lora_E", vector, column, (None, 1), empty=True, size="(r, 1)"),
+}
+
 SPEC = Spec(
     "ADALORA",
     KNOWN,
-    keys={
-        "P": Key("lora_B", empty=True, size="(out, r)"),
-        "Q": Key("lora_A", empty=True, size="(r, in)"),
-        "lam": Key("lora_E", vector, column, (None, 1), empty=True, size="(r, 1)"),
-    },
+    keys=KEYS,
+    patches=KEYS,
     settings=dict(
         r="init_r", target_r="target_r", alpha="lora_alpha", dropout="lora_dropout", tinit="tinit", tfinal="tfinal", deltaT="deltaT",
         beta1="beta1", beta2="beta2", gamma="orth_reg_weight",
@@ -120,5 +123,6 @@ SPEC = Spec(
     trials=(
         Trial("llama", dict(r=4, target_r=2)),
         Trial("gpt2", dict(r=4, target_r=2, kept=3), name="kept"),
+        Trial("vit-channels", dict(r=4, target_r=2), dict(targets="projection q_proj"), name="patches"),
     ),
 )  # fmt: skip

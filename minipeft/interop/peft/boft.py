@@ -21,7 +21,7 @@ from minipeft.interop.peft.fields import (
     read,
     whole,
 )  # fmt: skip
-from minipeft.interop.peft.spec import Key, Spec, Trial, column, transposed, vector
+from minipeft.interop.peft.spec import Key, Spec, Trial, column, row, transposed, vector
 from minipeft.model.arch import Arch
 
 KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
@@ -49,18 +49,22 @@ def _at_site(config: Any, arrays: Any) -> Any:
     return dict(factors=len(arrays["R"])) if "R" in arrays else {}
 
 
+R = Key("boft_R", size="(F, in/β, β, β)")
+
 SPEC = Spec(
     "BOFT",
     KNOWN,
-    keys={
-        "R": Key("boft_R", size="(F, in/β, β, β)"),
-        "s": Key("boft_s", vector, column, shape=(None, 1), size="(out, 1)"),
-    },
+    keys={"R": R, "s": Key("boft_s", vector, column, shape=(None, 1), size="(out, 1)")},
+    patches={"R": R, "s": Key("boft_s", vector, row, shape=(1, None))},
     settings=dict(factors="boft_n_butterfly_factor", block_dropout="boft_dropout"),
     reads=_reads,
     writes=_writes,
     at_site=_at_site,
     unasked=lambda m: "PEFT has one factor where its extension for CUDA is not built" if m.factors > 1 else "",
     wide=("peft.tuners.boft.layer",),
-    trials=(Trial("llama", dict(block=4)), Trial("llama", dict(block=3, by_number=True), name="by number")),
+    trials=(
+        Trial("llama", dict(block=4)),
+        Trial("llama", dict(block=3, by_number=True), name="by number"),
+        Trial("vit-channels", dict(block=2), dict(targets="projection q_proj"), name="patches"),
+    ),
 )  # fmt: skip

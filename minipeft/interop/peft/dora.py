@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.lora import BEGIN, TUNER, factors_of, refuse_transposed, written
+from minipeft.interop.peft.lora import BEGIN, PATCHES, TUNER, factors_of, principal, refuse_transposed, written
 from minipeft.interop.peft.spec import DECOMPOSED, Trial
 from minipeft.model.arch import Arch
 
@@ -20,12 +20,16 @@ SPEC = dataclasses.replace(
     TUNER,
     reads=lambda config, arch: factors_of(config, arch, "start"),
     writes=_writes,
+    patches=PATCHES,
+    settled=lambda config, arch: dict(patches=TUNER.patches) if principal(config) else {},
     claims=lambda config: bool(config.get("use_dora")),
     readings=dict(grad="detached"),
     combined=True,
     trials=(
         Trial("llama", dict(r=2), dict(targets="q_proj down_proj embed_tokens")),
         Trial("gpt2", dict(r=2), name="gpt2"),
+        Trial("gpt2", dict(r=2), dict(targets="wte wpe"), name="tables"),
+        Trial("vit-channels", dict(r=3), dict(targets="projection q_proj"), name="patches"),
         Trial(
             "llama",
             dict(r=2, start="svd"),

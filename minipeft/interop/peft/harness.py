@@ -13,12 +13,12 @@ import numpy as np
 from minipeft.arrays import needs
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import STEPS, method_of
-from minipeft.conformance.places import ARCH, arrays_at, place_at
+from minipeft.conformance.places import ARCH, PLACES, arrays_at, place_at
 from minipeft.interop.harness_torch import mask
 from minipeft.interop.peft.layer import arrays_of, config_of, tensors_of
 from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
 from minipeft.interop.peft.spec import Spec
-from minipeft.method import METHODS, load_methods
+from minipeft.method import METHODS, Site, load_methods
 
 Arrays = dict[str, Any]
 
@@ -149,12 +149,12 @@ class Peft:
     def theirs(self, case: Case) -> Arrays:
         """The arrays of a case under PEFT's keys, as torch tensors."""
         torch, given = self.torch(case), case.named("array", "stored")
-        found = tensors_of(self.spec(case), given, self.kind(case))
+        found = tensors_of(self.spec(case), given, self.site(case))
         return {key: torch.tensor(a) for key, a in found.items()}
 
-    def kind(self, case: Case) -> str:
-        """What the layer is."""
-        return "embedding" if case.place == "table" else "linear"
+    def site(self, case: Case) -> Site:
+        """What the layer is to us."""
+        return PLACES[case.place].sites[0]
 
     def ours(self, case: Case, found: Mapping[str, Any]) -> Arrays:
         """Tensors under PEFT's keys as arrays under our names."""
@@ -163,7 +163,7 @@ class Peft:
         if spec.packing is not None and not beside:  # as training starts
             place = place_at(case.place, case.inputs)
             beside, _ = arrays_at(place, method_of(case), np.random.default_rng(0), case.tensors)
-        arrays = arrays_of(spec, tensors, self.kind(case), beside)
+        arrays = arrays_of(spec, tensors, self.site(case), beside)
         return {name: np.ascontiguousarray(a) for name, a in arrays.items() if not case.trained or name in case.trained}
 
     def call(self, case: Case, model: Any, x: Any) -> Any:

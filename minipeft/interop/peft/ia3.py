@@ -7,6 +7,8 @@ from typing import Any
 
 from minipeft.adapted import Adapter
 from minipeft.interop.peft.fields import COMMON, CONV, EXCLUDED, NAMES, ONLY_STARTS, TARGETS, WHOLE, Config, plain, read
+from minipeft.interop.peft.kernels import channels
+from minipeft.interop.peft.names import HERE
 from minipeft.interop.peft.spec import Key, Spec, Trial, column, row, transposed, vector
 from minipeft.method import Site
 from minipeft.patterns import matching
@@ -29,9 +31,7 @@ def _absent(
     if given is None:
         return
     modules = {site: own[site].rpartition(".")[0] for site in found}
-    named = (
-        matching(given, modules.values(), "adapter_config.json: feedforward_modules:") if isinstance(given, str) else ()
-    )
+    named = matching(given, modules.values(), f"{HERE}: feedforward_modules:") if isinstance(given, str) else ()
     for site, arrays in found.items():
         module = modules[site]
         declared = module in named if isinstance(given, str) else any(module.endswith(n) for n in given)
@@ -43,8 +43,12 @@ SPEC = Spec(
     "IA3",
     KNOWN,
     keys={
-        "l": Key("ia3_l", vector, column, holds=lambda a: len(a) != 1, size="(out, 1)"),
-        "l_ff": Key("ia3_l", vector, row, holds=lambda a: len(a) == 1, size="(1, in) where the input is scaled"),
+        "l": Key("ia3_l", vector, column, holds=lambda a, arch: len(a) != 1, size="(out, 1)"),
+        "l_ff": Key("ia3_l", vector, row, holds=lambda a, arch: len(a) == 1, size="(1, in) where the input is scaled"),
+    },
+    patches={
+        "l": channels("ia3_l", lambda a, arch: a.shape[1] == arch.d),
+        "l_ff": channels("ia3_l", lambda a, arch: a.shape[1] != arch.d),
     },
     writes=lambda m, arch: transposed(arch),
     at_site=lambda config, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),
@@ -54,5 +58,7 @@ SPEC = Spec(
     trials=(
         Trial("llama"),
         Trial("gpt2", name="gpt2"),
+        Trial("vit-channels", attached=dict(targets="projection k_proj fc2"), name="patches"),
+        Trial("vit-channels", dict(inputs="embed.patch.weight"), dict(targets="projection k_proj"), name="channels"),
     ),
 )  # fmt: skip

@@ -142,14 +142,13 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     model = naming.model
     every = sites(model)
     parts = Parts()
-    both = [*spec.keys.values(), *(spec.embedding_keys or {}).values()]
-    suffixes = {k.suffix for k in both} | {TOKENS_KEY}
+    suffixes = {k.suffix for k in spec.every_key} | {TOKENS_KEY}
     meant: dict[tuple[str, str], str] = {}  # what a key means -> the key
     stacks: list[tuple[str, str, Any]] = []
     strange = []
     roots: dict[str, Any] = {}
     copied = _copied(naming, config, tensors)
-    empty = tuple(f".{k.suffix}" for k in (*spec.keys.values(), *(spec.embedding_keys or {}).values()) if k.empty)
+    empty = tuple(f".{k.suffix}" for k in spec.every_key if k.empty)
 
     def once(key: str, *what: str) -> None:
         other = meant.setdefault(what, key)  # type: ignore[arg-type]
@@ -186,11 +185,11 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             else:
                 once(key, site, suffix)
                 held = False
-                for name, k in spec.keys_of(every[site].kind).items():
-                    if k.suffix == suffix and not k.fits(a):
-                        shape = ", ".join("n" if n is None else str(n) for n in k.shape or ())
+                for name, k in spec.keys_of(every[site]).items():
+                    if k.suffix == suffix and not k.fits(a, model.arch):
+                        shape = ", ".join("n" if n is None else str(n) for n in k.expects(model.arch) or ())
                         raise Bad(f"{folder}: {key}: expected shape ({shape}), found {tuple(a.shape)}")
-                    if k.suffix == suffix and k.holds(a):
+                    if k.suffix == suffix and k.holds(a, model.arch):
                         parts.at.setdefault(site, {})[name], held = k.read(a, model.arch), True
                 if not held:
                     parts.spare[key] = a

@@ -14,10 +14,11 @@ from minipeft.interop.peft.keys import ROOT
 from minipeft.interop.peft.reading import read_adapter_tensors, read_config
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec, shared_to_ours, shared_to_theirs, to_ours, to_theirs
-from minipeft.method import Method, method_class
+from minipeft.method import Method, Site, method_class
 
 LAYER = "layer"
 MODULE = f"{ROOT}{LAYER}."
+LINEAR = PLACES["linear"].sites[0]
 
 
 def config_of(spec: Spec, method: Method) -> Config:
@@ -25,18 +26,18 @@ def config_of(spec: Spec, method: Method) -> Config:
     return spec.write(method, ARCH) | dict(peft_type=spec.peft_type, target_modules=[LAYER]) | spec.layer
 
 
-def tensors_of(spec: Spec, arrays: Arrays, kind: str = "linear") -> dict[str, np.ndarray]:
+def tensors_of(spec: Spec, arrays: Arrays, site: Site = LINEAR) -> dict[str, np.ndarray]:
     """Arrays of a method under PEFT's keys and in its layout."""
     arrays = arrays if spec.packing is None else spec.packing.theirs(arrays, arrays)  # type: ignore[assignment]
-    out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(kind), arrays, ARCH).items()}
+    out = {MODULE + suffix: a for suffix, a in to_theirs(spec.keys_of(site), arrays, ARCH).items()}
     return dict(spec.common.theirs(out | shared_to_theirs(spec.root_keys, arrays, ARCH)))
 
 
-def arrays_of(spec: Spec, tensors: Arrays, kind: str = "linear", beside: Arrays | None = None) -> Arrays:
+def arrays_of(spec: Spec, tensors: Arrays, site: Site = LINEAR, beside: Arrays | None = None) -> Arrays:
     """Tensors under PEFT's keys as arrays under our names; `beside` are arrays that tell of those that a file has in parts."""
     tensors = dict(spec.common.ours(tensors))
     found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
-    own = to_ours(spec.keys_of(kind), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
+    own = to_ours(spec.keys_of(site), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
     return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
 
 

@@ -42,6 +42,7 @@ from minipeft.interop.peft.fields import (
     read,
     refused,
 )  # fmt: skip
+from minipeft.interop.peft.kernels import channels, kernel, point
 from minipeft.interop.peft.spec import Key, Spec, Trial, never, remade, transposed, turned
 from minipeft.method import method_class
 from minipeft.model.arch import Arch
@@ -248,12 +249,21 @@ TUNER = Spec(
         "B": Key("lora_embedding_A", turned, turned),
         "m_emb": Key("lora_magnitude_vector"),
     },
+    patches="PEFT has plain LoRA and DoRA for convolutions, from drawn factors, and no other",
     settings=dict(r="r", alpha="lora_alpha", dropout="lora_dropout", rslora="use_rslora", lora_bias="lora_bias"),
     writes=written,
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
     wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )
+
+
+PATCHES = {
+    "A": kernel("lora_A.weight"),
+    "B": point("lora_B.weight"),
+    "c": Key("lora_B.bias"),
+    "m": channels("lora_magnitude_vector"),
+}
 
 
 def _writes(m: Any, arch: Arch) -> Config:
@@ -264,6 +274,7 @@ def _writes(m: Any, arch: Arch) -> Config:
 AGAIN = ((0, 2), (0, 1))
 SPEC = dataclasses.replace(
     TUNER,
+    patches=PATCHES,
     reads=_drawn,
     writes=_writes,
     examine=_examine,
@@ -280,6 +291,7 @@ SPEC = dataclasses.replace(
         Trial("t5", dict(r=2), dict(targets="q v wi"), name="t5"),
         Trial("bert-cls", dict(r=2), dict(targets="query", patterns={"layers.2.*": dict(r=3)}), "layers", layers=AGAIN),
         Trial("mistral", dict(r=2), dict(targets="o_proj", train_whole=["layers.1.mlp"]), "mistral", layers=AGAIN),
+        Trial("vit-channels", dict(r=3, lora_bias=True), dict(targets="projection q_proj"), name="patches"),
     ),
 )
 

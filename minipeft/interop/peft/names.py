@@ -18,6 +18,7 @@ from minipeft.errors import Bad
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.names import Names
+from minipeft.model.parts import HEAD, PATCHES
 from minipeft.patterns import first_ending, matches, matching
 from minipeft.run import is_layer
 from minipeft.targets import sites
@@ -146,7 +147,7 @@ def _all_linear(config: Config, naming: Naming, modules: Mapping[str, str]) -> l
     """Every linear but the output matrix, or a classifier of sequences that is one linear."""
     every = sites(naming.model)
     heads = CLASSIFIERS if config.get("task_type") == "SEQ_CLS" else ()
-    left = ("head.weight", "embed.patch.weight")
+    left = (HEAD, PATCHES)
     return [n for n, s in modules.items() if every[s].kind == "linear" and s not in left and n not in heads]
 
 

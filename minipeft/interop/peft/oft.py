@@ -86,6 +86,7 @@ SPEC = Spec(
     KNOWN,
     keys={"Q": Key("oft_R.weight", shape=(None, None), empty=True, size="(K, β(β − 1)/2)")},
     embedding_keys={"Q_emb": Key("oft_embedding_R.weight", shape=(None, None), empty=True)},
+    patches="PEFT turns windows that overlap and adds them up, which no matrix over patches is",
     settings=dict(
         terms="num_cayley_neumann_terms",
         block_share="block_share",

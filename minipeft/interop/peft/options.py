@@ -20,6 +20,7 @@ from minipeft.errors import Bad, Note
 from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.fields import COMMON, Config
 from minipeft.interop.peft.registry import method_name, specs
+from minipeft.interop.peft.spec import Spec
 from minipeft.interop.peft.tuners import (
     OTHER_BASES,
     VERSION,
@@ -224,10 +225,18 @@ def _page(every: Mapping[str, Tuner], listed: Words) -> str:
             continue
         tuner = every[kind]
         own = [name for name in _names(tuner) if name not in COMMON]
-        lines += [f"Methods: {', '.join(tuner.methods)}.", "", *FIELDS, *_rows(_cells(tuner, own))]
+        lines += [f"Methods: {', '.join(tuner.methods)}.", *_patches(tuner), "", *FIELDS, *_rows(_cells(tuner, own))]
         if modes := list(_modes(tuner, own, words)):
             lines += ["", *MODES, *modes]
     return "\n".join(lines) + "\n"
+
+
+def _patches(tuner: Tuner) -> Iterator[str]:
+    """What becomes of them on a convolution, where there is anything to be told."""
+    told = {name: spec.patches for name, spec in tuner.methods.items() if spec.keys and spec.patches != Spec.patches}
+    if there := [name for name, keys in told.items() if not isinstance(keys, str)]:
+        yield f"On a convolution: {', '.join(there)}."
+    yield from dict.fromkeys(f"Refused on a convolution: {why}." for why in told.values() if isinstance(why, str))
 
 
 def _cells(tuner: Tuner, names: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -275,6 +284,8 @@ method with each of its settings varied, and looks through the adapters that PEF
   left out, or is PEFT's default always.
 - **replayed** are the recorded adapters in which the field is not PEFT's default, as `base/case`: the first, how many
   more there are, and their other bases. What PEFT computed with each, we compute too ([guide](guide.md), section 8).
+
+*On a convolution* are the methods that are read and written on ViT's patches, which are a convolution there; no other is.
 
 A **mode** is a word that a field may be; or *given*, if the field makes another method of ours where it is set. *read as*
 names that method, or our settings which become others; *no difference*: what is computed with a file is the same. *left

@@ -157,7 +157,7 @@ def _same_targets(
         return
     every = sites(naming.model)
     if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
-        keys = [k.suffix for n, k in spec.keys_of(every[lost[0]].kind).items() if n in next(iter(found.values()))]
+        keys = [k.suffix for n, k in spec.keys_of(every[lost[0]]).items() if n in next(iter(found.values()))]
         first = module_of(naming, spec, lost[0])
         raise Bad(
             f"{folder}: {len(lost)} target modules have no tensors, the first {first}: {', '.join(keys) or 'its keys'} missing"
@@ -169,7 +169,7 @@ def _same_targets(
 
 def refuse_odd(folder: Path, spec: Spec, tensors: Mapping[str, Any], model: Model) -> None:
     """Raises `Bad` for more tensors than an adapter of this base has, for two of one name, and for numbers of another kind."""
-    ends = {k.suffix for k in (*spec.keys.values(), *(spec.embedding_keys or {}).values())}
+    ends = {k.suffix for k in spec.every_key}
     most = len(sites(model)) * (len(ends) + BESIDE) + len(spec.root_keys)
     if len(tensors) > most:
         raise Bad(
@@ -253,7 +253,7 @@ def labels(spec: Spec, every: Mapping[str, Any], modules: Mapping[str, str]) -> 
 
     def label(key: str) -> str:
         site, _, array = key.rpartition(":")
-        if site in modules and array in (keys := spec.keys_of(every[site].kind)):
+        if site in modules and array in (keys := spec.keys_of(every[site])):
             return f"{ROOT}{modules[site]}.{keys[array].suffix}"
         if array in spec.root_keys:
             return spec.root_keys[array].suffix
@@ -303,9 +303,7 @@ def filled(
     dtype = adapted.model.dtype
     every = sites(adapted.model)
 
-    stored = {
-        k for k in adapter.arrays if (s := k.rpartition(":"))[0] in modules and s[2] in spec.keys_of(every[s[0]].kind)
-    }
+    stored = {k for k in adapter.arrays if (s := k.rpartition(":"))[0] in modules and s[2] in spec.keys_of(every[s[0]])}
     label = labels(spec, every, modules)
     refuse_misfits(folder, label, new, {k: a.shape for k, a in adapter.arrays.items()}, adapter.trained | stored)
     arrays = dict(adapter.arrays)

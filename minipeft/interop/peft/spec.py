@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted, Adapter
+from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config, Field
 from minipeft.interop.peft.names import by_pattern
 from minipeft.method import Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
+from minipeft.model.parts import PATCHES
 
 
 def _same(a: Any, arch: Arch) -> Any:
@@ -57,20 +59,31 @@ class Key:
     suffix: str
     ours: Callable[[Any, Arch], Any] = _same  # their layout -> ours
     theirs: Callable[[Any, Arch], Any] = _same  # ours -> theirs; linear, so it serves gradients too
-    shape: tuple[int | None, ...] | None = None  # of theirs, where ours does not tell; None: any length
+    shape: tuple[int | str | None, ...] | None = (
+        None  # of theirs, where ours does not tell: fields of `Arch`; None: any length
+    )
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
     whole: bool = False  # theirs is of integers
     numbered: bool = False  # theirs are the rows of ours, each with its number behind the key
-    holds: Callable[[Any], bool] = lambda a: True  # of two of ours that have one key: whether theirs is this one
+    holds: Callable[[Any, Arch], bool] = lambda a, arch: (
+        True
+    )  # of two of ours that have one key: whether theirs is this one
     float32: bool = False  # a file has theirs in 32 bits, as PEFT reads no others
     empty: bool = False  # theirs may be without numbers
     size: str = ""  # of theirs in symbols, for docs/format.md
 
-    def fits(self, a: Any) -> bool:
-        """Whether an array of their file has this shape."""
+    def expects(self, arch: Arch) -> tuple[int | None, ...] | None:
+        """The shape of an array of their file, None where ours tells it."""
         if self.shape is None:
-            return True
-        return a.ndim == len(self.shape) and all(n in (None, m) for n, m in zip(self.shape, a.shape, strict=True))
+            return None
+        return tuple(getattr(arch, n) if isinstance(n, str) else n for n in self.shape)
+
+    def fits(self, a: Any, arch: Arch) -> bool:
+        """Whether an array of their file has this shape."""
+        shape = self.expects(arch)
+        return shape is None or (
+            a.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, a.shape, strict=True))
+        )
 
     def read(self, a: Any, arch: Arch) -> Any:
         """Our array, out of theirs."""
@@ -127,7 +140,7 @@ def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np
 def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
     """Their arrays of one site, by the ends of their keys, in our layout by our names."""
     given = {name: (key, found[key.suffix]) for name, key in keys.items() if key.suffix in found}
-    return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a)}
+    return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a, arch)}
 
 
 Arrays = Mapping[str, Any]
@@ -178,6 +191,9 @@ class Spec:
     known: Mapping[str, Field]  # every field of its configuration
     keys: Keys = field(default_factory=dict)  # our array at a site -> its key
     embedding_keys: Keys | None = None  # at a token table, if they differ
+    patches: Keys | str = (
+        "PEFT has none for convolutions"  # at ViT's patches, or why not (`minipeft.interop.peft.kernels`)
+    )
     root_keys: Keys = field(
         default_factory=dict
     )  # shared arrays, whose keys name no module; parts of one tensor may have one key
@@ -258,9 +274,19 @@ class Spec:
         """Whether the adapter is one tensor of virtual tokens."""
         return any(k.suffix == "prompt_embeddings" for k in self.root_keys.values())
 
-    def keys_of(self, kind: str) -> Keys:
-        """The keys of its arrays at a site of this kind."""
-        return self.embedding_keys if kind == "embedding" and self.embedding_keys else self.keys
+    def keys_of(self, site: Site) -> Keys:
+        """The keys of its arrays at a site. Raises `Bad` for patches where there are none."""
+        if site.name != PATCHES:
+            return self.embedding_keys if site.kind == "embedding" and self.embedding_keys else self.keys
+        if isinstance(self.patches, str):
+            raise Bad(f"{self.peft_type} at {site.name}, which is a convolution there: {self.patches}")
+        return self.patches
+
+    @property
+    def every_key(self) -> list[Key]:
+        """All keys of arrays at sites, whatever these are."""
+        patches = {} if isinstance(self.patches, str) else self.patches
+        return [*self.keys.values(), *(self.embedding_keys or {}).values(), *patches.values()]
 
     def read(self, config: Config, arch: Arch) -> Config:
         """Our settings, of their configuration. Raises `KeyError` for a field that is not there."""

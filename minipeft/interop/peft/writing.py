@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
 from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import Spec, shared_to_theirs, to_theirs
-from minipeft.method import Method
+from minipeft.interop.peft.spec import Keys, Spec, shared_to_theirs, to_theirs
+from minipeft.method import Method, Site
 from minipeft.model.base import Model
 from minipeft.targets import sites
 
@@ -70,10 +70,18 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         elif method.name == TOKENS and adapter.method.name != TOKENS:
             (a,) = own.values()
             out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.{TOKENS_KEY}"] = a
-        elif theirs := to_theirs(spec.keys_of(every[site].kind), _parts(spec, adapter, site, own), arch):
+        elif theirs := to_theirs(_keys(spec, method, every[site], own), _parts(spec, adapter, site, own), arch):
             module = module_of(_own(model), spec, site)
             out |= {f"{ROOT}{module}.{suffix}": a for suffix, a in theirs.items()}
     return dict(spec.common.theirs(out))
+
+
+def _keys(spec: Spec, method: Method, site: Site, own: Collection[str]) -> Keys:
+    """The keys of these arrays of a method at a site. Raises `Bad` for one that PEFT has on other modules alone."""
+    keys = spec.keys_of(site)
+    if lost := [name for name in own if name in spec.keys and name not in keys]:
+        raise Bad(f"{method.name} at {site.name}: PEFT has no {lost[0]} there")
+    return keys
 
 
 def _parts(spec: Spec, adapter: Adapter, site: str, own: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -184,7 +192,7 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
     """Which modules have the method, and what differs among them."""
     main = _main(adapter)
     every = sites(model)
-    held = {s for s in main if any(f"{s}:{name}" in adapter.arrays for name in spec.keys_of(every[s].kind))}
+    held = {s for s in main if any(f"{s}:{name}" in adapter.arrays for name in spec.keys_of(every[s]))}
     modules = {s: module_of(_own(model), spec, s) for s in main if s in held}
     config: Config = {}
     if spec.keys and not spec.on_blocks:

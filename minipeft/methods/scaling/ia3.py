@@ -1,7 +1,7 @@
 """(IA)³: Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning. Liu et al. 2022, https://arxiv.org/abs/2205.05638
 
     y = l ∘ (x Wᵀ + b),   W' = diag(l) W,   b' = l ∘ b     keys and values    (paper, §3.3)
-    y = (l_ff ∘ x) Wᵀ + b,   W' = W diag(l_ff)             the feed-forward's second linear
+    y = (l_ff ∘ x) Wᵀ + b,   W' = W diag(l_ff)             the feed-forward's second linear; of patches whole channels
 
 Merges   exactly: W' and b' are ordinary.
 Differs  Where queries, keys and values are one linear (GPT-2) HF peft, followed here, scales all three; the paper
@@ -39,7 +39,7 @@ class IA3(Method):
 
     on_input = fact(on_input)
     l = trained("out", start=fill(1), when="not on_input")
-    l_ff = trained("in", start=fill(1), when="on_input")
+    l_ff = trained("in / pixels", start=fill(1), when="on_input")
 
     def change(self, *, l: Any = None, l_ff: Any = None) -> Any:
         return scaled(out=l, in_=l_ff)

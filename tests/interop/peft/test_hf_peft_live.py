@@ -17,6 +17,7 @@ from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
 from minipeft.interop.peft.spec import Trial
 from minipeft.interop.peft.writing import save_peft
+from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
 from minipeft.model.batch import batch
 from minipeft.model.replicated import replicated
@@ -28,6 +29,7 @@ CLASSES = {
     "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel", "bert-cls": "BertForSequenceClassification",
     "llama-cls": "LlamaForSequenceClassification", "t5": "T5ForConditionalGeneration",
     "t5gated": "T5ForConditionalGeneration", "mistral": "MistralForCausalLM",
+    "vit-channels": "ViTForImageClassification",
 }  # fmt: skip
 load_methods()
 
@@ -58,6 +60,8 @@ def hf():
 
 
 def inputs(base, tasks):
+    if base.startswith("vit"):
+        return dict(pixel_values=np.random.default_rng(0).standard_normal((2, 6, 6, 6)), labels=np.array([2, 0]))
     ids = np.array([[5, 9, 3, 17, 30], [8, 30, 4, 11, 2]])
     given = dict(input_ids=ids, attention_mask=np.ones_like(ids), labels=ids)
     if base.startswith("t5"):
@@ -126,6 +130,28 @@ def test_peft_computes_the_same(name, trial, hf, tmp_path):
     assert abs(adapted.logits(batch(**given)) - want).max() <= K * u * cond
     again = load_peft(plain if trial.layers else adapted.model, tmp_path)
     assert abs(again.logits(batch(**given)) - want).max() <= K * u * cond
+
+
+PATCHES = {k: v for k, v in TRIALS.items() if v[1].base == "vit-channels"}
+
+
+@pytest.mark.parametrize(("name", "trial"), PATCHES.values(), ids=PATCHES)
+def test_peft_merges_into_the_same_kernel(name, trial, hf, tmp_path):
+    import torch
+
+    adapted = adapted_of(name, trial, load(ROOT / trial.base / "base", np.float64))
+    save_peft(adapted, tmp_path)
+    model, modules = read_by_peft(hf, trial.base, tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with hf.as_float64(*modules):
+            layer = model.merge_and_unload().vit.embeddings.patch_embeddings.projection
+    finally:
+        torch.set_default_dtype(torch.float32)
+    merged = merge(adapted).params
+    for ours, theirs in (("weight", layer.weight), ("bias", layer.bias)):
+        a = merged[f"embed.patch.{ours}"]
+        np.testing.assert_allclose(theirs.detach().numpy().reshape(a.shape), a, rtol=0, atol=1e-13 * abs(a).max())
 
 
 def test_every_method_that_peft_has_is_here():
