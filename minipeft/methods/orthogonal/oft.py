@@ -21,7 +21,8 @@ Differs  The first paper rotates outputs, W' = R W, and has cayley="exact"; the 
          we read the projection there, with the same gradient, and write it after each step. Its radius is in torch's
          default dtype, so in a float64 model of a float32 process it is rounded: an adapter of HF peft gets that eps. Its
          module_dropout is never applied, and is no setting here. A rotation of a tied embedding does not reach the head. HF peft merges two adapters of one linear in another order than it runs
-         them; both are (W R1ᵀ) R2ᵀ here.
+         them; both are (W R1ᵀ) R2ᵀ here. On ViT's patches HF peft turns windows that overlap and adds them up, which is no
+         rotation of a patch, nor the base before training: what it has there is refused.
 
 >>> OFT(block=2, cayley="exact").change(Q=np.array([[1.]])).onto(np.array([[2., 1.]]))
 array([[-1.,  2.]])
