@@ -196,7 +196,7 @@ def test_a_changed_file_is_refused(tmp_path, every):
 
 
 def test_what_is_not_recorded_is_one_line():
-    with pytest.raises(Bad, match=r"method 'dorra' has no recorded cases; .*\(did you mean dora"):
+    with pytest.raises(Bad, match=r"method 'dorra' has no recorded cases \(did you mean dora"):
         list(files.load(methods=["dorra"]))
     with pytest.raises(Bad, match="check 'forwards' has no recorded cases"):
         list(files.load(checks=["forwards"]))

@@ -29,6 +29,7 @@ def test_latex(plain, wanted):
 
 
 def test_what_is_not_known_is_refused_and_shown_as_it_stands():
+    pytest.importorskip("latex2mathml", reason="typesetting needs latex2mathml, of the extra `site`")
     with pytest.raises(Bad, match="'☃'"):
         latex("a ☃ b")
     assert "☃ &lt; b" in typeset("    a ☃ < b")
