@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from minipeft.errors import Bad
 from minipeft.expressions import evaluate, names
-from minipeft.shown import described
+from minipeft.shown import described, shortly
 from minipeft.starts import ZERO, Start
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class Array:
     shared_by: Callable[..., Mapping[str, str]] | None = None  # which sites share it, where not all do
 
     __repr__ = described
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.start, Start):
+            raise Bad(
+                f"start: expected how an array begins, such as fill(1.0) or normal(0.02), found {shortly(self.start)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from minipeft.arrays import divides, each, fact, held, in_layers, keeps, of_part
 from minipeft.changes import lowrank, mapped, replaced, rotated, scaled, shift, steady, swapped, through
 from minipeft.errors import Bad, Unfit
 from minipeft.matrices import cayley, circulant, qr, skew, tucker
-from minipeft.method import Base, Here, Method, Site, Step, globbed
+from minipeft.method import Base, Here, Method, Site, Step
 from minipeft.over import OverAdapters, beginning
+from minipeft.patterns import globbed
 from minipeft.settings import at_least, choice, common_width, count, free, parts, positive, such_that, within
 from minipeft.starts import (
     DOWN, FAST_PART, QR_PART, SVD_PART, UP, by, distinct, either, extremes, fill, found, found_together, inverse,

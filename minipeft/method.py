@@ -10,9 +10,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,12 +86,6 @@ class Step:
 
 class Unshown(Bad, AttributeError):
     """A method asked a site for what the transformer does not show there."""
-
-
-def globbed(names: Iterable[str], pattern: str) -> set[str]:
-    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
-    names = list(names)
-    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
 
 
 class Here:

@@ -1,4 +1,4 @@
-"""Regular expressions that somebody else wrote, matched within a time.
+"""Names by patterns: globs, and regular expressions that somebody else wrote, matched within a time.
 
 A few characters can keep Python's `re` busy for years: (a+)+$ on thirty letters. How many ways there are through a pattern is
 bounded by its parts; where they are few, it is matched at once, and else in a process of its own, which is ended in time.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from minipeft.errors import Bad
@@ -38,6 +39,12 @@ for pattern in patterns:
         out.append(str(why) or type(why).__name__)
 json.dump(out, sys.stdout)
 """  # what `_here` does
+
+
+def globbed(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that a glob means: those it matches whole; if there is none, those whose end after a dot it matches."""
+    names = list(names)
+    return {n for n in names if fnmatchcase(n, pattern)} or {n for n in names if fnmatchcase(n, f"*.{pattern}")}
 
 
 def matching(pattern: str, names: Iterable[str], what: str, shown: str = "") -> set[str]:

@@ -622,3 +622,11 @@ def test_extremes_are_in_order_and_of_equals_the_first_counts():
     site = Site("x.weight", W.shape, "linear", tiny.ARCHS["llama"], W)
     found = {top: draw(Facts(Most(top=top), site))["p"][0].tolist() for top in (True, False)}
     assert found == {True: [1, 5, 0, 2], False: [3, 0, 2, 4]}
+
+
+@pytest.mark.parametrize("start", [1.0, "normal", None])
+def test_a_start_is_one_of_those_there_are(start):
+    with pytest.raises(
+        Bad, match=r"^start: expected how an array begins, such as fill\(1\.0\) or normal\(0\.02\), found "
+    ):
+        trained("in", start=start)

@@ -185,7 +185,7 @@ def _padding_row(adapted: Adapted, key: str) -> Any:
 def _conditions(
     adapted: Adapted, inputs: Batch, with_grads: bool, at: Mapping[str, Any], penalty: bool
 ) -> dict[str, float]:
-    """How much each result moves for relative changes of every number of base and adapter: measured at two of them."""
+    """How much each result moves for relative changes of every number of base and adapter: measured at six of them."""
     rng = np.random.default_rng(3)
     step = 2.0**-26
     sizes = {k: float(abs(v).max()) if v.size else 0.0 for k, v in at.items()}
@@ -194,7 +194,7 @@ def _conditions(
         x = widened(x)
         return x * to_device(1 + step * rng.choice([-1.0, 1.0], x.shape)) if x.dtype.kind == "f" else x
 
-    for _ in range(2):
+    for _ in range(6):  # a gradient that is one number may hardly move in the first of them
         base = dataclasses.replace(adapted.model, params={k: nudge(v) for k, v in adapted.model.params.items()})
         adapter = adapted.adapters[0]
         moved = dataclasses.replace(adapter, arrays={k: nudge(v) for k, v in adapter.arrays.items()})
