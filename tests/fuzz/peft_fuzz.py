@@ -54,7 +54,6 @@ TUNERS = sorted({s.peft_type for s in specs().values()} - {"XLORA"})  # X-LoRA i
 VOCAB = 37
 INEXACT = {
     "TINYLORA": "PEFT decomposes the base in float32 where a file lacks the projections",
-    "VBLORA": "PEFT finds the last of saved weights in float32",
     "OFT": "PEFT measures coft's rotation against a radius in float32",
     "OSF": "two libraries' singular vectors differ by rounding over the gap of the singular values",
 }

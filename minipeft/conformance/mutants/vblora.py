@@ -37,7 +37,10 @@ def spread(p: np.ndarray) -> np.ndarray:
     return np.linspace(0.1, 0.4, p.size).reshape(p.shape)
 
 
-CASES = {"shares": More(dict(only_topk=True), lambda a: a | {k: spread(a[k]) for k in ("shares_A", "shares_B")})}
+CASES = {
+    "shares": More(dict(only_topk=True), lambda a: a | {k: spread(a[k]) for k in ("shares_A", "shares_B")}),
+    "one": More(dict(only_topk=True, topk=1)),
+}
 
 SURVIVES = {
     "only the order of the values is asked for, which no positive factor changes": (

@@ -31,6 +31,7 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | {
     "init_logits_std": plain(ONLY_STARTS, 0.1),
 }  # fmt: skip
 
+LOGARITHMS = "PEFT takes logarithms of saved shares, and what they leave of 1, in float32"
 PIECES = {"A": "r, in/b", "B": "out/b, r"}
 
 SPEC = Spec(
@@ -42,7 +43,7 @@ SPEC = Spec(
         for k, n in PIECES.items()
     }
     | {
-        f"shares_{k}": Key(f"vblora_logits_{k}_topk_weights", float32=True, size=f"({n}, topk − 1)")
+        f"shares_{k}": Key(f"vblora_logits_{k}_topk_weights", float32=True, empty=True, size=f"({n}, topk − 1)")
         for k, n in PIECES.items()
     },
     root_keys={"bank": Key("base_model.vblora_vector_bank", size="(h, b)")},
@@ -57,5 +58,11 @@ SPEC = Spec(
     keeps=lambda config: True,
     writes=lambda m, arch: transposed(arch),
     notes="the last weight of a piece is what the others leave of 1",
-    trials=(Trial("llama", dict(r=2, num_vectors=9, vector_length=4, topk=3)),),
+    trials=(
+        Trial("llama", dict(r=2, num_vectors=9, vector_length=4, topk=3)),
+        Trial(
+            "gpt2", dict(r=2, num_vectors=6, vector_length=4, topk=3, only_topk=True), name="chosen", inexact=LOGARITHMS
+        ),
+        Trial("llama", dict(r=2, num_vectors=6, vector_length=4, topk=1, only_topk=True), name="one chosen"),
+    ),
 )

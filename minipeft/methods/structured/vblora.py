@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipeft.declare import (
-    QUERY_VALUE, Method, at_least, common_width, count, distinct, divides, inverse, lowrank, normal, requires, size, stored, trained, uniform, within,
+    QUERY_VALUE, Method, at_least, common_width, count, distinct, divides, inverse, lowrank, normal, size, stored, trained, uniform, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
@@ -45,7 +45,6 @@ class VBLoRA(Method):
     dropout: float = within("[0, 1)", 0.0)
 
     fits = divides("vector_length")
-    several = requires("topk > 1", "topk must be at least 2 where the last share is left out, found 1", "only_topk")
     bank = trained("num_vectors", "vector_length", start=uniform(bound=0.02), shared=True)
     m, n = size("in / vector_length"), size("out / vector_length")
     logits_A = trained("r", "m", "num_vectors", start=normal(0.1), when="not only_topk")

@@ -71,6 +71,15 @@ def test_what_was_chosen_stands_for_the_logits():
     assert np.isfinite(weight_of(kept, W, dict(bank=a["bank"], **own))).all()
 
 
+def test_one_that_was_chosen_counts_whole():
+    method = VBLoRA(**SIZES, topk=1, only_topk=True)
+    a = drawn(method, 8, 12, moved=1.0)
+    assert a["shares_A"].shape == (2, 3, 0) and a["shares_B"].shape == (2, 2, 0)
+    B, A = factors(method, a, 8, 12)
+    np.testing.assert_array_equal(A.reshape(2, 3, 4), a["bank"][a["chosen_A"][..., 0]])
+    np.testing.assert_array_equal(B.T.reshape(2, 2, 4), a["bank"][a["chosen_B"][..., 0].T])
+
+
 def test_all_sites_share_the_bank_and_nothing_is_the_base_at_first():
     model = tiny.model()
     adapter = attach(model, VBLoRA(**SIZES), targets="attn.q.weight attn.v.weight").adapters[0]
@@ -92,8 +101,6 @@ def test_what_does_not_fit_is_said():
         drawn(VBLoRA(r=2, num_vectors=6, vector_length=3), 8, 12)
     with pytest.raises(Bad, match="topk must be at most num_vectors = 6, found 7"):
         VBLoRA(**SIZES, topk=7)
-    with pytest.raises(Bad, match=r"topk must be at least 2 where .* found 1"):
-        VBLoRA(**SIZES, topk=1, only_topk=True)
 
 
 @pytest.mark.hf
