@@ -17,7 +17,7 @@ from typing import Any
 
 from minipeft.limits import FREEZES
 
-PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's prctl
 
 
 @contextlib.contextmanager
@@ -127,9 +127,27 @@ def orphans_ended() -> Iterator[None]:
 
 def _adopt(whether: bool) -> bool:
     """Orphans among the descendants become children of this process from now on, or do not; whether that could be said."""
+    return _prctl(PR_SET_CHILD_SUBREAPER, int(whether))
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process among those that mpiexec started, and how many these are; (0, 1) where there was none."""
+    for rank, size in (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):
+        with contextlib.suppress(KeyError, ValueError):
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when its parent ends, however that ends: on Linux."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> bool:
+    """Whether Linux did as it was told."""
     if not sys.platform.startswith("linux"):
         return False
     try:
-        return ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0) == 0
+        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
     except (OSError, AttributeError):
         return False

@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "minipeft").rglob("*.py"))
-LAZY = {"typer", "rich", "tokenizers", "matplotlib", "cupy", "cupyx", "torch", "peft", "transformers", "psutil"}
+LAZY = {
+    "typer",
+    "rich",
+    "tokenizers",
+    "matplotlib",
+    "cupy",
+    "cupyx",
+    "mpi4py",
+    "torch",
+    "peft",
+    "transformers",
+    "psutil",
+}
 
 
 @pytest.mark.parametrize(

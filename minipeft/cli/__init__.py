@@ -38,6 +38,7 @@ from minipeft.cli.verify_diff import bisect, diff
 from minipeft.cli.verify_field import field
 from minipeft.cli.verify_new import new
 from minipeft.errors import Bad, Note
+from minipeft.processes import launched
 
 # libraries that a command may need and that are not installed with the package; pip knows them by these names
 OPTIONAL = (
@@ -101,6 +102,8 @@ def main(argv: Sequence[str] | None = None, run: Callable = app) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a character that this terminal has not is spelt out
+    if launched()[0]:  # of several that mpiexec started one speaks
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     with interruptible() as asked:
         status = _status(argv, run)
         if status == 0:

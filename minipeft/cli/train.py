@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -28,7 +28,7 @@ from minipeft.cli.options import (
 from minipeft.cli.outputs import note
 from minipeft.cli.settings import chosen_settings, settings
 from minipeft.cli.terminal import plain, progress
-from minipeft.errors import Bad
+from minipeft.errors import Bad, near
 
 OPTIMISERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -53,19 +53,31 @@ def train(
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the full rate.")] = 10,
     seed: Seed = 0,
     graph: Annotated[bool, typer.Option("--graph", help="On a GPU: replay steps as CUDA graphs.")] = False,
+    workers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N|auto",
+            help="Processes that share each batch and the base (Linux); auto: as many as pay. "
+            "`mpiexec -n N minipeft train …` starts them itself.",
+            autocompletion=one_of("auto"),
+        ),
+    ] = None,
     dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:
     """Train one method on a classification task and save the adapter. Started again, it goes on where it was killed.
 
-    Example:
+    Examples:
         minipeft train METHOD adapter/ --set r=4 --steps 200
+        minipeft train METHOD adapter/ --workers auto
+        mpiexec -n 4 minipeft train METHOD adapter/
     """
     from minipeft import compare as job
     from minipeft.checkpoints.native import save_adapter
     from minipeft.method import method_class
     from minipeft.train import OPTIMISERS as RULES
     from minipeft.train import fit
+    from minipeft.train.exchange import exchanging
 
     cls = method_class(method)
     chosen_settings([cls], set_, targets)  # a mistake is found before anything is read
@@ -76,22 +88,44 @@ def train(
     refuse_place(out, "minipeft")
     rule = RULES[optimiser](lr=job.usual_rate(cls) if lr is None else lr)
     kept = out / "training.safetensors"
-    with progress(f"training {method}", steps) as tick, _told(kept):
+    shares = _shares(workers)
+    ranks_of = exchanging(shares if shares == "mpi" else 1)
+    with ranks_of as ranks, progress(f"training {method}", steps) as tick, _told(kept):
         tick.doing("reading base and data")
         task = job.prepare(base, data, steps=steps, length=length, seed=seed, dtype=dtype)
         begun = job.start(task, settings(cls, task.model.arch, set_, targets), seed)
         note(task.notes)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=kept, graph=graph,
+                   seed=seed, checkpoint=kept, graph=graph, workers=ranks if shares == "mpi" else shares,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
+        if ranks.rank:  # rank 0 does the rest
+            return
         tick.doing("judging")
         save_adapter(done.adapted, out, classes=task.classes)
         loss, accuracy = job.judge(done.adapted, task.test)
     size = done.adapted.adapters[0].size
+    shared = f", {done.ranks} ranks of which each sent {done.sent:,} bytes a step" if done.ranks > 1 else ""
     print(
-        plain(f"{out}: {method}, {size:,} trained numbers, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %")
+        plain(
+            f"{out}: {method}, {size:,} trained numbers{shared}, held-out loss {loss:.3f}, accuracy {100 * accuracy:.1f} %"
+        )
     )
+
+
+def _shares(workers: str | None) -> int | str:
+    """What shares the training out: so many workers, "auto", or "mpi"."""
+    from minipeft.processes import launched
+
+    if (ranks := launched()[1]) > 1:
+        if workers is not None:
+            raise Bad(f"--workers {workers}: mpiexec has started {ranks} ranks already")
+        return "mpi"
+    if workers is None or workers == "auto":
+        return workers or 1
+    if not workers.isdecimal() or not 1 <= int(workers) <= 1024:
+        raise Bad(f"--workers {workers}: expected a number from 1 to 1024, or auto{near(workers, ['auto'])}")
+    return int(workers)
 
 
 @contextlib.contextmanager

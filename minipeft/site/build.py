@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 ASSETS = Path(__file__).parent / "assets"
 PAGES = {  # of docs/, by what the navigation calls them
     "Guide": "guide.md", "The field": "field.md", "Deviations": "deviations.md", "Options of PEFT": "peft.md",
-    "The format of cases": "format.md", "Mutants": "mutants.md", "Speed": "speed.md", "Devices": "devices.md", "On a GPU": "gpu.md",
+    "The format of cases": "format.md", "Mutants": "mutants.md", "Speed": "speed.md", "Devices": "devices.md", "Scale": "scale.md", "On a GPU": "gpu.md",
     "Robustness": "robustness.md", "Claims": "claims.md",
 }  # fmt: skip
 NOTEBOOKS = ROOT / "docs" / "notebooks"

@@ -17,6 +17,7 @@ from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.model.batch import Batch
 from minipeft.model.graph import Replay, recorder
 from minipeft.train import loop, optimisers
+from minipeft.train.exchange import ALONE, Exchange
 from minipeft.train.loop import finite_loss, one
 from minipeft.train.optimisers import AdamW, Arrays, clipped
 from minipeft.train.state import State
@@ -119,7 +120,13 @@ class Recorded:
     """
 
     def __init__(
-        self, adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None
+        self,
+        adapted: Adapted,
+        optimiser: Any,
+        state: State,
+        factors: Mapping[str, float],
+        clip: float | None,
+        exchange: Exchange = ALONE,  # of one rank
     ) -> None:
         self.adapted, self.optimiser, self.state, self.factors, self.clip = adapted, optimiser, state, factors, clip
         # rows first, as `adamw` reads them
@@ -135,7 +142,7 @@ class Recorded:
     def __call__(self, micro: Sequence[Batch], at: tuple) -> float:
         """One step; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
         base, _, seed, t, _ = at
-        if not self.plain or len(micro) != 1:
+        if not self.plain or len(micro) != 1 or self.state.parts > 1:
             replayed = lambda adapted, batch, theta, rng: self.gradients(batch, rng)
             loss = one(self.adapted, micro, self.state, self.optimiser, self.factors, at, replayed)
             self._back_in_place()

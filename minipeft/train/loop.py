@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,21 +16,25 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import rate as factor
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
 from minipeft.engine.tensor import replaceable
-from minipeft.errors import Bad
+from minipeft.errors import Bad, note
+from minipeft.merging import digest
 from minipeft.method import Method, Step
 from minipeft.model.batch import IGNORE, Batch
 from minipeft.settings import at_least, check, positive
 from minipeft.shown import shortly
+from minipeft.train.exchange import ALONE, Exchange, agree, exchanging, share
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import Checkpoint, identity_of
 from minipeft.train.state import State, fetched
+from minipeft.train.workers import chosen
 
 
 @dataclass
 class Trained:
     """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call.
 
-    `penalties` are what the methods' own terms were of each loss.
+    `penalties` are what the methods' own terms were of each loss, `ranks` how many processes trained, and `sent` the bytes
+    of gradients that a rank tells the others in a step.
     """
 
     adapted: Adapted
@@ -38,6 +43,8 @@ class Trained:
     tokens: int = 0
     optimiser_bytes: int = 0
     penalties: list[float] = field(default_factory=list)
+    ranks: int = 1
+    sent: int = 0
 
     def __repr__(self) -> str:
         fell = f", loss {self.losses[0]:.4g} to {self.losses[-1]:.4g}" if self.losses else ""
@@ -57,27 +64,65 @@ def accumulated(
     *,
     seed: Sequence[int] = (0, 0),
     by: Callable | None = None,
+    exchange: Exchange = ALONE,
+    parts: int = 1,
 ) -> tuple[Any, Arrays]:
     """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels.
 
-    The loss is a float64 that stays on the device. `by` stands for `gradients`; a call of it may overwrite what the one before
-    gave.
+    Each is cut by rows into `parts` first, which the ranks of the exchange share out; the gradients of part p of all
+    micro-batches are added up, then those of all parts in their order. The loss is a float64 that stays on the device. `by`
+    stands for `gradients`; a call of it may overwrite what the one before gave.
     """
-    weights = [_counted(b, adapted) for b in batches]
-    total = sum(weights) or 1
-    loss: Any = 0.0
-    grads: Arrays = {}
-    for i, (batch, w) in enumerate(zip(batches, weights)):
-        rng = np.random.default_rng([*seed, i])
-        value, part = (by or gradients)(adapted, batch, theta, rng)
-        share = w / total
-        loss = loss + share * value.astype(xp.float64)
-        for k, g in part.items():
-            if i == 0:
-                grads[k] = g if share == 1 and len(batches) == 1 else g * share
-            else:
-                grads[k] = grads[k] + g * share
-    return loss, grads
+    cut = [_pieces(b, parts) for b in batches]
+    weights = [[_counted(b, adapted) for b in pieces] for pieces in cut]
+    total = sum(map(sum, weights)) or 1
+    alone = weights == [[total]]  # the one there is counts whole: no copy is made
+
+    def part(p: int) -> tuple[Any, Arrays]:
+        loss: Any = 0.0
+        grads: Arrays = {}
+        for i, (pieces, w) in enumerate(zip(cut, weights)):
+            if p < len(pieces):
+                rng = np.random.default_rng([*seed, i * parts + p])
+                value, found = (by or gradients)(adapted, pieces[p], theta, rng)
+                loss = loss + w[p] / total * value.astype(xp.float64)
+                weighted = {k: _rows_first(g if alone else g * (w[p] / total)) for k, g in found.items()}
+                grads = {k: grads[k] + g for k, g in weighted.items()} if grads else weighted
+        return loss, grads
+
+    count = max(map(len, cut))
+    mine = [part(p) for p in share(exchange, count)]
+    if exchange.size == 1:
+        losses, all_parts = [loss for loss, _ in mine], [grads for _, grads in mine]
+    else:
+        word = fetched([loss for loss, _ in mine])
+        all_parts, words = exchange.gathered([grads for _, grads in mine], count, word, _mark(batches))
+        losses = [loss for some in words for loss in some]
+    grads = all_parts[0]
+    for more in all_parts[1:]:
+        grads = {k: grads[k] + g for k, g in more.items()}
+    return sum(losses[1:], losses[0]), grads
+
+
+def _rows_first(x: Any) -> Any:
+    """x as it travels: what follows adds numbers up in the order in which they lie."""
+    return xp.ascontiguousarray(x) if x.ndim else x
+
+
+def _mark(batches: Sequence[Batch]) -> int:
+    """A number that other batches, if ranks were given others, are unlikely to have."""
+    mark = 0
+    for b in batches:
+        for name in b.arrays:
+            x = np.ascontiguousarray(b.host(name))
+            mark = zlib.crc32(x.data, zlib.crc32(f"{name} {x.shape}".encode(), mark))
+    return mark
+
+
+def _pieces(batch: Batch, parts: int) -> list[Batch]:
+    """A batch cut by rows into so many, or as many as it has rows."""
+    n = min(parts, batch.rows)
+    return [batch.part(slice(i * batch.rows // n, (i + 1) * batch.rows // n)) for i in range(n)] if n > 1 else [batch]
 
 
 def _counted(batch: Batch, adapted: Adapted) -> int:
@@ -115,6 +160,7 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int = 50,
     graph: bool = False,
+    workers: int | str | Exchange = 1,
     progress: Any = None,
 ) -> Trained:
     """Train the adapters in use for `steps` steps.
@@ -126,6 +172,11 @@ def fit(
     Raises `Bad` for a loss that is not finite, a checkpoint of another training, or a GPU without memory left.
     Of a step's numbers the loss alone is fetched from the device, once. With `graph`, on a GPU, a step is recorded once and
     replayed (see `minipeft.train.fast`); `Bad` says what cannot be.
+
+    With `workers` n each batch is cut by rows into n parts for n processes (`minipeft.train.exchange`): the result is, bit
+    for bit, that of the n parts as micro-batches of one process. "auto" takes as many as pay, and says so; "mpi" is for every
+    rank of a program that mpiexec started. Progress, files and `Bad` come from rank 0; a training that is resumed
+    stays in as many parts as it began in, whatever `workers` says now.
     """
     keep_freed_memory()
     check(_Asked(steps, warmup, clip, every, seed), "fit")
@@ -140,30 +191,47 @@ def fit(
         raise Bad("nothing to train: no adapter in use has trained arrays")
     state = State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use})
     factors = {f"{a.name}/{k}": _factor(a, k) for a in adapted.in_use for k in a.trained}
-    done, kept = 0, None
-    if checkpoint is not None:
-        data = give(1) if callable(batches) else batches  # of a function's data the first step's stand for all
-        identity = identity_of(adapted, data, optimiser, steps, schedule, warmup, clip, seed)
-        kept = Checkpoint(Path(checkpoint), adapted, state, identity, steps)
-        done = kept.restore(state)
-    step = STEPPERS[graph](adapted, optimiser, state, factors, clip)
-    tokens, started = 0, time.perf_counter()
-    for t in range(done + 1, steps + 1):
-        micro = give(t)
-        at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
-        state.penalties.append(adapted.penalty(state.theta))
-        loss = step(micro, at)
-        state.losses.append(loss)
-        tokens += sum(b.tokens for b in micro)
-        if kept is not None and (t % every == 0 or t == steps):
-            _refuse_lost(state, t)
-            kept.save(state, t)
-        if progress is not None:
-            progress(t, steps, loss, tokens)
-    seconds = time.perf_counter() - started
-    _refuse_lost(state, steps)
-    used = sum(m.nbytes for m in state.moments.values())
-    return Trained(adapted.replace(state.theta), state.losses, seconds, tokens, used, fetched(state.penalties))
+
+    def data() -> Sequence[Batch]:  # of a function's the first step's stand for all
+        return give(1) if callable(batches) else batches
+
+    def identity() -> dict[str, str]:
+        return identity_of(adapted, data(), optimiser, steps, schedule, warmup, clip, seed)
+
+    if workers == "auto":
+        workers, why = chosen(adapted, data())
+        note(f"{workers} worker{'s' * (workers > 1)}: {why}")
+    with exchanging(workers) as exchange:
+        if graph and exchange.size > 1:
+            raise Bad("graph: steps are recorded of one process alone; train with workers=1")
+        kept, state.parts = None, exchange.size
+        if checkpoint is not None and exchange.rank == 0:
+            kept = Checkpoint(Path(checkpoint), adapted, state, identity(), steps)
+            kept.restore(state)
+        state = exchange.begin(state, identity)
+        step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange)
+        tokens, started, done = 0, time.perf_counter(), len(state.losses)
+        for t in range(done + 1, steps + 1):
+            micro = give(t)
+            at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
+            state.penalties.append(adapted.penalty(state.theta))
+            loss = step(micro, at)
+            state.losses.append(loss)
+            tokens += sum(b.tokens for b in micro)
+            if (kept is not None or exchange.size > 1) and (t % every == 0 or t == steps):
+                _refuse_lost(state, t)
+                if exchange.size > 1:
+                    agree(exchange, f"has other arrays after step {t}", digest(state.theta))
+                if kept is not None and exchange.rank == 0:
+                    kept.save(state, t)
+            if progress is not None and exchange.rank == 0:
+                progress(t, steps, loss, tokens)
+        seconds = time.perf_counter() - started
+        _refuse_lost(state, steps)
+        used = sum(m.nbytes for m in state.moments.values())
+        after = adapted.replace(state.theta)
+        sent = exchange.sent // max(steps - done, 1)
+        return Trained(after, state.losses, seconds, tokens, used, fetched(state.penalties), exchange.size, sent)
 
 
 def _refuse_lost(state: State, t: int) -> None:
@@ -189,10 +257,11 @@ def one(
     factors: Mapping[str, float],
     at: tuple,
     by: Callable | None = None,
+    exchange: Exchange = ALONE,
 ) -> float:
     """One step, written into the state; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
     base, clip, seed, t, steps = at
-    value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t), by=by)
+    value, grads = accumulated(adapted, micro, state.theta, seed=(seed, t), by=by, exchange=exchange, parts=state.parts)
     loss = finite_loss(value, t)
     grads = _hook("after_backward", adapted, state, grads, t, steps)
     if clip is not None:
@@ -204,10 +273,10 @@ def one(
 
 
 def _steps(
-    adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None
+    adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None, exchange: Exchange
 ) -> Callable[[Sequence[Batch], tuple], float]:
     """What makes one step after another of a state."""
-    return lambda micro, at: one(adapted, micro, state, optimiser, factors, at)
+    return lambda micro, at: one(adapted, micro, state, optimiser, factors, at, exchange=exchange)
 
 
 STEPPERS: dict[bool, Callable] = {False: _steps}  # by whether a graph is asked for

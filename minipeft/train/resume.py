@@ -23,6 +23,7 @@ from minipeft.train.state import State, fetched
 
 AFRESH = "remove the file to start afresh"
 LISTS = ("losses", "penalties")
+PARTS = 1 << 16  # that a batch is cut into, at most: one for each rank
 
 
 def identity_of(adapted: Adapted, data: Sequence[Batch], optimiser: Any, *settings: Any) -> dict[str, str]:
@@ -77,13 +78,14 @@ class Checkpoint:
             raise Bad(f"{self.path}: not written after step {t}: {wrong}")
         if (lies := self._lies()) is not None and lies != self.left:
             raise Bad(f"{self.path}: another training writes to this file; give each a folder of its own")
-        about = self.identity | {"step": t}
+        about: dict[str, Any] = self.identity | {"step": t, "parts": state.parts}
         about["digest"] = _digest(about, host)
         write_tensors(self.path, host, {"training": json.dumps(about, sort_keys=True)})
         self.left = self._lies()
 
     def restore(self, state: State) -> int:
-        """Fill the state from the file and return the step it was written after, 0 if there is none.
+        """Fill the state from the file and return the step it was written after, 0 if there is none. Batches stay in
+        as many parts as they were in.
 
         Raises `Bad`, the state being as it was, if the file belongs to another training or is not as it was written.
         """
@@ -101,7 +103,11 @@ class Checkpoint:
                 raise Bad(f"{self.path}: this checkpoint is of another training: its {key} differs; {AFRESH}")
         tensors: dict[str, np.ndarray] = read_tensors(self.path)
         step: Any = found.get("step")
-        if wrong := self._wrong_in(tensors, step):
+        parts: Any = found.get("parts", 1)
+        wrong = self._wrong_in(tensors, step)
+        if not wrong and (type(parts) is not int or not 1 <= parts <= PARTS):
+            wrong = f"expected batches in 1 to {PARTS} parts, found {shortly(parts)}"
+        if wrong:
             raise Bad(f"{self.path}: {wrong}; {AFRESH}")
         if found.pop("digest", None) != _digest(found, tensors):
             raise Bad(f"{self.path}: damaged: what it holds is not what was written; {AFRESH}")
@@ -112,6 +118,7 @@ class Checkpoint:
                 _, adapter, name = key.split(":", 2)
                 state.own[adapter][name] = to_device(a)
         state.losses, state.penalties = ([float(x) for x in tensors[k]] for k in LISTS)
+        state.parts = parts
         return step
 
     def _wrong_in(self, tensors: Mapping[str, np.ndarray], step: Any) -> str:

@@ -12,13 +12,17 @@ from minipeft.train.optimisers import Arrays
 
 @dataclass
 class State:
-    """What the steps of a training change: the trained arrays, the optimiser's moments, what methods keep, the losses."""
+    """What the steps of a training change: the trained arrays, the optimiser's moments, what methods keep, the losses.
+
+    `parts`, which they do not change: into how many a batch is cut.
+    """
 
     theta: Arrays
     moments: Arrays
     own: dict[str, Arrays] = field(default_factory=dict)  # of each adapter's method
     losses: list[float] = field(default_factory=list)
     penalties: list[Any] = field(default_factory=list)  # perhaps still on the device
+    parts: int = 1
 
 
 def fetched(numbers: Sequence[Any]) -> list[float]:

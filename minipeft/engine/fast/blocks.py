@@ -169,6 +169,18 @@ def sharing_cores(largest: float = float("inf")) -> Iterator[None]:
             _threads.reset(token)
 
 
+def threads_of_library() -> int:
+    """How many threads the BLAS library uses; 0 where it does not say."""
+    return blas[0]() if (blas := _openblas()) else 0
+
+
+def set_threads_of_library(count: int) -> None:
+    """Have the BLAS library use so many threads from now on, once nobody else is inside; 0 changes nothing."""
+    if count and (blas := _openblas()):
+        with _turns.taken(alone=True):
+            blas[1](count)
+
+
 @cache
 def _openblas() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     """How many threads NumPy's OpenBLAS uses, and how to change that; None if it has another library."""

@@ -1,0 +1,167 @@
+"""Ranks that are processes of this machine: forked, so that they share the base, and what is in memory besides."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from minipeft.adapted import Adapted
+from minipeft.engine import backend
+from minipeft.engine.fast import blocks
+from minipeft.errors import Bad, near
+from minipeft.model.batch import Batch
+from minipeft.processes import deaf_to_interrupts, end_with_parent
+from minipeft.shown import shortly
+from minipeft.train.exchange import Exchange, Failure, Packed, failure, refuse_failures, share
+from minipeft.train.optimisers import Arrays
+from minipeft.train.state import State
+
+MOST = 1024
+PAYS = 3e8  # multiplications of a step from which on a process gains more than telling the others costs
+GONE = (EOFError, ConnectionResetError, BrokenPipeError)
+
+
+class Workers(Exchange):
+    """This process, rank 0, and others that it forks when the training begins. They end with it, each has its share of the cores.
+
+    Gradients lie in memory that all of them see, twice as many as there are parts: while the slowest still reads those of one
+    step, the fastest may write the next. Words go through rank 0.
+    """
+
+    def __init__(self, size: int) -> None:
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MOST:
+            hint = near(size, ["auto", "mpi"]) if isinstance(size, str) else ""
+            raise Bad(f"workers: expected 1 to {MOST}, auto or mpi, found {shortly(size)}{hint}")
+        if no := _why_not():
+            raise Bad(f"workers: expected 1, found {size}: {no}")
+        self.size = size
+        self.others: list[tuple[int, Connection]] = []  # of rank 0: the processes
+        self.up: Connection | None = None  # of the others: to rank 0
+        self.turn = 0
+
+    def begin(self, state: State, identity: Callable[[], Mapping[str, str]]) -> State:
+        self.packed, self.parts = Packed(state.theta), state.parts
+        self.memory = mmap.mmap(
+            -1, max(2 * self.parts * self.packed.nbytes, 1)
+        )  # anonymous: it ends with the processes
+        self.threads = blocks.threads_of_library()
+        blocks.set_threads_of_library(min(self.threads, max(1, cores() // self.size)))
+        for rank in range(1, self.size):
+            here, there = Pipe()
+            with deaf_to_interrupts(), warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # of threads: none of theirs is needed, nor their locks
+                pid = os.fork()
+                if not pid:
+                    self._is(rank, there)
+                    here.close()
+                    return state
+            there.close()
+            self.others.append((pid, here))
+        return state
+
+    def _is(self, rank: int, up: Connection) -> None:
+        """In a new process: be this rank. Nothing interrupts it but its parent, or its parent's end."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        end_with_parent()
+        for _, other in self.others:
+            other.close()
+        self.rank, self.up, self.others = rank, up, []
+
+    def told(self, word: Any) -> list[Any]:
+        if self.up is not None:
+            self.up.send(word)
+            return self.up.recv()
+        words = [word, *(self._heard(*other) for other in [*self.others])]
+        refuse_failures(words)
+        for _, other in self.others:
+            with contextlib.suppress(*GONE):  # it is missed where it should speak next
+                other.send(words)
+        return words
+
+    def _heard(self, pid: int, other: Connection) -> Any:
+        try:
+            return other.recv()
+        except GONE:
+            self.others.remove((pid, other))
+            other.close()
+            return Failure(f"its process {_ended(pid)}; the training ends with it")
+
+    def gathered(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[list[Arrays], list[Any]]:
+        first = self.turn * self.parts
+        self.turn = 1 - self.turn
+        for i, arrays in zip(share(self, count), mine, strict=True):
+            self.packed.put(arrays, self.memory, first + i)
+            self.sent += self.packed.nbytes
+        words = self.met(word, mark)
+        return [self.packed.taken(self.memory, first + i) for i in range(count)], words
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: Any, why: BaseException | None, trace: Any) -> None:
+        if self.up is not None:  # a process that was forked goes no further
+            with contextlib.suppress(BaseException):
+                if why is not None:
+                    self.up.send(failure(why))
+            os._exit(kind is not None)
+        for pid, other in self.others:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.waitpid(pid, 0)
+            other.close()
+        if hasattr(self, "threads"):
+            blocks.set_threads_of_library(self.threads)
+
+
+def _ended(pid: int) -> str:
+    """How a process ended."""
+    with contextlib.suppress(OSError):
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status < 0:
+            with contextlib.suppress(ValueError):
+                return f"was ended by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
+    return "is gone"
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _why_not() -> str:
+    """Why there are no workers here, "" where there may be."""
+    if backend.name() != "numpy":
+        return f"on {backend.name()} a training is one process; `mpiexec` makes several"
+    if not sys.platform.startswith("linux"):
+        return "processes are forked on Linux alone; `mpiexec` makes several anywhere"
+    return ""
+
+
+def chosen(adapted: Adapted, batches: Sequence[Batch]) -> tuple[int, str]:
+    """As many workers as pay, and why: one for each core, of at least a row each, where a step has enough to do."""
+    if no := _why_not():
+        return 1, no
+    rows = max((b.rows for b in batches), default=1)
+    work = 3.0 * adapted.model.size * max((b.tokens for b in batches), default=1)
+    most, n = cores(), min(cores(), rows)
+    about = f"{most} core{'s'[: most > 1]}, {rows} row{'s'[: rows > 1]} a batch"
+    if n > 1 and work < PAYS:
+        return 1, f"{about}: a step is too short to be shared out"
+    return n, about
