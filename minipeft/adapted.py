@@ -161,9 +161,10 @@ class Adapted:
         train: bool = False,
         rng: np.random.Generator | None = None,
         penalty: bool = True,
+        recompute: bool = False,
     ) -> Any:
         """The task's loss plus the methods' penalties (or without), a scalar. Raises `Bad` for a batch without labels."""
-        run = self.run(theta, train=train, rng=rng)
+        run = self.run(theta, train=train, rng=rng, recompute=recompute)
         loss = run.forward(batch).loss
         if loss is None:
             raise Bad("batch: a loss needs labels and a model with a head")

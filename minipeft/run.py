@@ -16,6 +16,7 @@ import numpy as np
 from minipeft.arrays import held_for
 from minipeft.changes import Change, rows_kept, same_input
 from minipeft.engine.backend import library, refuse_others, to_device, to_host, xp
+from minipeft.engine.recompute import recomputed
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import factor, widened
 from minipeft.errors import Bad
@@ -42,7 +43,10 @@ class _Hook:
 
 
 class Run:
-    """One forward pass, or one generation, of a model with adapters. `train` switches dropout and sampling on."""
+    """One forward pass, or one generation, of a model with adapters. `train` switches dropout and sampling on.
+
+    With `recompute` the tape keeps of a layer what goes into it, and the backward pass computes the layer again.
+    """
 
     def __init__(
         self,
@@ -52,10 +56,12 @@ class Run:
         train: bool = False,
         rng: np.random.Generator | None = None,
         cache: Any = None,
+        recompute: bool = False,
     ) -> None:
         self.arch: Arch = adapted.model.arch
         self._model = adapted.model
         self.train, self.rng = train, rng if rng is not None else np.random.default_rng(0)
+        self.recompute = recompute
         self.cache = cache  # a Growing or a Fixed, None: nothing is kept
         self.past = 0  # tokens in the cache
         self.made = 0  # tokens at the end that generation without a cache has made
@@ -70,6 +76,7 @@ class Run:
         self._hooks: dict[str, list[_Hook]] = {}
         shares = {a.name: adapted.weights.get(a.name, 1.0) for a in adapted.in_use} if adapted.weights else {}
         self._shares = {} if list(shares.values()) == [1.0] else shares  # one whole change is no sum
+        self._states: list[dict] = []  # what adapters keep in this pass
         self._befores: list[tuple[Method, Here, dict]] = []
         self._offsets: list[tuple[Method, frozenset]] = []
         held = {"the model": self._base} | {f"adapter {a.name!r}": a.arrays for a in adapted.in_use}
@@ -82,6 +89,7 @@ class Run:
             common = groups.get("", {})
             lent = held_for(adapter.method, adapter.at)
             state: dict = {}
+            self._states.append(state)
             self.arrays[adapter.name] = groups
             for index, (site, method) in enumerate(adapter.at.items()):
                 here = Here(self, site, state, index=index)
@@ -275,7 +283,22 @@ class Run:
         """f(h), or what the methods at this layer make of it: they are given the layer f, and return one."""
         for hook in self._hooks.get(site, ()):
             f = hook.method.apply(f, hook.here, **hook.arrays)
-        return f(h)
+        return recomputed(lambda: f(h), self._moment, self._return_to) if self.recompute else f(h)
+
+    def _moment(self) -> tuple:
+        """All that a layer may change beside what it returns, as it is now."""
+        tokens = self.tokens
+        held = vars(tokens) | dict(shared=dict(tokens.shared))
+        return self.rng.bit_generator.state, tokens, held, dict(self._weights), [dict(s) for s in self._states]
+
+    def _return_to(self, moment: tuple) -> None:
+        """Be as at that moment."""
+        self.rng.bit_generator.state, self.tokens, held, weights, states = moment
+        vars(self.tokens).update(held | dict(shared=dict(held["shared"])))
+        self._weights = dict(weights)
+        for state, then in zip(self._states, states, strict=True):
+            state.clear()
+            state.update(then)
 
     def offset(self, prefix: str) -> int:
         """The position of the first text token of a stack: methods with a prefix move it."""

@@ -53,6 +53,9 @@ def train(
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the full rate.")] = 10,
     seed: Seed = 0,
     graph: Annotated[bool, typer.Option("--graph", help="On a GPU: replay steps as CUDA graphs.")] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Keep less for the backward pass, which computes each layer again.")
+    ] = False,
     workers: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -97,7 +100,7 @@ def train(
         note(task.notes)
         out.mkdir(parents=True, exist_ok=True)
         done = fit(begun, task.train, steps=steps, optimiser=rule, schedule=schedule, warmup=min(warmup, steps), clip=1.0,
-                   seed=seed, checkpoint=kept, graph=graph, workers=ranks if shares == "mpi" else shares,
+                   seed=seed, checkpoint=kept, graph=graph, recompute=recompute, workers=ranks if shares == "mpi" else shares,
                    progress=lambda t, n, loss, tokens: tick.of(t, n, f"loss {loss:.3f}"))  # fmt: skip
         if ranks.rank:  # rank 0 does the rest
             return

@@ -26,11 +26,32 @@ _order = count()
 class Node:
     """One taped result: the op that made it, from what, and how its gradient goes back there. Holds no value."""
 
-    __slots__ = ("dtype", "name", "order", "parents", "shape", "vjps")
+    __slots__ = ("__weakref__", "dtype", "name", "order", "parents", "shape", "vjps")
 
     def __init__(self, shape: tuple, dtype: Any, parents: tuple, vjps: Any, name: str = "") -> None:
         self.shape, self.dtype, self.parents, self.vjps, self.name = shape, dtype, parents, vjps, name
         self.order = next(_order)
+
+
+class Again:
+    """In place of the closures of several nodes: `fill` puts them there when the first is asked for."""
+
+    def fill(self) -> None:
+        """Give each node its closures."""
+        raise NotImplementedError
+
+
+_made: ContextVar[list[Node] | None] = ContextVar("made", default=None)
+
+
+@contextlib.contextmanager
+def making() -> Iterator[list[Node]]:
+    """Within this context the list has the nodes that ops make, in their order."""
+    token = _made.set([])
+    try:
+        yield _made.get()  # type: ignore[misc]
+    finally:
+        _made.reset(token)
 
 
 def now() -> int:
@@ -188,7 +209,10 @@ def _taped(name: str, way: Replacement, args: tuple, constants: dict[str, Any]) 
         if not kept:
             return value
         parents, vjps = zip(*kept, strict=True)
-    return Tensor(value, Node(value.shape, value.dtype, parents, vjps, name))
+    node = Node(value.shape, value.dtype, parents, vjps, name)
+    if (made := _made.get()) is not None:
+        made.append(node)
+    return Tensor(value, node)
 
 
 # --- back through the tape --------------------------------------------------------------------------------------------
@@ -219,6 +243,8 @@ def backward(root: Tensor, g: Array) -> dict[Node, Array]:
         if not node.parents:
             continue
         g = grads.pop(node)
+        if isinstance(node.vjps, Again):
+            node.vjps.fill()
         if callable(node.vjps):
             parts = node.vjps(g, tuple([p is not None for p in node.parents]))
         else:

@@ -98,10 +98,12 @@ def adamw(
 
 
 @replaces(loop.gradients, "numpy")
-def gradients(adapted: Adapted, batch: Batch, theta: Mapping[str, Any], rng: np.random.Generator) -> tuple[Any, Arrays]:
+def gradients(
+    adapted: Adapted, batch: Batch, theta: Mapping[str, Any], rng: np.random.Generator, recompute: bool = False
+) -> tuple[Any, Arrays]:
     """With the work shared out among threads."""
     with sharing_cores(2 * largest_matrix(adapted) * batch.tokens):
-        return adapted.value_and_grad(batch, theta, train=True, rng=rng)
+        return adapted.value_and_grad(batch, theta, train=True, rng=rng, recompute=recompute)
 
 
 def largest_matrix(adapted: Adapted) -> int:
@@ -127,6 +129,7 @@ class Recorded:
         factors: Mapping[str, float],
         clip: float | None,
         exchange: Exchange = ALONE,  # of one rank
+        recompute: bool = False,  # never
     ) -> None:
         self.adapted, self.optimiser, self.state, self.factors, self.clip = adapted, optimiser, state, factors, clip
         # rows first, as `adamw` reads them

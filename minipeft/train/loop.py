@@ -52,9 +52,11 @@ class Trained:
 
 
 @replaceable
-def gradients(adapted: Adapted, batch: Batch, theta: Mapping[str, Any], rng: np.random.Generator) -> tuple[Any, Arrays]:
+def gradients(
+    adapted: Adapted, batch: Batch, theta: Mapping[str, Any], rng: np.random.Generator, recompute: bool = False
+) -> tuple[Any, Arrays]:
     """Loss and gradients of a micro-batch, in training."""
-    return adapted.value_and_grad(batch, theta, train=True, rng=rng)
+    return adapted.value_and_grad(batch, theta, train=True, rng=rng, recompute=recompute)
 
 
 def accumulated(
@@ -160,6 +162,7 @@ def fit(
     checkpoint: str | Path | None = None,
     every: int = 50,
     graph: bool = False,
+    recompute: bool = False,
     workers: int | str | Exchange = 1,
     progress: Any = None,
 ) -> Trained:
@@ -171,7 +174,8 @@ def fit(
     atomically every `every` steps and at the end. `progress(t, steps, loss, tokens)` is called after every step.
     Raises `Bad` for a loss that is not finite, a checkpoint of another training, or a GPU without memory left.
     Of a step's numbers the loss alone is fetched from the device, once. With `graph`, on a GPU, a step is recorded once and
-    replayed (see `minipeft.train.fast`); `Bad` says what cannot be.
+    replayed (see `minipeft.train.fast`); `Bad` says what cannot be. With `recompute` the tape keeps what goes into each layer,
+    and the backward pass computes the layer again: the same bits, for a third more work and far less memory.
 
     With `workers` n each batch is cut by rows into n parts for n processes (`minipeft.train.exchange`): the result is, bit
     for bit, that of the n parts as micro-batches of one process. "auto" takes as many as pay, and says so; "mpi" is for every
@@ -202,14 +206,17 @@ def fit(
         workers, why = chosen(adapted, data())
         note(f"{workers} worker{'s' * (workers > 1)}: {why}")
     with exchanging(workers) as exchange:
-        if graph and exchange.size > 1:
-            raise Bad("graph: steps are recorded of one process alone; train with workers=1")
+        if graph and (exchange.size > 1 or recompute):
+            other = "recompute" if recompute else "several workers"
+            raise Bad(
+                f"graph beside {other}: expected one of the two; what is recorded is one process, without recomputing"
+            )
         kept, state.parts = None, exchange.size
         if checkpoint is not None and exchange.rank == 0:
             kept = Checkpoint(Path(checkpoint), adapted, state, identity(), steps)
             kept.restore(state)
         state = exchange.begin(state, identity)
-        step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange)
+        step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange, recompute)
         tokens, started, done = 0, time.perf_counter(), len(state.losses)
         for t in range(done + 1, steps + 1):
             micro = give(t)
@@ -273,10 +280,20 @@ def one(
 
 
 def _steps(
-    adapted: Adapted, optimiser: Any, state: State, factors: Mapping[str, float], clip: float | None, exchange: Exchange
+    adapted: Adapted,
+    optimiser: Any,
+    state: State,
+    factors: Mapping[str, float],
+    clip: float | None,
+    exchange: Exchange,
+    recompute: bool,
 ) -> Callable[[Sequence[Batch], tuple], float]:
     """What makes one step after another of a state."""
-    return lambda micro, at: one(adapted, micro, state, optimiser, factors, at, exchange=exchange)
+
+    def by(*given: Any) -> tuple[Any, Arrays]:
+        return gradients(*given, recompute)
+
+    return lambda micro, at: one(adapted, micro, state, optimiser, factors, at, by, exchange)
 
 
 STEPPERS: dict[bool, Callable] = {False: _steps}  # by whether a graph is asked for
