@@ -38,7 +38,7 @@ class Again:
 
     def fill(self) -> None:
         """Give each node its closures."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say how")
 
 
 _made: ContextVar[list[Node] | None] = ContextVar("made", default=None)
