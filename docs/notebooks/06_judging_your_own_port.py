@@ -170,7 +170,7 @@ except AssertionError as why:
 # ## A program of its own
 #
 # So far the port was an object in this process. In general it is a program, in any language, that reads a line of JSON for each case and answers with a line, and a file of tensors: [format.md](../format.md) has
-# all that is needed. `minipeft verify new LANGUAGE FOLDER` writes one to start from, for Rust, C, Python, JAX or MLX, and `minipeft verify -i …` judges it. A crash, a hang or garbage costs one case, not the run.
+# all that is needed. `minipeft verify new LANGUAGE FOLDER` writes one to start from, for C, Go, JavaScript, Rust, Swift, Python, PyTorch, JAX or MLX, and `minipeft verify -i …` judges it. A crash, a hang or garbage costs one case, not the run.
 #
 # The Python one knows LoRA already. We break its merge, and judge the checks of merging.
 

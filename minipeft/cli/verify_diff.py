@@ -41,7 +41,7 @@ def bisect(
     case: Case,
     limit: Limit = 20.0,
 ) -> None:
-    """The first intermediate at which an implementation departs from minipeft. Status 1 if there is one.
+    """The first intermediate, or else result, at which an implementation departs from minipeft. Status 1 if there is one.
 
     Example:
         minipeft verify bisect peft --case METHOD.forward.usual
@@ -52,9 +52,8 @@ def bisect(
 
     with orphans_ended(), progress("computing") as tick:
         tick.doing(case)
-        rows, departed = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
+        rows, said = job.bisect(implementation, choose(ids=[case]).cases[0], limit)
     terminal().print(job.diff_table(rows, "minipeft", implementation))
-    if departed is not None:
-        print(plain(f"departs at {departed.name}"))
+    print(plain(said))
+    if not all(row.same for row in rows):
         raise typer.Exit(1)
-    print(f"the same in all {len(rows)} intermediates")

@@ -9,17 +9,21 @@ import typer
 
 from minipeft.cli.options import one_of
 from minipeft.cli.terminal import plain
-
-LANGUAGES = ("rust", "python", "jax", "mlx", "c")
+from minipeft.conformance.languages import LANGUAGES
 
 
 def new(
-    language: Annotated[str, typer.Argument(help="rust, python, jax, mlx or c.", autocompletion=one_of(*LANGUAGES))],
+    language: Annotated[
+        str, typer.Argument(help=f"{', '.join(LANGUAGES[:-1])} or {LANGUAGES[-1]}.", autocompletion=one_of(*LANGUAGES))
+    ],
     folder: Annotated[Path, typer.Argument(help="Where to write it; must not exist or be empty.")],
 ) -> None:
-    """Write the skeleton of a harness in another language.
+    """Write the beginning of a harness: a program in another language, or an object in Python, that is judged.
 
-    Example:
+    It has one method and passes some of its cases as it is; its README.md says how to build it, have it judged, and go on.
+
+    Examples:
+        minipeft verify new pytorch harness/
         minipeft verify new rust harness/
     """
     from minipeft.conformance.new import skeleton

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Row:
     worst: tuple[int, ...]
     values: tuple[float, float]
     reason: str = ""
+    kind: str = "result"  # or "trace"
 
     @property
     def same(self) -> bool:
@@ -36,28 +38,47 @@ class Row:
 
 def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]:
     """What two implementations give for a case: intermediates in the order of the first, if both can trace, and results."""
+    return _rows([_traced(name, case, limit) for name in (first, second)], second)
+
+
+def _rows(given: Sequence[Mapping[str, Mapping[str, np.ndarray]]], second: str) -> list[Row]:
     rows = []
-    given = [_traced(name, case, limit) for name in (first, second)]
     for kind in ("trace", "result"):
         one, other = given[0][kind], given[1][kind]
         for name in one:
             if name in other:
                 with np.errstate(all="ignore"):
-                    rows.append(_row(name, one[name], other[name]))
+                    rows.append(dataclasses.replace(_row(name, one[name], other[name]), kind=kind))
             elif kind == "result":
                 rows.append(Row(name, float("inf"), (), (0.0, 0.0), f"{second} has no {name}"))
     return rows
 
 
-def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], Row | None]:
-    """The intermediates that an implementation shares with minipeft, and the first at which it departs.
+def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], str]:
+    """The intermediates that an implementation shares with minipeft, and the results; and where it first departs, in words.
 
-    Raises `Bad` if it traces none.
+    Raises `Bad` if there are none to compare: minipeft traces none of the case, or the implementation does not.
     """
-    rows = [r for r in diff("minipeft", name, case, limit) if r.name[0].isdigit()]
-    if not rows:
-        raise Bad(f"implementation {name} traces no intermediate of {case.id}; minipeft verify diff compares results")
-    return rows, next((r for r in rows if not r.same), None)
+    instead = "minipeft verify diff compares results"
+    mine = _traced("minipeft", case, limit)
+    if not mine["trace"]:
+        raise Bad(f"case {case.id}: minipeft traces no intermediate of it; {instead}")
+    given = [mine, _traced(name, case, limit)]
+    rows = _rows(given, name)
+    steps = [r.name for r in rows if r.kind == "trace"]
+    if not steps:
+        raise Bad(f"implementation {name} traces no intermediate of {case.id}; {instead}")
+    if case.tolerance in ("SHAPES", "SUBSPACE"):  # their values are not one
+        rows = [r for r in rows if r.kind == "trace"]
+    departed = next((r for r in rows if not r.same), None)
+    if departed is not None and departed.kind == "trace":
+        said = f"departs at {departed.name}"
+    elif departed is not None:
+        said = f"the same in all {len(steps)} intermediates; departs at the result {departed.name}"
+    else:
+        said = f"the same in all {len(steps)} intermediates"
+    left = [step for step in mine["trace"] if step not in steps]
+    return rows, said + (f"; not traced: {', '.join(left)}" if left else "")
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:

@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 from minipeft.checkpoints.files import write_bytes
+from minipeft.conformance.languages import LANGUAGES, SKELETONS
 from minipeft.errors import Bad, near
-
-SKELETONS = Path(__file__).parent / "skeletons"
-LANGUAGES = ("rust", "python", "jax", "mlx", "c")
 
 
 def skeleton(language: str, folder: Path) -> list[Path]:

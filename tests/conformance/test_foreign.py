@@ -11,13 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from minipeft.conformance import cases
+from minipeft.conformance.languages import SKELETONS
 from minipeft.conformance.places import PLACES
 from minipeft.interop.peft.page import table
 from minipeft.interop.peft.registry import specs
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-PROGRAM = ROOT / "examples" / "conformance_in_javascript" / "main.mjs"
+PROGRAM = SKELETONS / "javascript" / "main.mjs"
 METHODS = ("lora", "dora", "ia3")
 IDS = [c["id"] for c in json.loads((cases.SHIPPED / "index.json").read_text())["cases"]]
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

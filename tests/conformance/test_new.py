@@ -14,13 +14,31 @@ from safetensors.numpy import load_file, save_file
 
 from minipeft.cli import main as command_line
 from minipeft.conformance import verify
-from minipeft.conformance.new import LANGUAGES, SKELETONS, main, skeleton
+from minipeft.conformance.languages import LANGUAGES, SKELETONS
+from minipeft.conformance.new import main, skeleton
+from minipeft.conformance.results import from_lines
+from minipeft.conformance.verdicts import verdict
 from minipeft.errors import Bad
 
 CHECKS = {"forward": 4, "dropout": 1, "grad": 4, "merge": 4, "delta": 4}  # that a skeleton passes, and their cases
-needs_c = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler named cc")
-needs_rust = pytest.mark.skipif(shutil.which("cargo") is None, reason="cargo is not installed")
-COMPILED = [pytest.param("c", marks=needs_c), pytest.param("rust", marks=needs_rust)]
+BUILD = {  # how a compiled one is built, and the command that runs one
+    "c": (["make"], "harness"),
+    "rust": (["cargo", "build", "--offline", "--quiet"], "target/debug/harness"),
+    "go": (["go", "build", "-o", "harness", "."], "harness"),
+    "swift": (["swift", "build"], ".build/debug/harness"),
+    "javascript": ([], "node"),
+}
+TOOL = {"c": "cc", "rust": "cargo", "go": "go", "swift": "swiftc", "javascript": "node"}
+
+
+def languages(*names, cheap=()):
+    """Parameters: what is not cheap is left to the suite with the libraries, what is not installed is skipped."""
+    out = []
+    for name in names:
+        absent = name in TOOL and shutil.which(TOOL[name]) is None
+        marks = [pytest.mark.skipif(absent, reason=f"{TOOL.get(name)} is not installed")]
+        out.append(pytest.param(name, marks=marks if name in cheap else [*marks, pytest.mark.hf]))
+    return out
 
 
 def built(language, folder, edit=None):
@@ -31,15 +49,19 @@ def built(language, folder, edit=None):
         text = (folder / name).read_text(encoding="utf-8")
         assert text.count(right) == 1
         (folder / name).write_text(text.replace(right, wrong), encoding="utf-8")
-    if language not in ("c", "rust"):
+    if language not in BUILD:
+        if language != "python":
+            pytest.importorskip({"pytorch": "torch", "mlx": "mlx.core"}.get(language, language))
         return "python:harness:implementation"
-    words = ["make"] if language == "c" else ["cargo", "build", "--offline", "--quiet"]
+    words, program = BUILD[language]
     if language == "c" and shutil.which("make") is None:
         words = ["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-std=c99", "harness.c", "-lm", "-o", "harness"]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning" not in done.stderr
-    return f"exec:{shlex.quote(str(folder / ('harness' if language == 'c' else 'target/debug/harness')))}"
+    if words:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in done.stderr
+    run = [program, str(folder / "main.mjs")] if language == "javascript" else [str(folder / program)]
+    return f"exec:{shlex.join(run)}"
 
 
 def judged(name, folder, monkeypatch, **chosen):
@@ -48,31 +70,26 @@ def judged(name, folder, monkeypatch, **chosen):
     return verify.run(name, verify.choose(methods=["lora"], **chosen), jobs=1)
 
 
-def passes(language, tmp_path, monkeypatch):
+@pytest.mark.parametrize("language", languages(*LANGUAGES, cheap=("python", "c")))
+def test_every_skeleton_passes_and_every_report_says_what_is_not_answered(language, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "a harness"
-    results = judged(built(language, folder), folder, monkeypatch)
-    by_outcome = {what: [r for r in results if r.outcome == what] for what in ("PASS", "SKIP")}
-    assert len(by_outcome["PASS"]) + len(by_outcome["SKIP"]) == len(results), [
-        r for r in results if r.outcome != "PASS"
-    ]
-    assert Counter(r.id.split(".")[1] for r in by_outcome["PASS"]) == CHECKS
-    assert all("is not there" in r.reason for r in by_outcome["SKIP"])
-
-
-def test_python_passes(tmp_path, monkeypatch):
-    passes("python", tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("language", COMPILED)
-def test_compiled_languages_pass(language, tmp_path, monkeypatch):
-    passes(language, tmp_path, monkeypatch)
-
-
-@pytest.mark.hf
-@pytest.mark.parametrize("language, module", [("jax", "jax"), ("mlx", "mlx.core")])
-def test_frameworks_pass(language, module, tmp_path, monkeypatch):
-    pytest.importorskip(module, reason=f"{language} is not installed")
-    passes(language, tmp_path, monkeypatch)
+    name = built(language, folder)
+    monkeypatch.chdir(folder)
+    kinds = dict(json="r.json", markdown="r.md", html="r.html", junit="r.xml")
+    with pytest.raises(SystemExit) as ended:
+        command_line(["verify", "-i", name, "lora", *(w for k, v in kinds.items() for w in (f"--{k}", v))])
+    shown = " ".join(capsys.readouterr().out.split())
+    results = from_lines((folder / "r.json").read_text(encoding="utf-8"))
+    told = str(verdict(results))
+    assert ended.value.code == 0, shown
+    if language == "javascript":
+        assert told == "PASS 42 of 42"
+    else:
+        right = Counter(r.id.split(".")[1] for r in results if r.outcome == "PASS")
+        assert right == CHECKS and all("is not there" in r.reason for r in results if r.outcome != "PASS")
+        assert told.startswith("PASS 17 of 42 (25 not answered: combine, ")
+    for text in (shown, *((folder / kinds[k]).read_text(encoding="utf-8") for k in ("markdown", "html", "junit"))):
+        assert told in text
 
 
 def test_python_passes_in_float32(tmp_path, monkeypatch):
@@ -82,29 +99,37 @@ def test_python_passes_in_float32(tmp_path, monkeypatch):
     assert Counter(r.outcome for r in results) == {"PASS": sum(CHECKS.values())}
 
 
-@pytest.mark.parametrize(
-    "language, edit",
-    [
-        ("python", ("harness.py", '["alpha"] / (math.sqrt(r) if config["rslora"] else r)', '["alpha"]')),
-        pytest.param("c", ("harness.c", "l.s = alpha / (", "l.s = alpha + 0 * ("), marks=[needs_c, pytest.mark.slow]),
-        pytest.param(
-            "rust",
-            ("src/methods.rs", '.number("alpha")? / divisor', '.number("alpha")? + 0.0 * divisor'),
-            marks=[needs_rust, pytest.mark.slow],
-        ),
-    ],
-)
-def test_a_broken_copy_fails(language, edit, tmp_path, monkeypatch):
-    results = judged(built(language, tmp_path, edit), tmp_path, monkeypatch, checks=["forward", "grad", "delta"])
+def test_a_broken_copy_is_explained(tmp_path, monkeypatch):
+    edit = ("harness.py", '["alpha"] / (math.sqrt(r) if config["rslora"] else r)', '["alpha"]')
+    results = judged(built("python", tmp_path, edit), tmp_path, monkeypatch, checks=["forward", "grad", "delta"])
     assert Counter(r.outcome for r in results) == {"FAIL": 12}
     undivided = next(r for r in results if r.id == "lora.forward.usual")
     assert any("alpha_undivided" in d for d in undivided.diagnosis), undivided
 
 
+TWICE = {  # x Aᵀ Bᵀ is doubled
+    "c": ("harness.c", "add_product(low, 1, matrix(h,", "add_product(low, 2, matrix(h,"),
+    "go": ("methods.go", "low := h.times(a.B.transposed())", "low := h.times(a.B.transposed()).scaled(2)"),
+    "javascript": ("methods.mjs", "product(h, B, { right: true })", "times(2, product(h, B, { right: true }))"),
+    "rust": ("src/methods.rs", "h.times(&high.transposed())", "h.times(&high.transposed()).scaled(2.0)"),
+    "swift": ("Sources/harness/Methods.swift", "h.times(a.B.transposed)", "h.times(a.B.transposed).scaled(2)"),
+}
+
+
+@pytest.mark.parametrize("language", languages(*LANGUAGES, cheap=("python",)))
+def test_a_planted_mistake_is_found_where_it_is(language, tmp_path, monkeypatch, capsys):
+    name = built(language, tmp_path, TWICE.get(language, ("harness.py", "low = h @ B.T", "low = 2 * h @ B.T")))
+    (result,) = judged(name, tmp_path, monkeypatch, ids=["lora.forward.usual"])
+    assert result.outcome == "FAIL"
+    with pytest.raises(SystemExit) as ended:
+        command_line(["verify", "bisect", name, "--case", "lora.forward.usual"])
+    assert ended.value.code == 1 and capsys.readouterr().out.endswith("\ndeparts at 2.low\n")
+
+
 # --- compiled programs read what they are given by themselves ---------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=COMPILED)
+@pytest.fixture(scope="module", params=languages("c", "rust", "go", "swift", cheap=("c",)))
 def program(request, tmp_path_factory):
     name = built(request.param, tmp_path_factory.mktemp("program") / "harness")
     return shlex.split(name.removeprefix("exec:"))
@@ -118,16 +143,27 @@ def said(program, lines):
     return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
 
-def test_garbage_is_an_error_and_the_program_goes_on(program):
-    garbage = [
-        b"", b"nonsense", b"{", b"[]", b'{"do": 1}', b'{"do": "dance"}', b'{"do": "case"}', b'{"do": "case", "folder": "/nowhere"}',
-        b'{"do": "start"} more', b'{"do": "\\ud800"}', b'{"do": "\\u12"}', b'{"do": "\\x"}', b'{"do": "start', b'{"do": 1e999}',
-        b'{"do": 01}', b'{"do": -}', b'{"do": tru', b"[" * 100_000, b'{"do": "\xff"}', b'{"do": "a\x00b"}', b'{"do":"start"}\x00',
-    ]  # fmt: skip
-    answers = said(program, [*garbage, b'{"do": "start", "format": 1, "more": [null, true, "\\ud83d\\ude00"]}'])
-    assert [a.get("status") for a in answers[:-1]] == ["error"] * len(garbage)
+GARBAGE = [
+    b"", b"nonsense", b"{", b"[]", b'{"do": 1}', b'{"do": "dance"}', b'{"do": "case"}', b'{"do": "case", "folder": "/nowhere"}',
+    b'{"do": "start"} more', b'{"do": "\\ud800"}', b'{"do": "\\u12"}', b'{"do": "\\x"}', b'{"do": "start', b'{"do": 1e999}',
+    b'{"do": 01}', b'{"do": -}', b'{"do": tru', b"[" * 100_000, b'{"do": "\xff"}', b'{"do": "a\x00b"}', b'{"do":"start"}\x00',
+]  # fmt: skip
+
+
+def answers_errors(program):
+    answers = said(program, [*GARBAGE, b'{"do": "start", "format": 1, "more": [null, true, "\\ud83d\\ude00"]}'])
+    assert [a.get("status") for a in answers[:-1]] == ["error"] * len(GARBAGE)
     assert all(a["reason"] for a in answers[:-1])
-    assert answers[-1]["methods"] == ["lora"]
+    assert answers[-1]["methods"][0] == "lora"
+
+
+def test_garbage_is_an_error_and_the_program_goes_on(program):
+    answers_errors(program)
+
+
+@pytest.mark.parametrize("language", languages("javascript"))
+def test_garbage_is_an_error_in_a_program_that_is_not_compiled(language, tmp_path):
+    answers_errors(shlex.split(built(language, tmp_path).removeprefix("exec:")))
 
 
 def test_another_format_ends_the_program(program):
@@ -227,17 +263,13 @@ def test_every_skeleton_tells_how_to_go_on(language, tmp_path):
     assert "minipeft verify -i" in page and " lora --check forward" in page and "**A method**" in page
 
 
-def test_the_languages_are_the_folders():
-    assert {p.name for p in SKELETONS.iterdir() if p.is_dir()} == set(LANGUAGES)
-
-
 @pytest.mark.parametrize(
     "word, line",
     [
-        ("rsut", r"language 'rsut': expected one of rust, python, jax, mlx, c \(did you mean rust\?\)"),
-        ("Python", r"language 'Python': expected one of .*\(did you mean python\?\)"),
+        ("rsut", r"language 'rsut': expected one of c, go, .* swift \(did you mean rust\?\)"),
+        ("Python", r"language 'Python': expected one of .*\(did you mean python"),
         ("../c", r"language '../c': expected one of"),
-        ("fortran", r"language 'fortran': expected one of rust, python, jax, mlx, c$"),
+        ("fortran", r"language 'fortran': expected one of c, .*, swift$"),
     ],
 )
 def test_an_unknown_language_is_one_line(word, line, tmp_path):

@@ -338,6 +338,16 @@ from minipeft.conformance.own import Own
 class Wrong(Own):
     def trace(self, case):
         return {k: v * (1 + 1e-4) if k >= "4" else v for k, v in super().trace(case).items()}
+
+class Little(Own):
+    def trace(self, case):
+        return {k: v for k, v in super().trace(case).items() if k in ("0.base", "6.y")}
+
+    def vjp(self, case):
+        return {k: 2 * v if k == "B" else v for k, v in super().vjp(case).items()}
+
+class Mute(Own):
+    trace = property()
 """
 
 
@@ -350,7 +360,13 @@ def test_the_first_intermediate_that_departs(harness, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit) as ended:
             main(["verify", "bisect", name, "--case", "dora.forward.usual"])
         assert ended.value.code == code and said in capsys.readouterr().out
-    with pytest.raises(Bad, match="traces no intermediate of houlsby"):
+    usual = verify.choose(ids=["lora.grad.usual"]).cases[0]
+    rows, said = diff.bisect("python:wrong_norm:Little", usual)
+    assert said == "the same in all 2 intermediates; departs at the result B; not traced: 1.h, 2.low, 5.merged"
+    assert [r.name for r in rows if not r.same] == ["B"]
+    with pytest.raises(Bad, match="traces no intermediate of lora"):
+        diff.bisect("python:wrong_norm:Mute", usual)
+    with pytest.raises(Bad, match="minipeft traces no intermediate of it"):
         diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
 
 

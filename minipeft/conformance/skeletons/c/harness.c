@@ -511,13 +511,16 @@ static LoRA lora_of(const Case *the, int with_x) {
     return l;
 }
 
+/* y, and on the way there what a trace holds. */
 static void lora_forward(Case *the) {
     LoRA l = lora_of(the, 1);
-    double *y = give(the, "y", l.x_as_given, l.out), *low = room(l.rows * l.r, sizeof *low);
-    for (size_t i = 0; i < l.rows * l.out; i++) y[i] = l.b[i % l.out] + (l.c ? l.s * l.c[i % l.out] : 0);
-    add_product(y, 1, l.x, turned(l.W));
-    add_product(low, 1, l.seen, turned(l.A));
-    add_product(y, l.s, matrix(low, l.rows, l.r), turned(l.B));
+    double *base = give(the, "0.base", l.x_as_given, l.out), *h = give(the, "1.h", l.x_as_given, l.r);
+    double *low = give(the, "2.low", l.x_as_given, l.out), *y = give(the, "6.y", l.x_as_given, l.out);
+    for (size_t i = 0; i < l.rows * l.out; i++) base[i] = l.b[i % l.out];
+    add_product(base, 1, l.x, turned(l.W));
+    add_product(h, 1, l.seen, turned(l.A));
+    add_product(low, 1, matrix(h, l.rows, l.r), turned(l.B));
+    for (size_t i = 0; i < l.rows * l.out; i++) y[i] = base[i] + l.s * (low[i] + (l.c ? l.c[i % l.out] : 0));
 }
 
 static void lora_vjp(Case *the) {
@@ -562,6 +565,8 @@ static void solve(Case *the, const Method *method, const char *ask) {
     int merge = !strcmp(ask, "merge"), delta = !strcmp(ask, "delta");
     if (forward && method->forward) {
         method->forward(the);
+        while (strcmp(the->results->name, "6.y")) the->results = the->results->next;
+        the->results->name = "y";
     } else if (vjp && method->vjp) {
         method->vjp(the);
     } else if ((merge || delta) && method->merged) {
@@ -573,6 +578,14 @@ static void solve(Case *the, const Method *method, const char *ask) {
     } else {
         give_up("unsupported", "%.40s of %s is not there", ask, method->name);
     }
+}
+
+/* Write the intermediates of the outputs, for `minipeft verify bisect`. */
+static void trace(Case the, const Method *method, const char *path) {
+    the.results = NULL;
+    method->forward(&the);
+    method->merged(&the, give_copy(&the, "5.merged", need(&the, "W")), give_copy(&the, "b", need(&the, "b")));
+    write_tensors(path, the.results);
 }
 
 /* A JSON string of ASCII. */
@@ -598,7 +611,7 @@ static void begin_answer(const char *with) {
 
 static void answer_case(const Json *asked) {
     const char *folder = wanted(asked, "folder", STRING)->string;
-    const Json *dtype = member(asked, "dtype"), *about = read_json(read_file(folder, "case.json"));
+    const Json *dtype = member(asked, "dtype"), *traced = member(asked, "trace"), *about = read_json(read_file(folder, "case.json"));
     const char *name = wanted(about, "method", STRING)->string, *place = wanted(about, "place", STRING)->string;
     const Method *method = NULL;
     for (size_t i = 0; i < sizeof METHODS / sizeof *METHODS; i++)
@@ -610,6 +623,7 @@ static void answer_case(const Json *asked) {
     Case the = {wanted(about, "config", OBJECT), read_tensors(folder, "in.safetensors"), NULL};
     solve(&the, method, wanted(about, "ask", STRING)->string);
     write_tensors(wanted(asked, "out", STRING)->string, the.results);
+    if (traced && traced->kind == STRING && method->forward && method->merged) trace(the, method, traced->string);
     begin_answer("done");
     printf("}\n");
 }

@@ -25,11 +25,16 @@ class LoRA:
         r = config["r"]
         return config["alpha"] / (math.sqrt(r) if config["rslora"] else r)
 
-    def forward(self, config: Config, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None) -> Any:
-        s = self.scale(config)
+    def forward(
+        self, config: Config, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None
+    ) -> Arrays:
+        """y, and on the way there what a trace holds."""
         seen = x if keep is None else x * keep / (1 - config["dropout"])  # a training pass, with its dropout mask
-        y = x @ W.T + b + s * (seen @ A.T @ B.T)
-        return y if c is None else y + s * c
+        base = x @ W.T + b
+        h = seen @ A.T
+        low = h @ B.T
+        y = base + self.scale(config) * (low if c is None else low + c)
+        return {"0.base": base, "1.h": h, "2.low": low, "6.y": y}
 
     def merged(self, config: Config, W: Any, b: Any, A: Any, B: Any, c: Any = None) -> tuple[Any, Any]:
         s = self.scale(config)
@@ -60,12 +65,13 @@ class Harness:
         return METHODS[case.method]
 
     def forward(self, case: Case) -> Arrays:
-        return dict(y=self.method(case).forward(case.config, **given(case, "input", "base", "array", "stored")))
+        return dict(y=self.method(case).forward(case.config, **given(case, "input", "base", "array", "stored"))["6.y"])
 
     def vjp(self, case: Case) -> Arrays:
         """The gradients of Σ g·y, by every input and every trained array."""
         method, fixed = self.method(case), given(case, "base", "stored")
-        _, back = jax.vjp(lambda moving: method.forward(case.config, **moving, **fixed), given(case, "input", "array"))
+        moving = given(case, "input", "array")
+        _, back = jax.vjp(lambda moving: method.forward(case.config, **moving, **fixed)["6.y"], moving)
         return back(jnp.asarray(case.tensors["g.y"]))[0]
 
     def merge(self, case: Case) -> Arrays:
@@ -74,6 +80,12 @@ class Harness:
 
     def delta(self, case: Case) -> Arrays:
         return dict(delta=self.merge(case)["W"] - case.tensors["W"])
+
+    def trace(self, case: Case) -> Arrays:
+        """The intermediates of the outputs, for `minipeft verify bisect`."""
+        return self.method(case).forward(case.config, **given(case, "input", "base", "array", "stored")) | {
+            "5.merged": self.merge(case)["W"]
+        }
 
 
 implementation = Harness()

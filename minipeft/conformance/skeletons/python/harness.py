@@ -30,10 +30,15 @@ class LoRA:
         """x as A sees it: with its dropout mask, if there is one."""
         return x if keep is None else x * keep / (1 - config["dropout"])
 
-    def forward(self, config: Config, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None) -> Any:
-        s = self.scale(config)
-        y = x @ W.T + b + s * (self.seen(config, x, keep) @ A.T @ B.T)
-        return y if c is None else y + s * c
+    def forward(
+        self, config: Config, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None
+    ) -> Arrays:
+        """y, and on the way there what a trace holds."""
+        base = x @ W.T + b
+        h = self.seen(config, x, keep) @ A.T
+        low = h @ B.T
+        y = base + self.scale(config) * (low if c is None else low + c)
+        return {"0.base": base, "1.h": h, "2.low": low, "6.y": y}
 
     def vjp(
         self, config: Config, g: Any, x: Any, W: Any, b: Any, A: Any, B: Any, c: Any = None, keep: Any = None
@@ -73,7 +78,7 @@ class Harness:
 
     def forward(self, case: Case) -> Arrays:
         given = case.named("input", "base", "array", "stored")
-        return dict(y=self.method(case).forward(case.config, **given))
+        return dict(y=self.method(case).forward(case.config, **given)["6.y"])
 
     def vjp(self, case: Case) -> Arrays:
         given = case.named("input", "base", "array", "stored")
@@ -85,6 +90,11 @@ class Harness:
 
     def delta(self, case: Case) -> Arrays:
         return dict(delta=self.merge(case)["W"] - case.tensors["W"])
+
+    def trace(self, case: Case) -> Arrays:
+        """The intermediates of the outputs, for `minipeft verify bisect`."""
+        given = case.named("input", "base", "array", "stored")
+        return self.method(case).forward(case.config, **given) | {"5.merged": self.merge(case)["W"]}
 
 
 implementation = Harness()

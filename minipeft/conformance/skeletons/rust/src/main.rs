@@ -15,7 +15,10 @@ use std::path::Path;
 fn solve(method: &dyn Method, ask: &str, given: &Given) -> Result<Tensors, No> {
     let named = |name: &str, tensor| (name.to_string(), tensor);
     Ok(match ask {
-        "forward" => Tensors::from([named("y", method.forward(given)?)]),
+        "forward" => {
+            let y = method.forward(given)?.remove("6.y");
+            Tensors::from([named("y", y.ok_or_else(|| "forward gives no 6.y".to_string())?)])
+        }
         "vjp" => method.vjp(given)?,
         "merge" => {
             let (w, b) = method.merged(given)?;
@@ -30,6 +33,13 @@ fn solve(method: &dyn Method, ask: &str, given: &Given) -> Result<Tensors, No> {
         }
         _ => return Err(No::Unsupported(format!("{ask} is not there"))),
     })
+}
+
+/// The intermediates of the outputs, for `minipeft verify bisect`.
+fn traced(method: &dyn Method, given: &Given) -> Result<Tensors, No> {
+    let mut steps = method.forward(given)?;
+    steps.insert("5.merged".to_string(), method.merged(given)?.0);
+    Ok(steps)
 }
 
 fn case(asked: &Json) -> Result<(), No> {
@@ -56,7 +66,11 @@ fn case(asked: &Json) -> Result<(), No> {
         tensors,
     };
     let results = solve(method.as_ref(), about.text("ask")?, &given)?;
-    Ok(safetensors::write(Path::new(asked.text("out")?), &results)?)
+    safetensors::write(Path::new(asked.text("out")?), &results)?;
+    if let Some(Json::Text(path)) = asked.get("trace") {
+        safetensors::write(Path::new(path), &traced(method.as_ref(), &given)?)?;
+    }
+    Ok(())
 }
 
 fn about() -> String {

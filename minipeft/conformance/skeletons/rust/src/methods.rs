@@ -55,8 +55,8 @@ impl Given {
 pub trait Method {
     fn name(&self) -> &'static str;
 
-    /// y.
-    fn forward(&self, _: &Given) -> Result<Tensor, No> {
+    /// y, named `6.y`, and on the way there what a trace holds.
+    fn forward(&self, _: &Given) -> Result<Tensors, No> {
         Err(No::Unsupported(format!(
             "{} has no forward here",
             self.name()
@@ -129,7 +129,7 @@ impl Method for Lora {
         "lora"
     }
 
-    fn forward(&self, given: &Given) -> Result<Tensor, No> {
+    fn forward(&self, given: &Given) -> Result<Tensors, No> {
         let Arrays {
             w,
             b,
@@ -140,12 +140,15 @@ impl Method for Lora {
         } = self.arrays(given)?;
         let like = given.tensor("x")?;
         let x = given.matrix("x", Matrix::of(like).rows, w.columns)?;
-        let change = dropped(given, &x)?
-            .times(&low.transposed())
-            .times(&high.transposed())
-            .scaled(s);
-        let y = x.times(&w.transposed()).shifted(&b).plus(&change);
-        Ok(c.map_or(y.clone(), |c| y.shifted(&c.scaled(s))).like(like))
+        let base = x.times(&w.transposed()).shifted(&b);
+        let h = dropped(given, &x)?.times(&low.transposed());
+        let low = h.times(&high.transposed());
+        let change = c.map_or(low.clone(), |c| low.shifted(&c));
+        let y = base.plus(&change.scaled(s));
+        let steps = [("0.base", base), ("1.h", h), ("2.low", low), ("6.y", y)];
+        Ok(steps
+            .map(|(name, m)| (name.to_string(), m.like(like)))
+            .into())
     }
 
     fn vjp(&self, given: &Given) -> Result<Tensors, No> {

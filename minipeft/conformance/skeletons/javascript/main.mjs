@@ -1,6 +1,4 @@
-// LoRA, DoRA and (IA)³ in JavaScript, judged by recorded cases: docs/format.md, section 8.
-//
-//     minipeft verify -i exec:'node examples/conformance_in_javascript/main.mjs' lora dora ia3
+// LoRA, DoRA and (IA)³ in JavaScript, judged by recorded cases: README.md says how to run this, and how to go on.
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -9,7 +7,7 @@ import { METHODS, add, map, matrix, minus, oneHot, times, transpose } from "./me
 import { read, write } from "./safetensors.mjs";
 
 const ABOUT = {
-  name: "javascript-example", version: "1.0", language: "JavaScript", dtypes: ["float64"],
+  name: "mine", version: "0.1", language: "JavaScript", dtypes: ["float64"],
   methods: Object.keys(METHODS), readings: { dora: { grad: "*" } },
 };
 const MODULE = "base_model.model.layer."; // the one module of the files in `load` cases
@@ -24,6 +22,8 @@ function flat({ shape, data }) {
 }
 
 const scale = ({ alpha, r, rslora }) => alpha / (rslora ? Math.sqrt(r) : r);
+
+const forward = (method, given) => method.steps(given)["6.y"];
 
 /** What a method computes with: x, W, b, its arrays, the settings, the scale. */
 const givenOf = (settings, tensors) => ({
@@ -47,7 +47,7 @@ function bfloat16(a) {
 }
 
 const ASKS = {
-  forward: ({ method, given }) => ({ y: method.forward(given) }),
+  forward: ({ method, given }) => ({ y: forward(method, given) }),
   vjp: ({ method, given }) => method.backward(given, given["g.y"]),
   merge: ({ method, given }) => method.merged(given),
   delta: ({ method, given }) => ({ delta: minus(method.merged(given).W, given.W) }),
@@ -62,7 +62,7 @@ const ASKS = {
     const base = METHODS.lora.base(given);
     return { y: about.options.weights.reduce((y, weight, i) => {
       const own = Object.entries(tensors).filter(([name]) => name.endsWith(`.${i}`)).map(([name, t]) => [name.slice(0, -2), t]);
-      const one = method.forward({ x, W, b, ...givenOf(about.options.adapters[i], Object.fromEntries(own)) });
+      const one = forward(method, { x, W, b, ...givenOf(about.options.adapters[i], Object.fromEntries(own)) });
       return add(y, times(weight, minus(one, base)));
     }, base) };
   },
@@ -79,7 +79,7 @@ const ASKS = {
     const now = { ...given };
     const state = Object.fromEntries(names.map((k) => [k, { m: map(() => 0, given[k]), v: map(() => 0, given[k]) }]));
     for (let t = 1; t <= about.options.optimiser.steps; t++) {
-      const gradients = method.backward(now, minus(method.forward(now), given["target.y"]));
+      const gradients = method.backward(now, minus(forward(method, now), given["target.y"]));
       for (const k of names) now[k] = step(about.options.optimiser, now[k], gradients[k], state[k], t);
     }
     return Object.fromEntries([...names, "W"].map((k) => [k, now[k]]));
@@ -91,7 +91,7 @@ const ASKS = {
       lora_bias: Boolean(config.lora_bias),
     };
     const arrays = adapter(method, settings, given.W, read(join(folder, "adapter", "adapter_model.safetensors")));
-    return { y: method.forward({ ...given, ...arrays, settings, s: scale(settings) }) };
+    return { y: forward(method, { ...given, ...arrays, settings, s: scale(settings) }) };
   },
 };
 
@@ -133,7 +133,17 @@ function shapeOf(name, about, method) {
   return about.tensors[name]?.shape ?? method.arrays(about.config, ...W.shape)[name];
 }
 
-function solve({ folder, out, dtype = "float64" }) {
+/** The intermediates of the outputs, for `minipeft verify bisect`. */
+function traced(method, given, about) {
+  const steps = { ...method.steps(given), "5.merged": method.merged(given).W };
+  const shape = (name, { rows, cols }) => {
+    if (name === "3.V" || name === "5.merged") return [rows, cols];
+    return name === "4.norm" ? [cols] : [...about.tensors.x.shape.slice(0, -1), cols];
+  };
+  return Object.fromEntries(Object.entries(steps).map(([name, A]) => [name, { shape: shape(name, A), data: A.data }]));
+}
+
+function solve({ folder, out, trace, dtype = "float64" }) {
   const about = JSON.parse(readFileSync(join(folder, "case.json")));
   const method = METHODS[about.method];
   if (!method) throw new Unsupported(`there is no ${about.method}`);
@@ -148,16 +158,21 @@ function solve({ folder, out, dtype = "float64" }) {
   const results = table ? turnedBack(ASKS[about.ask](asked)) : ASKS[about.ask](asked);
   write(out, Object.fromEntries(Object.entries(results).map(
     ([name, { data }]) => [name, { shape: shapeOf(name, about, method), data }])));
+  if (trace && about.place === "linear") write(trace, traced(method, given, about));
 }
 
-function answer(asked) {
-  if (asked.do === "start") {
-    if (asked.format === 1) return ABOUT;
-    process.stderr.write(`expected format 1, found ${asked.format}\n`);
-    process.exit(1);
-  }
-  const { id } = asked;
+function answer(line) {
+  let id;
   try {
+    const asked = JSON.parse(line);
+    ({ id } = asked);
+    if (asked.do === "stop") process.exit(0);
+    if (asked.do === "start") {
+      if (asked.format === 1) return ABOUT;
+      process.stderr.write(`expected format 1, found ${asked.format}\n`);
+      process.exit(1);
+    }
+    if (asked.do !== "case") throw new Error("expected start, case or stop");
     solve(asked);
     return { id, status: "done" };
   } catch (why) {
@@ -167,8 +182,4 @@ function answer(asked) {
   }
 }
 
-for await (const line of createInterface({ input: process.stdin })) {
-  const asked = JSON.parse(line);
-  if (asked.do === "stop") process.exit(0);
-  process.stdout.write(`${JSON.stringify(answer(asked))}\n`);
-}
+for await (const line of createInterface({ input: process.stdin })) process.stdout.write(`${JSON.stringify(answer(line))}\n`);

@@ -1,6 +1,7 @@
 // LoRA, DoRA and (IA)³ on a linear, with their gradients written out. x and y are matrices here: rows are tokens.
-// A method is {arrays(settings, out, in), start(settings, W, b), forward(given), backward(given, g), merged(given)}; `given` holds
-// x, W, b, the arrays by their letters, `s` the scale, `settings`, and perhaps `keep`, a dropout mask.
+// A method is {arrays(settings, out, in), start(settings, W, b), steps(given), backward(given, g), merged(given)}; `given` holds
+// x, W, b, the arrays by their letters, `s` the scale, `settings`, and perhaps `keep`, a dropout mask. `steps` are y, named 6.y, and on
+// the way there what a trace holds.
 
 export const matrix = (rows, cols, data = new Float64Array(rows * cols)) => ({ rows, cols, data });
 
@@ -63,11 +64,12 @@ const lora = {
   arrays: ({ r, lora_bias }, out, in_) => ({ A: [r, in_], B: [out, r], ...(lora_bias && { c: [out] }) }),
   start: ({ r, lora_bias }, { W }) =>
     ({ A: uniform(r, W.cols), B: matrix(W.rows, r), ...(lora_bias && { c: matrix(1, W.rows) }) }),
-  forward(given) {
+  steps(given) {
     const { x, W, b, A, B, c, s } = given;
-    const low = product(product(dropped(given, x), A, { right: true }), B, { right: true });
-    const y = add(linear(x, W, b), times(s, low));
-    return c ? shifted(y, times(s, c)) : y;
+    const base = linear(x, W, b);
+    const h = product(dropped(given, x), A, { right: true });
+    const low = product(h, B, { right: true });
+    return { "0.base": base, "1.h": h, "2.low": low, "6.y": add(base, times(s, c ? shifted(low, c) : low)) };
   },
   backward(given, g) {
     const { x, W, A, B, c, s } = given;
@@ -87,11 +89,14 @@ const dora = {
   peft: { ...lora.peft, m: "lora_magnitude_vector" },
   arrays: (settings, out, in_) => ({ ...lora.arrays(settings, out, in_), m: [out] }),
   start: (settings, base) => ({ ...lora.start(settings, base), m: norms(base.W) }),
-  forward(given) {
+  steps(given) {
     const { x, W, b } = given;
+    const V = magnified(given);
     const merged = dora.merged(given).W;
-    if (!given.keep) return linear(x, merged, b);
-    return add(linear(x, W, b), product(dropped(given, x), minus(merged, W), { right: true }));
+    const y = given.keep
+      ? add(linear(x, W, b), product(dropped(given, x), minus(merged, W), { right: true }))
+      : linear(x, merged, b);
+    return { "0.base": linear(x, W, b), "3.V": V, "4.norm": norms(V), "6.y": y };
   },
   backward(given, g) {
     const { x, W, A, B, m, s, settings } = given;
@@ -130,7 +135,10 @@ const ia3 = {
   peft: { l: "ia3_l" },
   arrays: (_, out) => ({ l: [out] }),
   start: (_, { W }) => ({ l: vector(W.rows, () => 1) }),
-  forward: ({ x, W, b, l }) => columns(linear(x, W, b), l),
+  steps({ x, W, b, l }) {
+    const base = linear(x, W, b);
+    return { "0.base": base, "6.y": columns(base, l) };
+  },
   backward: ({ x, W, b, l }, g) => ({
     x: product(columns(g, l), W),
     l: sums(map((a, y) => a * y, g, linear(x, W, b))),
@@ -138,4 +146,4 @@ const ia3 = {
   merged: ({ W, b, l }) => ({ W: rowwise(W, l), b: columns(b, l) }),
 };
 
-export const METHODS = { lora, dora, ia3 };
+export const METHODS = { lora, dora, ia3 }; // a method more is an entry more
