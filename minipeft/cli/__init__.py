@@ -27,6 +27,7 @@ from minipeft.cli.interrupt import interruptible
 from minipeft.cli.list import list_
 from minipeft.cli.merge import merge
 from minipeft.cli.options import Backend
+from minipeft.cli.record import record
 from minipeft.cli.replay import replay
 from minipeft.cli.show import show
 from minipeft.cli.site import site
@@ -78,7 +79,7 @@ def _main(
 
 
 app.command("list")(list_)
-for command in (show, tape, compare, train, merge, combine, convert, replay, check):
+for command in (show, tape, compare, train, merge, combine, convert, replay, check, record):
     app.command()(command)
 for part in (new, field, diff, bisect):
     judging.command()(part)

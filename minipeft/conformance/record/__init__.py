@@ -1,4 +1,4 @@
-"""Makes the recorded cases: `python -m minipeft.conformance.record [METHOD…] [--into FOLDER]`. Again gives the same bytes.
+"""Makes the recorded cases: `minipeft record METHOD`, or `python -m minipeft.conformance.record` for all. Again gives the same bytes.
 
 Of every method in the registry, every option its settings declare is tried at every check that applies. Nothing is written
 that two witnesses do not agree on, and nothing degenerate.
@@ -6,17 +6,21 @@ that two witnesses do not agree on, and nothing degenerate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from minipeft.checkpoints.files import write_bytes
 from minipeft.checkpoints.native import decode
-from minipeft.conformance.cases import Case
+from minipeft.conformance.cases import Case, listed
 from minipeft.conformance.mutants import said
 from minipeft.conformance.places import IN, OUT, WORDS, B, T
+from minipeft.conformance.record import kept, released
 from minipeft.conformance.record.alike import indistinct
 from minipeft.conformance.record.of_method import of_method
 from minipeft.conformance.record.one import single
+from minipeft.conformance.record.tiny import tiny as few_of
 from minipeft.errors import Bad
-from minipeft.method import METHODS, load_methods
+from minipeft.method import METHODS, load_methods, method_class
 
 
 def lint(case: Case) -> list[str]:
@@ -53,14 +57,39 @@ def lint_all(cases: Sequence[Case]) -> list[str]:
     ]
 
 
-def record(names: list[str] | None = None) -> list[Case]:
-    """All cases of all methods, or of some. Raises `Bad` where a witness disagrees or a case is degenerate."""
-    load_methods()
-    chosen = names or sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
+def record(names: Sequence[str] = (), seen: Callable[[Case], None] = lambda case: None) -> list[Case]:
+    """All cases of all methods, or of some; `seen` is called with each. Raises `Bad` where a witness disagrees or a case is degenerate."""
     made = []
-    for name in chosen:
-        cases = list(of_method(METHODS[name]))
+    for name in chosen(names):
+        cases = []
+        for case in of_method(METHODS[name]):
+            seen(case)
+            cases.append(case)
         if problems := [p for case in cases for p in lint(case)] + lint_all(cases):
             raise Bad("; ".join(problems[:5]))
         made += cases
     return made
+
+
+def chosen(names: Sequence[str] = ()) -> list[str]:
+    """The methods of these names, each once, or all of the package. Raises `Bad` for unknown ones."""
+    load_methods()
+    shipped = sorted(n for n, c in METHODS.items() if c.__module__.startswith("minipeft."))
+    return list(dict.fromkeys(method_class(n).name for n in names)) or shipped
+
+
+def into(
+    folder: Path, names: Sequence[str] = (), correct: str = "", seen: Callable[[Case], None] = lambda case: None
+) -> kept.Written:
+    """Record some methods, or all, into a folder. Raises `Bad` as `record` and `kept.write` do, and nothing is written then."""
+    own = chosen(names)
+    return kept.write(record(own, seen), folder, few_of(own), methods=own, correct=correct)
+
+
+def release(folder: Path, names: Sequence[str] = ()) -> list[str]:
+    """Put cases that are not on the list of those released there, and return their ids. Raises `Bad` if a released one is not as it was."""
+    listed(folder)  # raises for an index that does not fit
+    entries, new = released.appended(folder, chosen(names) if names else ())
+    if new:
+        write_bytes(folder / released.NAME, released.text(entries))
+    return new
