@@ -80,10 +80,11 @@ def sketched(W: np.ndarray, r: int, niter: int, rng: Any) -> tuple[Any, Any]:
     return root[:, None] * Vt, U * root
 
 
-def randomised(M: np.ndarray, random: np.ndarray, steps: int = 2) -> tuple[Any, Any, Any]:
+def randomised(M: np.ndarray, random: np.ndarray, steps: int = 2, signs: bool = False) -> tuple[Any, Any, Any]:
     """U, Σ, Vᵀ of about the largest triples of M, as many as `random` (min(M.shape), n) has columns, by steps of its powers.
 
-    Of M as it is, or of its transpose where it has fewer rows than columns. Halko, Martinsson & Tropp 2011, algorithm 4.4; what torch.svd_lowrank computes.
+    Of M as it is, or of its transpose where it has fewer rows than columns. Halko, Martinsson & Tropp 2011, algorithm 4.4; what torch.svd_lowrank computes,
+    with its `signs` too if they are asked for (`as_torch`).
     """
     wide = M.shape[0] < M.shape[1]
     M = M.T if wide else M
@@ -91,8 +92,21 @@ def randomised(M: np.ndarray, random: np.ndarray, steps: int = 2) -> tuple[Any, 
     for _ in range(steps):
         Q, _ = np.linalg.qr(M.T @ Q)
         Q, _ = np.linalg.qr(M @ Q)
-    U, S, Vt = np.linalg.svd(Q.T @ M, full_matrices=False)
+    U, S, Vt = as_torch("what the directions leave", Q.T @ M) if signs else np.linalg.svd(Q.T @ M, full_matrices=False)
     return (Vt.T, S, (Q @ U).T) if wide else (Q @ U, S, Vt)
+
+
+def signs_hold(M: np.ndarray, random: np.ndarray, steps: int) -> bool:
+    """Whether the signs of `randomised` are M's own: they stay in sixteen tries in float32, each with other roundings."""
+    noise, size = np.random.default_rng(0), 2.0**-20 * M.std()
+    U = randomised(M, random, steps, signs=True)[0]
+
+    def same() -> bool:
+        near = (M + size * noise.standard_normal(M.shape)).astype(np.float32)
+        other = randomised(near, random.astype(np.float32), steps, signs=True)[0]
+        return bool(((U * other).sum(axis=0) > 0).all())
+
+    return all(same() for _ in range(16))
 
 
 def clusters(X: np.ndarray, k: int, steps: int, seed: int) -> np.ndarray:

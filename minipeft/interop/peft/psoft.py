@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.errors import Bad, note
+from minipeft.engine.factors import signs_hold
+from minipeft.errors import note
 from minipeft.interop.peft.fields import (
     COMMON,
     CONV,
@@ -15,6 +16,7 @@ from minipeft.interop.peft.fields import (
     LAYERED,
     NUMBER,
     RATE,
+    SEED,
     TARGETS,
     WHOLE,
     Config,
@@ -28,6 +30,7 @@ from minipeft.interop.peft.fields import (
     whole,
 )  # fmt: skip
 from minipeft.interop.peft.spec import DECOMPOSED, Key, Spec, Trial
+from minipeft.methods.orthogonal.psoft import directions
 from minipeft.model.arch import Arch
 
 EPS = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1, float)
@@ -38,8 +41,8 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | INIT | {
     "psoft_dropout": read(RATE, 0.0),
     "ab_svd_init": needed(among("psoft_init", "pissa_init"), "psoft_init"),
     "psoft_svd": needed(among("full", "lowrank"), "full"),
-    "psoft_svd_lowrank_niter": plain("goes with psoft_svd='lowrank'", 10),
-    "random_seed": plain("goes with psoft_svd='lowrank'", 0),
+    "psoft_svd_lowrank_niter": read(whole(0, 1000), 10),
+    "random_seed": read(SEED, 0),
     "psoft_orth": read(FLAG, True),
     "psoft_mag_a": read(FLAG, True),
     "psoft_mag_b": read(FLAG, True),
@@ -48,23 +51,25 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | INIT | {
     "cayley_neumann_eps": read(optional(EPS)),
 }  # fmt: skip
 
-LOWRANK = "psoft_svd='lowrank': PEFT finds the singular vectors anew on loading, with signs that roundings decide"
+VAGUE = (
+    "psoft_svd='lowrank': PEFT finds the singular vectors anew on loading, and roundings decide some of their signs here; "
+    "merge the adapter where it was trained"
+)
 
 
 def _examine(config: Config) -> None:
-    if config.get("psoft_svd") == "lowrank":
-        raise Bad(f"adapter_config.json: {LOWRANK}; merge the adapter where it was trained")
     note(
         "adapter_config.json: a PSOFT file lacks its singular vectors, whose signs depend on who decomposes: they are taken "
         "as torch has them on an x86 processor; those of another, or of a GPU, may be others"
     )
 
 
+def _vague(m: Any, W: Any) -> str:
+    return "" if m.svd == "full" or signs_hold(W, directions(m, W), m.niter) else VAGUE
+
+
 def _writes(m: Any, arch: Arch) -> Config:
-    if m.svd == "lowrank":
-        raise Bad(f"{LOWRANK}; expected svd='full'")
-    neumann = m.cayley == "neumann"
-    return dict(ab_svd_init=f"{m.split}_init", psoft_svd="full", use_cayley_neumann=neumann, psoft_alpha=m.r)
+    return dict(ab_svd_init=f"{m.split}_init", use_cayley_neumann=m.cayley == "neumann", psoft_alpha=m.r)
 
 
 SPEC = Spec(
@@ -88,6 +93,9 @@ SPEC = Spec(
         scale_out="psoft_mag_b",
         terms="num_cayley_neumann_terms",
         eps="cayley_neumann_eps",
+        svd="psoft_svd",
+        niter="psoft_svd_lowrank_niter",
+        seed="random_seed",
         dropout="psoft_dropout",
     ),
     reads=lambda config, arch: dict(
@@ -96,6 +104,7 @@ SPEC = Spec(
     ),
     writes=_writes,
     examine=_examine,
+    vague=_vague,
     wide=("peft.tuners.psoft.layer",),
     buffers=dict(A="_psoft_A_cache", B="_psoft_B_cache"),
     notes="the singular triples are taken out of the base again, with signs that depend on who decomposes",

@@ -18,6 +18,7 @@ from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import There, expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
+from minipeft.engine.factors import finite
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head, with_repeated_layers
@@ -115,6 +116,7 @@ def load_peft_parts(
     needed |= {f":{k}" for k in spec.root_keys} if spec.keeps(config) else set()
     if spec.packing is None:
         refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
+    refuse_vague(str(folder), spec, {site: at[site] for site in found}, base)
     adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
     if spec.packing is not None:
         held = held_for(method, at)
@@ -124,6 +126,13 @@ def load_peft_parts(
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
     options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
+
+
+def refuse_vague(where: str, spec: Spec, at: Mapping[str, Method], model: Model) -> None:
+    """Raises `Bad` where PEFT finds something again in the base that is not the same every time."""
+    for site, method in at.items() if spec.vague else ():
+        if why := spec.vague(method, finite(f"{where}: {site}", widened(model.params[site]))):  # type: ignore[misc]
+            raise Bad(f"{where}: {site}: {why}")
 
 
 def _unpacked(

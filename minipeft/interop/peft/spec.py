@@ -229,6 +229,7 @@ class Spec:
     claims: Callable[[Config], bool] | None = None  # of its peft_type; None: what no other method claims
     read_as: str = ""  # the method that its files are read as, if another
     examine: Callable[[Config], None] = lambda config: None  # raises `Bad`, or warns, for what a configuration tells
+    vague: Callable[[Any, np.ndarray], str] | None = None  # why PEFT may find others of what it finds again in a weight
     absent: Callable[
         [Config, Mapping[str, Site], Mapping[str, str], Mapping[str, Mapping[str, Any]]], Iterable[str]
     ] = lambda config, every, own, found: ()  # what a configuration declares and its file has not

@@ -20,6 +20,7 @@ from minipeft.interop.peft.base import repeats_of
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
+from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Keys, Spec, shared_to_theirs, to_theirs
 from minipeft.method import Method, Site
@@ -154,6 +155,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
     config |= _layers(model, spec) | _modules(model, adapter, spec, folder)
     _refuse_apart(model, adapter)
+    refuse_vague(adapter.method.name, spec, _main(adapter), model)
     config |= _beside(model, adapter, spec)
     if task := _task(model, adapter, spec):
         config["task_type"] = task

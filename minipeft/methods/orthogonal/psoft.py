@@ -12,7 +12,7 @@ Merges   exactly: W' is an ordinary weight.
 Differs  HF peft puts a scale s = alpha/r before B and 1/s into it, so its alpha changes nothing and is no setting here. Its
          files lack A and B: it decomposes W anew, in float32, where they are loaded, and the signs of singular vectors, on
          which R − I depends, are those of that machine. Here A and B are stored, and start with torch's signs on the
-         host, or, with svd="lowrank", from random directions. As in OFT's series 3 terms equal 4.
+         host; with svd="lowrank" as torch.svd_lowrank finds them from `seed`. As in OFT's series 3 terms equal 4.
 
 >>> one = dict(A=np.eye(2), B=np.diag([4., 1.]), alpha=np.ones(2), beta=np.array([1., 2.]))
 >>> PSOFT(r=2).change(q=np.array([1.]), **one).onto(np.diag([4., 1.]))  # O turns by a quarter, β doubles its second row
@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from minipeft.declare import (
-    QUERY_VALUE, Method, at_least, cayley, choice, count, fill, found, lowrank, requires, skew, stored, trained, within,
+    QUERY_VALUE, Method, at_least, cayley, choice, count, fill, found, free, lowrank, requires, skew, stored, trained, within,
 )  # fmt: skip
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.engine.factors import as_torch, finite, sketched
+from minipeft.engine.factors import as_torch, finite, randomised
+from minipeft.torch_random import TorchGenerator
 
 
 def part(method: Any, facts: Any) -> dict[str, Any]:
@@ -38,11 +39,17 @@ def part(method: Any, facts: Any) -> dict[str, Any]:
     what, r = f"{method.name}: {facts['site']}", method.r
     if method.svd == "full":
         U, S, Vt = as_torch(what, facts.W)
-        A, B = np.sqrt(S[:r, None]) * Vt[:r], U[:, :r] * np.sqrt(S[:r])
     else:
-        A, B = sketched(finite(what, facts.W), r, method.niter, facts.rng)
+        W = finite(what, facts.W)
+        U, S, Vt = randomised(W, directions(method, W), method.niter, signs=True)
+    A, B = np.sqrt(S[:r, None]) * Vt[:r], U[:, :r] * np.sqrt(S[:r])
     root = np.linalg.norm(A, axis=1) if method.split == "psoft" else np.ones(r)
     return dict(A=A / root[:, None], B=B * root)
+
+
+def directions(method: Any, W: np.ndarray) -> np.ndarray:
+    """Where the low-rank decomposition of W begins."""
+    return TorchGenerator(method.seed).normal((min(W.shape), method.r)).astype(float)
 
 
 PART = found(part, "W's first r singular triples")
@@ -65,6 +72,7 @@ class PSOFT(Method):
     eps: float | None = within("(0, 1)", None, also=(0.3,))
     svd: str = choice("full", "lowrank", varied=False)
     niter: int = count(10, least=0)  # of the low-rank one
+    seed: int = free(0)  # of the directions that it begins with
     dropout: float = within("[0, 1)", 0.0)
 
     rank = requires("r <= min(in, out)", "r must be at most {min(in, out)}, found {r}")

@@ -5,15 +5,17 @@ import numpy as np
 import one_part
 import pytest
 
+from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.engine.factors import as_torch, singular
 from minipeft.errors import Bad
 from minipeft.interop.peft.config import checked
-from minipeft.interop.peft.reading import load_peft_parts, read_adapter_tensors
+from minipeft.interop.peft.reading import load_peft, load_peft_parts, read_adapter_tensors
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import weight_of
 from minipeft.methods.orthogonal.psoft import PSOFT
+from minipeft.model.batch import batch
 
 ROOT = Path(__file__).parents[2] / "data" / "peft" / "llama"
 KEYS = dict(q="psoft_R.weight", O="psoft_R.weight", alpha="psoft_R.vector_a", beta="psoft_R.vector_b")
@@ -124,13 +126,47 @@ def test_one_direction_is_stretched_only():
     np.testing.assert_allclose(weight_of(PSOFT(r=1), W, a), W + 0.5 * part(W, 1), rtol=0, atol=1e-14)
 
 
-def test_files_of_a_low_rank_decomposition_are_refused(tmp_path):
+def test_a_low_rank_decomposition_whose_signs_roundings_decide_is_refused(tmp_path):
+    """After many steps of powers each direction has but roundings of the others."""
     base, folder = load(ROOT / "base", np.float64), ROOT / "psoft" / "adapter"
-    config = json.loads((folder / "adapter_config.json").read_text()) | dict(psoft_svd="lowrank")
-    with pytest.raises(Bad, match="psoft_svd='lowrank': PEFT finds the singular vectors anew on loading"):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= dict(psoft_svd="lowrank", psoft_svd_lowrank_niter=100)
+    with pytest.raises(Bad, match=r"psoft_svd='lowrank': PEFT finds .* anew on loading, and roundings decide some"):
         load_peft_parts(base, checked(config), read_adapter_tensors(folder), folder)
-    with pytest.raises(Bad, match="expected svd='full'"):
-        save_peft(attach(base, PSOFT(r=2, svd="lowrank")), tmp_path)
+    with pytest.raises(Bad, match=r"^psoft: layers\.0\..*roundings decide some"):
+        save_peft(attach(base, PSOFT(r=4, svd="lowrank", niter=100)), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("niter", [0, 1, 3])
+def test_peft_finds_the_same_low_rank_decomposition(niter, tmp_path):
+    """In float32, as PEFT ships: files of its own, and ours."""
+    import peft
+    import torch
+    import transformers
+
+    def theirs():
+        return transformers.LlamaForCausalLM.from_pretrained(ROOT / "base", dtype=torch.float32)
+
+    ids = np.array([[5, 9, 3, 17]])
+    config = peft.PsoftConfig(
+        r=2, target_modules=["q_proj", "down_proj"], psoft_svd="lowrank", psoft_svd_lowrank_niter=niter, random_seed=3, init_weights=False
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = peft.get_peft_model(theirs(), config).eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn(p.shape) * p.requires_grad
+    model.save_pretrained(tmp_path / "theirs")
+    want = model(torch.tensor(ids)).logits.detach().numpy()
+    base = load(ROOT / "base", np.float64)
+    adapted = load_peft(base, tmp_path / "theirs")
+    got = adapted.logits(batch(input_ids=ids))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * abs(want).max())
+    assert abs(got - Adapted(base).logits(batch(input_ids=ids))).max() > 0.1
+    save_peft(adapted, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(theirs(), tmp_path / "ours").eval()(torch.tensor(ids)).logits
+    np.testing.assert_allclose(again.detach().numpy(), want, rtol=0, atol=1e-5 * abs(want).max())
 
 
 @pytest.mark.hf
