@@ -32,7 +32,7 @@ from minipeft.bench.ours import our_model, our_step
 from minipeft.bench.plans import Plan, plan
 from minipeft.bench.profiles import profile
 from minipeft.bench.sweeps import LENGTHS, RANKS, sweep, write_sweep
-from minipeft.bench.tables import failures, profile_table, said, table
+from minipeft.bench.tables import TOLD, failures, heading, lines, profile_table, said
 from minipeft.bench.turns import bench
 
 __all__ = [
@@ -41,11 +41,14 @@ __all__ = [
     "RANKS",
     "SIZES",
     "TASKS",
+    "TOLD",
     "Plan",
     "bench",
     "failures",
     "fits",
     "flops",
+    "heading",
+    "lines",
     "our_model",
     "our_step",
     "plan",
@@ -54,6 +57,5 @@ __all__ = [
     "said",
     "settings",
     "sweep",
-    "table",
     "write_sweep",
 ]

@@ -1,11 +1,11 @@
-"""Measurements for people: a row as a line, and tables."""
+"""Measurements for people: a row as a line, and tables, one of which is told as it grows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from minipeft.bench.plans import called
+from minipeft.bench.plans import Plan, called
 
 
 def said(row: dict) -> str:
@@ -28,39 +28,37 @@ def failures(rows: Sequence[dict]) -> list[str]:
     return list(dict.fromkeys(why for r in rows for why in r.get("failed", {}).values()))
 
 
-def table(rows: Sequence[dict]) -> Any:
-    """A rich table of the measurements, a line for every side; the ratios are ours over that side's."""
-    from rich import box
-    from rich.table import Table
+TOLD = "time, memory: ours over that side's; rate: of matrix products, or tokens/s"
+RIGHT = {"ms": 8, "MB": 6, "time": 5, "memory": 6, "rate": 8}  # columns of numbers
 
-    told = "time, memory: ours over that side's; rate: of matrix products here, or tokens a second"
-    out = Table(
-        box=box.SIMPLE_HEAD,
-        header_style="bold",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption=told,
-        caption_justify="left",
-    )
-    for name in ("step", "size", "side"):
-        out.add_column(name, overflow="fold")
-    for name in ("ms", "MB", "time", "memory", "rate"):
-        out.add_column(name, justify="right", no_wrap=True)
-    for r in rows:
-        about = [r["method"] if r["task"] == "step" else r["task"], r["size"]]
-        for side in _sides(r):
-            if f"{side}_ms" in r:
-                to = "" if side == r.get("against") else "compiled_"
-                ratios = (r.get(f"{to}time_ratio"), r.get(f"{to}memory_ratio")) if side != "ours" else (None, None)
-                cells = [f"{r[f'{side}_ms']:.1f}", f"{r[f'{side}_peak'] / 1e6:.0f}"]
-                cells += ["" if x is None else f"{x:.2f}" for x in ratios]
-                share = f"{100 * r['share']:.0f} %" if side == "ours" and "share" in r else ""
-                cells += [f"{r[f'{side}_tokens_s']:.0f} /s" if f"{side}_tokens_s" in r else share]
-            else:
-                cells = ["failed"]
-            out.add_row(*about, {"peft": "PEFT"}.get(side, side), *cells)
-            about = ["", ""]
-    return out
+
+def heading(plan: Plan) -> str:
+    """The columns of a table whose rows come one after another."""
+    return _line(plan, ["step", "size", "side", *RIGHT])
+
+
+def lines(row: dict, plan: Plan) -> list[str]:
+    """A row of that table, a line for every side; the ratios are ours over that side's."""
+    about, found = [row["method"] if row["task"] == "step" else row["task"], row["size"]], []
+    for side in _sides(row):
+        cells = ["failed"]
+        if f"{side}_ms" in row:
+            to = "" if side == row.get("against") else "compiled_"
+            ratios = (None, None) if side == "ours" else (row.get(f"{to}time_ratio"), row.get(f"{to}memory_ratio"))
+            cells = [f"{row[f'{side}_ms']:.1f}", f"{row[f'{side}_peak'] / 1e6:.0f}"]
+            cells += ["" if x is None else f"{x:.2f}" for x in ratios]
+            share = f"{100 * row['share']:.0f} %" if side == "ours" and "share" in row else ""
+            cells += [f"{row[f'{side}_tokens_s']:.0f} /s" if f"{side}_tokens_s" in row else share]
+        found.append(_line(plan, [*about, {"peft": "PEFT"}.get(side, side), *cells]))
+        about = ["", ""]
+    return found
+
+
+def _line(plan: Plan, cells: Sequence[str]) -> str:
+    names = [m if t == "step" else t for t, m, _ in plan.rows], [s for *_, s in plan.rows], plan.sides
+    left = [max(map(len, ["step", *some])) for some in names]
+    right = [f"{cell:>{n}}" for cell, n in zip(cells[3:], RIGHT.values())]
+    return " ".join([*(f"{cell:{n}}" for cell, n in zip(cells, left)), *right]).rstrip()
 
 
 def profile_table(rows: Sequence[dict]) -> Any:

@@ -97,19 +97,20 @@ def bench(
         given = chosen_settings([method_class(m) for m in methods], set_, targets)
         settings_not_for(given, set_)
         asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype, given)
-    import rich.table  # noqa: F401  (after Ctrl-C there is no time for that)
-
     print(f"minipeft: {asked}", file=sys.stderr, flush=True)
     rows: Kept[dict] = Kept()
     with rows, progress("measuring", len(asked.rows)) as tick:
 
         def keep(row: dict) -> None:
             rows.append(row)
-            tick(f"{row['task']} {row['method']} {row['size']}", job.said(row))
+            tick(f"{row['task']} {row['method']} {row['size']}", "" if outputs.spoken else job.said(row))
+            head = [job.heading(asked)] if len(rows) == 1 else []
+            for line in (*head, *job.lines(row, asked)) if outputs.spoken else ():
+                tick.line(line)
 
         job.bench(asked, keep, tick.doing)
     if rows:
-        outputs.show(job.table(rows))
+        outputs.show("", job.TOLD)
     outputs.show(*job.failures(rows))
     outputs.json(list(rows))
     if sweep is not None and rows:

@@ -59,6 +59,7 @@ class Progress:
 
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done, self.now = label, total, 0, ""
+        self.out = sys.stdout  # which a bar takes for itself while it is there
         self.begun = time.monotonic()
 
     def __call__(self, name: str = "", said: str = "", advance: int = 1) -> None:
@@ -76,6 +77,10 @@ class Progress:
         """The same for a job that counts itself."""
         self.total = total
         self(name, said, advance=done - self.done)
+
+    def line(self, line: str) -> None:
+        """A line of the result, on standard output at once."""
+        print(plain(line), file=self.out, flush=True)
 
     def shown(self, line: str) -> None:
         """Show where the job is; `line` is what has just ended, if that has a result."""
@@ -98,6 +103,12 @@ class _Bar(Progress):
         about = f"{self.label} {self.now}".strip()
         about = about if len(about) <= 40 else about[:39] + "…"
         self.bar.update(self.task, completed=self.done, total=self.total, description=about)
+
+    def line(self, line: str) -> None:
+        if not self.out.isatty():
+            super().line(line)
+            return
+        self.bar.console.print(plain(line), markup=False, highlight=False, soft_wrap=True)  # above the bar
 
 
 class _Lines(Progress):

@@ -1,11 +1,18 @@
 """The command: it runs alone, refuses what has no meaning, and its table fits a terminal."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from minipeft.bench import plans, turns
 from minipeft.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_alone(tmp_path, capsys):
@@ -57,3 +64,24 @@ def test_the_table_fits_80_columns(monkeypatch, capsys):
         "M,t=2048,b=1",
     ):
         assert text in out
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals")
+def test_a_row_is_told_when_it_is_measured_and_is_what_there_is_when_it_is_ended(tmp_path):
+    """In a pipe; the second row would take hours."""
+    code = (
+        "import sys, time; from minipeft.bench import turns; from minipeft.cli import main\n"
+        "row = lambda task, method, size, plan: dict(task=task, method=method, size=size, ours_ms=1.5, ours_peak=2e6)\n"
+        "turns._measure = lambda *a: row(*a) if a[2] == 'S' else time.sleep(9999)\n"
+        "main(['bench', 'lora', '--size', 'S', '--size', 'M', '--json', sys.argv[1]])"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, str(tmp_path / "out.json")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert "2 measurements, 7 turns of ours each: roughly" in process.stderr.readline()
+        assert process.stdout.readline().split() == ["step", "size", "side", "ms", "MB", "time", "memory", "rate"]
+        assert process.stdout.readline().split() == ["lora", "S", "ours", "1.5", "2"]
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 143 and "ours over that side's" in out and err.endswith("minipeft: interrupted\n")
+    assert [row["size"] for row in json.loads((tmp_path / "out.json").read_text())] == ["S"]
