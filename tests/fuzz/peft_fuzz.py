@@ -240,6 +240,16 @@ def pattern(rng: np.random.Generator, kind: Any, names: list[str]) -> dict[str, 
     return {k: int(rng.choice(pool)) for k in ([keys] if isinstance(keys, str) else keys[:2])}
 
 
+def parameters(rng: np.random.Generator, at: dict[str, list[str]]) -> dict[str, Any]:
+    """Some weights by their own names, beside modules or alone; seldom one of no matrix."""
+    names = at["linear"] + at["table"] + at["head"] + (at["patches"] + at["norm"] if rng.random() < 0.1 else [])
+    some = named(rng, names)
+    some = [str(x) for x in rng.choice(names, 2)] if isinstance(some, str) else some
+    return dict(target_parameters=[f"{n}.weight" for n in some]) | (
+        {} if rng.random() < 0.3 else dict(target_modules=[])
+    )
+
+
 def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str, list[str]]) -> dict[str, Any]:
     """A configuration of the tuner, which PEFT may refuse."""
     known: dict[str, Any] = {}
@@ -255,6 +265,9 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
         default = fields[name].default
         if name == "target_modules":
             out[name] = targets(rng, tuner, at)
+        elif name == "target_parameters":
+            if chance(0.15):
+                out |= parameters(rng, at)
         elif name == "exclude_modules":
             if chance(0.2):
                 out[name] = named(rng, at["linear"] + at["head"])

@@ -28,7 +28,7 @@ def refuse_absent(
     `found` are the method's arrays by our site, `parts` all that the file has.
     """
     every = sites(naming.model)
-    own = {s: key for s in every if every[s].kind != "activation" and naming.has(s) and (key := _key_of(naming, s))}
+    own = {s: key for s in every if every[s].kind != "activation" and naming.has(s) and (key := naming.parameter(s))}
     whole = {*parts.whole, *parts.idle_sites(naming, "whole")}
     lost = [
         *_modules(spec, config, own, whole, parts.spare, naming.model.arch),
@@ -40,15 +40,6 @@ def refuse_absent(
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise Bad(f"{where}: adapter_model.safetensors lacks {lost[0]}{more}")
-
-
-def _key_of(naming: Naming, site: str) -> str | None:
-    """Their key of our parameter, None for what has no name there."""
-    module, _, leaf = site.rpartition(".")
-    names = naming.model.names
-    if names.theirs(site) is not None:
-        return naming.theirs(site)
-    return f"{naming.theirs(module)}.{leaf}" if names.theirs(module) and leaf in ("weight", "bias") else None
 
 
 def _ends(module: str, name: str) -> bool:

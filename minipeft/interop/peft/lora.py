@@ -86,7 +86,7 @@ FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | REPEATED | WHOLE | CONV | BIAS
     "alora_invocation_tokens": refused("acts on the last tokens only"),
     "use_qalora": refused("A is smaller than its input", False),
     "monteclora_config": refused("samples the factors"),
-    "target_parameters": refused("parameters of no linear"),
+    "target_parameters": refused("PEFT itself fails"),
     "use_bdlora": refused("the factors are block-diagonal"),
     "arrow_config": refused("routes between adapters"),
     "kasa_config": refused("changes the base"),
@@ -101,6 +101,7 @@ KNOWN = FACTORS | {
     "use_rslora": read(FLAG, False),
     "use_dora": read(FLAG, False),
     "lora_bias": read(FLAG, False),
+    "target_parameters": read(LIST),
     "init_lora_weights": read(START, True),
     "loftq_config": read(group(loftq_bits=among(4, 8), loftq_iter=COUNT), {}),
     "use_bdlora": read(group(target_modules_bd_a=LIST, target_modules_bd_b=LIST, nblocks=COUNT, match_strict=FLAG)),
@@ -200,8 +201,18 @@ def refuse_shared(config: Config) -> None:
         )
 
 
+def refuse_beside_parameters(config: Config) -> None:
+    """Raises `Bad` for what PEFT has not on parameters, or passes over there."""
+    fields = ("lora_dropout", "lora_bias", "fan_in_fan_out", *VARIANTS, "arrow_config")
+    odd = [name for name in fields if config.get(name) not in (None, False, 0, [])]
+    odd += [f"init_lora_weights={config['init_lora_weights']!r}"] if began(config) in ("mica", "loftq") else []
+    if config.get("target_parameters") and odd:
+        raise Bad(f"adapter_config.json: target_parameters beside {odd[0]}: PEFT adapts parameters by plain LoRA alone")
+
+
 def _examine(config: Config) -> None:
     refuse_shared(config)
+    refuse_beside_parameters(config)
     start = config.get("init_lora_weights")
     chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
     beside = {"mica": {"use_dora"}, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(

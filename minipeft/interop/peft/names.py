@@ -89,6 +89,15 @@ class Naming:
             raise Bad(f"{module} has no name in a {self.model.arch.family} checkpoint")
         return found.removeprefix(prefix_of(self.model.arch)) if self.bare else found
 
+    def parameter(self, site: str) -> str | None:
+        """Their name of our parameter, None for what has none there."""
+        module, _, leaf = site.rpartition(".")
+        if self.model.names.theirs(site) is not None:
+            return self.theirs(site)
+        return (
+            f"{self.theirs(module)}.{leaf}" if self.model.names.theirs(module) and leaf in ("weight", "bias") else None
+        )
+
     def has(self, name: str) -> bool:
         """Whether a parameter of ours is in the model that the adapter was trained on: a bare one has no head."""
         names = self.model.names

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import (
     BEGIN,
@@ -30,8 +32,20 @@ def _writes(m: Any, arch: Arch) -> Config:
     return written(m, arch, init_lora_weights=BEGIN[m.factors])
 
 
+def _refuse_tables(config: Config, modules: Mapping[str, str], arrays: Any) -> Config:
+    """Raises `Bad` for a table or what may be tied to one, which PEFT decomposes as a parameter alone, and changes for both."""
+    for site in modules:
+        if site.startswith(("embed.", "head.")) and config.get("target_parameters"):
+            raise Bad(
+                f"adapter_config.json: target_parameters: init_lora_weights={config['init_lora_weights']!r} at "
+                f"{modules[site]}.weight is not supported: PEFT changes the table itself"
+            )
+    return {}
+
+
 SPEC = dataclasses.replace(
     TUNER,
+    at_sites=_refuse_tables,
     reads=lambda config, arch: factors_of(config, arch, "factors"),
     writes=_writes,
     plain=lambda model, adapter: as_lora(model, adapter) if adapter.method.factors == "fast" else adapter,  # type: ignore[attr-defined]

@@ -27,6 +27,7 @@ from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import ROOT, TOKENS, WHOLE, body_of, module_of, sorted_keys
 from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
+from minipeft.interop.peft.parameters import targeted_parameters, with_parameters
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Spec
 from minipeft.method import Method, method_class, refuse_unfit
@@ -78,6 +79,7 @@ def load_peft_parts(
         return spec.load(adapted, config, tensors, folder, name)
     base = with_fitting_head(adapted.model, config, tensors, folder)
     naming = Naming.of(base, (body_of(key) for key in tensors))
+    spec = with_parameters(spec, base, targeted_parameters(config, naming))
     parts = sorted_keys(naming, spec, config, tensors, folder)
     base, brought = with_brought_base(base, parts, folder)
     brought += [n for n in parts.base if n not in adapted.model.params and n not in {*parts.whole, *brought}]
@@ -125,6 +127,7 @@ def load_peft_parts(
     new = own | {f"{site}:W1": v for site, v in parts.whole.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
     options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
+    options |= dict(parameters=list(spec.parameters)) if spec.parameters else {}
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
 
 
@@ -160,6 +163,8 @@ def _same_targets(
 ) -> None:
     """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
     wanted = targeted(config, naming, spec.on_layers)
+    if spec.parameters:
+        wanted = (wanted or set()) | spec.parameters.keys()
     if wanted is None:
         if "target_modules" in config:
             raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")

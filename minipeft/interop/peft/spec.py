@@ -194,6 +194,9 @@ class Spec:
     patches: Keys | str = (
         "PEFT has none for convolutions"  # at ViT's patches, or why not (`minipeft.interop.peft.kernels`)
     )
+    parameters: Mapping[str, Keys] = field(
+        default_factory=dict
+    )  # at sites that a configuration names as parameters, not as modules (`minipeft.interop.peft.parameters`)
     root_keys: Keys = field(
         default_factory=dict
     )  # shared arrays, whose keys name no module; parts of one tensor may have one key
@@ -277,6 +280,8 @@ class Spec:
 
     def keys_of(self, site: Site) -> Keys:
         """The keys of its arrays at a site. Raises `Bad` for patches where there are none."""
+        if site.name in self.parameters:
+            return self.parameters[site.name]
         if site.name != PATCHES:
             return self.embedding_keys if site.kind == "embedding" and self.embedding_keys else self.keys
         if isinstance(self.patches, str):
@@ -299,16 +304,21 @@ class Spec:
     ) -> dict[str, Config]:
         """Our settings that differ from site to site, at their modules with these arrays of ours."""
         out: dict[str, Config] = {site: {} for site in modules}
+        names = self.named_as(modules)
         for theirs, ours in self.patterns.items():
             if self.known[theirs].fate == "read":
-                values = by_pattern(config, theirs, modules.values(), config[self.settings[ours]])
-                for site, module in modules.items():
-                    out[site][ours] = self.known[self.settings[ours]].kind.of(values[module])
+                values = by_pattern(config, theirs, names.values(), config[self.settings[ours]])
+                for site, name in names.items():
+                    out[site][ours] = self.known[self.settings[ours]].kind.of(values[name])
         every = self.at_sites(config, modules, arrays)
         return {
             site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site]) | every.get(site, {})
             for site, own in out.items()
         }
+
+    def named_as(self, modules: Mapping[str, str]) -> dict[str, str]:
+        """What a configuration calls our sites at these modules: the module, or its parameter."""
+        return {site: f"{m}.weight" if site in self.parameters else m for site, m in modules.items()}
 
     def write(self, method: Any, arch: Arch) -> Config:
         """Their configuration, of a method of ours."""

@@ -20,6 +20,7 @@ from minipeft.interop.peft.base import repeats_of
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import Naming
+from minipeft.interop.peft.parameters import with_parameters
 from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Keys, Spec, shared_to_theirs, to_theirs
@@ -48,6 +49,7 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
     arch = model.arch
     spec = spec_of(adapter.method)
     spec = spec.of(spec.write(adapter.method, arch) | adapter.options.get("peft", {}), arch)
+    spec = with_parameters(spec, model, adapter.options.get("parameters", ()))
     every = sites(model)
     out: dict[str, np.ndarray] = {}
     grouped: dict[str, dict[str, Any]] = {}
@@ -152,6 +154,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     config = spec.write(adapter.method, model.arch)
     adapter = spec.plain(model, adapter)
     spec = dataclasses.replace(spec_of(adapter.method), peft_type=spec.peft_type)
+    spec = with_parameters(spec, model, adapter.options.get("parameters", ()))
     config |= dict(peft_type=spec.peft_type, base_model_name_or_path=None, inference_mode=True)
     config |= _layers(model, spec) | _modules(model, adapter, spec, folder)
     _refuse_apart(model, adapter)
@@ -198,12 +201,23 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
     modules = {s: module_of(_own(model), spec, s) for s in main if s in held}
     config: Config = {}
     if spec.keys and not spec.on_blocks:
-        config["target_modules"] = sorted(modules.values())
+        names = spec.named_as(modules)
+        config["target_modules"] = sorted(n for s, n in names.items() if s not in spec.parameters)
+        if own := sorted(n for s, n in names.items() if s in spec.parameters):
+            config |= _parameters(model, spec, modules) | dict(target_parameters=own)
         for theirs, ours in spec.patterns.items():
             usual = getattr(adapter.method, ours)
-            if differ := {modules[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
+            if differ := {names[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
                 config[theirs] = differ
     return config | spec.named(model, adapter, modules) | spec.of_adapter(adapter, modules, folder)
+
+
+def _parameters(model: Model, spec: Spec, modules: Mapping[str, str]) -> Config:
+    """What goes with target_parameters. Raises `Bad` beside modules whose weights are stored as (in, out)."""
+    for site in modules:
+        if site not in spec.parameters and model.names.is_transposed(site.removesuffix(".weight")):
+            raise Bad(f"PEFT adapts no parameters beside {modules[site]}, which needs fan_in_fan_out")
+    return dict(fan_in_fan_out=False)
 
 
 def _refuse_apart(model: Model, adapter: Adapter) -> None:

@@ -11,7 +11,8 @@ import pytest
 from minipeft.adapted import Adapted
 from minipeft.arrays import needs
 from minipeft.attaching import attach
-from minipeft.checkpoints import load
+from minipeft.checkpoints import load, save_model
+from minipeft.checkpoints.files import read_tensors
 from minipeft.conformance.laws import K, sensitivity
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
@@ -19,7 +20,7 @@ from minipeft.interop.peft.spec import Trial
 from minipeft.interop.peft.writing import save_peft
 from minipeft.merging import merge
 from minipeft.method import METHODS, load_methods
-from minipeft.model.batch import batch
+from minipeft.model.batch import INPUTS, batch
 from minipeft.model.replicated import replicated
 
 pytestmark = pytest.mark.hf
@@ -152,6 +153,36 @@ def test_peft_merges_into_the_same_kernel(name, trial, hf, tmp_path):
     for ours, theirs in (("weight", layer.weight), ("bias", layer.bias)):
         a = merged[f"embed.patch.{ours}"]
         np.testing.assert_allclose(theirs.detach().numpy().reshape(a.shape), a, rtol=0, atol=1e-13 * abs(a).max())
+
+
+AGAIN = ("llama/lora-parameters", "gpt2/lora-parameters", "bert-cls/lora-parameters", "t5/lora-parameters")
+ALIKE = AGAIN[:1] + AGAIN[2:]  # what PEFT merges as it computes it
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_peft_reads_again_what_it_wrote(case, hf, tmp_path):
+    """What of an adapter only its file tells: PEFT computes with what we write of it as it did with its own."""
+    import torch
+
+    base = case.split("/")[0]
+    expected = read_tensors(ROOT / case / "expected.safetensors")
+    adapted = load_peft(load(ROOT / base / "base", np.float64), ROOT / case / "adapter")
+    save_peft(adapted, tmp_path)
+    model, modules = read_by_peft(hf, base, tmp_path)
+    given = {k: torch.tensor(a) for k, a in expected.items() if k in INPUTS}
+    torch.set_default_dtype(torch.float64)
+    try:
+        with hf.as_float64(*modules), torch.no_grad():
+            got = model(**given).logits.numpy()
+            merged = model.merge_and_unload()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(got, expected["logits"], rtol=0, atol=1e-12 * abs(got).max())
+    if case in ALIKE:
+        save_model(merge(adapted), tmp_path / "merged")
+        state = dict(merged.state_dict())
+        for name, a in read_tensors(tmp_path / "merged" / "model.safetensors").items():
+            np.testing.assert_allclose(state[name].numpy(), a, rtol=0, atol=1e-14 * abs(a).max(), err_msg=name)
 
 
 def test_every_method_that_peft_has_is_here():

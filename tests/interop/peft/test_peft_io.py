@@ -181,7 +181,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"peft_type": "LORAX"}, r"peft_type 'LORAX' is not supported; expected one of .*\(did you mean XLORA, LORA"),
         ({"peft_type": None}, "peft_type None is not supported"),
         ({"r": "absent"}, "a LORA adapter needs 'r'"),
-        ({"target_parameters": ["q"]}, "target_parameters is not supported for LORA"),
+        ({"target_parameters": ["q"]}, "target_parameters: 'q' names nothing in this llama base"),
         ({"use_qalora": True}, "use_qalora: A at .*q_proj.* has a column for every input, so this was trained as plain LoRA"),
         ({"use_dora": True, "use_bdlora": {}}, "expected one variant of LoRA, found use_dora and use_bdlora"),
         ({"use_bdlora": {}, "init_lora_weights": "pissa"}, "expected one variant of LoRA, found use_bdlora and init_lora_weights='pissa'"),
