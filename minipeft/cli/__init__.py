@@ -26,6 +26,7 @@ from minipeft.cli.convert import convert
 from minipeft.cli.interrupt import interruptible
 from minipeft.cli.list import list_
 from minipeft.cli.merge import merge
+from minipeft.cli.new import made
 from minipeft.cli.options import Backend
 from minipeft.cli.record import record
 from minipeft.cli.replay import replay
@@ -85,6 +86,7 @@ for part in (new, field, diff, bisect):
     judging.command()(part)
 app.add_typer(judging)
 app.add_typer(recorded)
+app.add_typer(made)
 app.command()(bench)
 app.command()(site)
 

@@ -10,9 +10,16 @@ from minipeft.cli.options import Backend, Json, Methods, Set, Targets, known, on
 from minipeft.cli.outputs import Outputs
 from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, cell, progress, table
+from minipeft.errors import Bad
 
 FAMILIES = ("llama", "gpt2", "bert", "t5", "vit")
 DTYPES = ("float64", "float32")
+
+
+def _libraries(incomplete: str) -> list[str]:
+    from minipeft.conformance.program import PEERS
+
+    return [p for p in PEERS if p.startswith(incomplete)]
 
 
 def check(
@@ -24,20 +31,33 @@ def check(
     dtype: Annotated[str, typer.Option(help="float64 or float32.", autocompletion=one_of(*DTYPES))] = "float64",
     set_: Set = None,
     targets: Targets = None,
+    against: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A library to compare with instead, live: peft, adapters, …", autocompletion=_libraries),
+    ] = None,
+    python: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The interpreter that the library is installed for (default: this one)."),
+    ] = None,
     json_: Json = None,
     backend: Backend = None,
 ) -> None:
-    """Every law on methods (default: all), on tiny models of all families; exits with 1 if one is broken.
+    """Every law on methods (default: all), on tiny models of all families, and what they still lack: files, cases, pages.
+
+    Exits with 1 if a law is broken or something is missing. With --against, each beside a library's instead: outputs,
+    gradients, merged weights in float64.
 
     Examples:
         minipeft check METHOD
         minipeft check METHOD --family llama --set r=4
+        minipeft check METHOD --against peft
     """
     import dataclasses
 
     import numpy as np
 
     from minipeft.conformance import laws, tiny
+    from minipeft.conformance.missing import missing
     from minipeft.method import METHODS, load_methods, method_class
     from minipeft.settings import small
 
@@ -48,6 +68,10 @@ def check(
     chosen = [method_class(n) for n in dict.fromkeys(methods or sorted(METHODS))]
     setting = chosen_settings(chosen, set_, targets)
     settings_not_for(setting, set_)
+    if against is not None:
+        if not methods:
+            raise Bad("--against: expected the methods to compare, found none")
+        return _beside(chosen, setting, against, python, outputs)
     verdicts: Kept[tuple[str, Any]] = Kept()
     with verdicts, progress("checking", len(chosen)) as tick:
         for cls in chosen:
@@ -56,6 +80,7 @@ def check(
             for f in families:
                 made = dataclasses.replace(small(cls, tiny.arch(f)), **setting[cls.name])
                 found += laws.check(made, [f], np.dtype(dtype).type)
+            found += [laws.Verdict("files", "", "fail", str(m)) for m in missing(cls)]
             verdicts.append((cls.name, found))
             tick(cls.name, _counted(found))
     outputs.show(_table(verdicts, families), *_broken(verdicts))
@@ -84,4 +109,35 @@ def _table(verdicts: list[tuple[str, Any]], families: list[str]) -> Any:
 
 
 def _broken(verdicts: list[tuple[str, Any]]) -> list[str]:
-    return [f"{n}, {v.family}, {v.law}: {v.reason}" for n, vs in verdicts for v in vs if v.outcome == "fail"]
+    """A line for each law that is broken, and then for each thing that is missing."""
+    failed = [(n, v) for n, vs in verdicts for v in vs if v.outcome == "fail"]
+    lines = [f"{n}, {v.family}, {v.law}: {v.reason}" for n, v in failed if v.family]
+    lacks = [f"  {v.reason}" for n, v in failed if not v.family]
+    names = ", ".join(dict.fromkeys(n for n, v in failed if not v.family))
+    return [*lines, *([f"still missing, of {names}:", *lacks] if lacks else [])]
+
+
+def _beside(classes: list[Any], settings: Any, library: str, python: str | None, outputs: Outputs) -> None:
+    """Methods beside those of a library, a table each; exits with 1 unless all that was compared agrees."""
+    import dataclasses
+
+    from minipeft.conformance.beside import beside
+    from minipeft.conformance.report import STYLES
+
+    found, caption = {}, "difference: err/(u·cond) in float64, the larger of two sizes"
+    with progress("comparing", len(classes)) as tick:
+        for cls in classes:
+            tick.doing(cls.name)
+            found[cls.name] = beside(cls, settings[cls.name], library, python)
+            tick(cls.name)
+    for name, rows in found.items():
+        shown = table(name, "difference", "bound", "verdict", right=("difference", "bound"), caption=caption)
+        for r in rows:
+            ratio = "–" if r.ratio is None else f"{r.ratio:.2g}"
+            shown.add_row(cell(r.quantity), ratio, f"{r.bound:g}", f"[{STYLES[r.outcome]}]{r.outcome}[/]")
+        why = dict.fromkeys(f"{r.quantity}: {r.reason}" for r in rows if r.reason)
+        outputs.show(shown, *why)
+    outputs.json({name: [dataclasses.asdict(r) for r in rows] for name, rows in found.items()})
+    outcomes = {r.outcome for rows in found.values() for r in rows}
+    if outcomes & {"FAIL", "ERROR"} or not outcomes & {"PASS", "READING"}:
+        raise typer.Exit(1)

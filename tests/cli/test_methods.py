@@ -85,6 +85,32 @@ def test_check_fails_with_1(call, monkeypatch):
     assert status == 1 and "ia3, llama, size: planted" in out
 
 
+def test_check_says_what_is_missing(call, monkeypatch):
+    from minipeft.conformance import missing as job
+
+    monkeypatch.setattr(job, "missing", lambda cls: [job.Missing("docs/it.md", "is not there")])
+    status, out, _ = call("check", "ia3", "--family", "llama")
+    assert status == 1 and out.endswith("still missing, of ia3:\n  docs/it.md: is not there\n")
+    assert json.loads(call("check", "ia3", "--family", "llama", "--json", "-")[1])["ia3"][-1]["law"] == "files"
+
+
+def test_check_against_a_library(call, mistake, monkeypatch):
+    from minipeft.conformance import beside
+
+    rows = [beside.Row("output y", 0.5, 8.0, "PASS"), beside.Row("gradient of l", 9.5, 8.0, "FAIL", "l is off by 0.1")]
+    monkeypatch.setattr(beside, "beside", lambda cls, settings, library, python: rows)
+    status, out, _ = call("check", "ia3", "--against", "peft")
+    assert status == 1 and "gradient of l: l is off by 0.1" in out and re.search(r"output y +0.5 +8 +PASS", out)
+    assert max(map(len, out.splitlines())) <= 80
+    rows.pop()
+    assert call("check", "ia3", "--against", "peft")[0] == 0
+    rows[:] = [beside.Row("output y", None, 8.0, "N/A", "its reading is another")]
+    assert call("check", "ia3", "--against", "peft")[0] == 1
+    assert "expected the methods to compare" in mistake("check", "--against", "peft")
+    monkeypatch.undo()
+    assert "did you mean peft" in mistake("check", "ia3", "--against", "pfet")
+
+
 def test_starting_is_cheap():
     """Neither the package nor the command line loads NumPy or SciPy before there is work for them."""
     code = "import sys, minipeft, minipeft.cli; print([m for m in ('numpy', 'scipy', 'rich.table', 'matplotlib') if m in sys.modules])"

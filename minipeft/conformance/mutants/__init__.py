@@ -2,7 +2,7 @@
 
 `general` holds those of no one method; a file with the name of a method those of that method, and what it imports of another's.
 To plant an error, write a class over one of those here, its first line saying what is wrong, under `@mutant`. Beside them such a file
-says which `CASES` the method needs beyond its options, which small errors in its code it `SURVIVES`, and what is `ALIKE` in all cases.
+says which `CASES` the method needs beyond its options, which small errors in its code it `SURVIVES`, what is `ALIKE` in all cases, and `WITHOUT` which files it does, and why.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def planted(module: ModuleType) -> Iterator[type[Own]]:
 
 
 def said(method: str, word: str) -> Mapping[str, Any]:
-    """What the file of a method's mutants says beside: its `CASES`, `SURVIVES` or `ALIKE`; nothing if there is no such file."""
+    """What the file of a method's mutants says beside: its `CASES`, `SURVIVES`, `ALIKE` or `WITHOUT`; nothing if there is no such file."""
     module = f"{__name__}.{method}"
     return getattr(import_module(module), word, {}) if find_spec(module) else {}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from minipeft.checkpoints.files import write_bytes
 from minipeft.checkpoints.native import decode
 from minipeft.conformance.cases import Case, listed
+from minipeft.conformance.missing import unfilled
 from minipeft.conformance.mutants import said
 from minipeft.conformance.places import IN, OUT, WORDS, B, T
 from minipeft.conformance.record import kept, released
@@ -61,6 +62,8 @@ def record(names: Sequence[str] = (), seen: Callable[[Case], None] = lambda case
     """All cases of all methods, or of some; `seen` is called with each. Raises `Bad` where a witness disagrees or a case is degenerate."""
     made = []
     for name in chosen(names):
+        if open_ := list(unfilled(METHODS[name])):
+            raise Bad(f"{open_[0].path}: to be filled in before {name} is recorded: {open_[0].what}")
         cases = []
         for case in of_method(METHODS[name]):
             seen(case)

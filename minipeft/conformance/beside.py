@@ -1,0 +1,88 @@
+"""A method beside a library's: cases made now, from its settings, which the library's harness answers and the judge judges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minipeft.conformance import docstrings, verify
+from minipeft.conformance.cases import Case
+from minipeft.conformance.places import ARCH, OTHER_ARCH, OTHERS, place_of
+from minipeft.conformance.program import PEERS
+from minipeft.conformance.record.more import drawn
+from minipeft.conformance.record.of_method import SIZES, passes, weights
+from minipeft.conformance.record.one import generator
+from minipeft.conformance.record.variants import readings, usual
+from minipeft.conformance.results import Result
+from minipeft.errors import Bad, near
+from minipeft.method import Method
+
+QUANTITIES = {"forward": "output", "vjp": "gradient of", "merge": "merged"}  # what is compared, by what is asked
+WORSE = ("ERROR", "FAIL", "SKIP", "N/A", "READING", "PASS")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity: the largest difference in units of u·cond, the bound, the outcome, and why it is not a plain one."""
+
+    quantity: str
+    ratio: float | None
+    bound: float
+    outcome: str
+    reason: str = ""
+
+
+def cases_of(cls: type[Method], settings: Mapping[str, Any]) -> Iterator[Case]:
+    """A case for every tensor: outputs, gradients, merged weights, at two sizes where the settings fit both. Raises `Bad` if they fit none."""
+    page, unfit, found = docstrings.read(cls), None, False
+    for variant, arch in (("usual", ARCH), (SIZES, OTHER_ARCH)):
+        try:
+            method = dataclasses.replace(usual(cls, arch), **settings)
+            place = place_of(method) if arch is ARCH else OTHERS[place_of(method).name]
+            rng = generator(cls.name, variant, "beside")
+            inputs, _, arrays, about = drawn(cls, variant, method, page, place, rng)
+        except Bad as why:
+            unfit = unfit or why
+            continue
+        found = True
+        made = [*passes(inputs, arrays, about, rng), *weights(cls, method, place, inputs, arrays, about)]
+        for case in (c for c in made if c.ask in QUANTITIES):
+            for n, (name, want) in enumerate(sorted(case.want.items())):
+                yield dataclasses.replace(
+                    case, variant=f"{variant}-{n}", want={name: want}, cond={name: case.cond[name]}, recorded={}
+                )
+    if not found and unfit:
+        raise unfit
+
+
+def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python: str | None = None) -> list[Row]:
+    """A row for every quantity, the worst over the sizes. Raises `Bad` for what is no library, is not installed, or has no such method."""
+    if library not in PEERS:
+        raise Bad(f"--against {library}: expected one of {', '.join(PEERS)}{near(library, PEERS)}")
+    made = list(cases_of(cls, settings))
+    chosen = verify.Chosen(tuple(made), {cls.name: {f: str(getattr(usual(cls), f)) for f in readings(cls)}})
+    try:
+        results = verify.run(library, chosen, jobs=1, python=python, dtype=np.dtype(np.float64).name, limit=60.0)
+    except verify.NotStarted as why:
+        absent = "No module named" in str(why) or "PackageNotFoundError" in str(why)
+        raise Bad(f"{library}: it is not installed here" if absent else why) from None
+    if any(r.absent for r in results):
+        raise Bad(f"{library} has no {cls.name}, or its harness does not know it")
+    return rows(made, results)
+
+
+def rows(made: list[Case], results: list[Result]) -> list[Row]:
+    """The results by quantity, in the order in which they were asked; one of several sizes is the worst."""
+    of, out = {r.id: r for r in results}, dict[str, Row]()
+    for case in made:
+        (name,) = case.want
+        r, quantity = of[case.id], f"{QUANTITIES[case.ask]} {name}"
+        equal = f"; equals {', '.join(r.diagnosis)}" if r.diagnosis else ""
+        row = Row(quantity, r.ratio, case.k, r.outcome, "" if r.outcome == "PASS" else r.reason + equal)
+        before = out.get(quantity, row)
+        out[quantity] = min(before, row, key=lambda x: (WORSE.index(x.outcome), -(x.ratio or 0.0)))
+    return list(out.values())
