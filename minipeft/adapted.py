@@ -168,8 +168,10 @@ class Adapted:
         loss = run.forward(batch).loss
         if loss is None:
             raise Bad("batch: a loss needs labels and a model with a head")
-        more = self._penalty(run.arrays) if penalty else None
-        return loss if more is None else loss + more
+        if penalty:
+            more = self._penalty(run.arrays)
+            loss = sum(run.added if more is None else [*run.added, more], loss)
+        return loss
 
     def penalty(self, theta: Mapping[str, Any] | None = None) -> Any:
         """What the methods in use add to the loss: a number of the device, or 0.0."""

@@ -148,6 +148,11 @@ class Here:
             raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
 
+    def add_loss(self, weight: float, h: Any) -> None:
+        """Add to the loss of this pass `weight` times that of the head on h, (b, t, d): of a model of next tokens, with labels."""
+        if weight and self.arch.head == "lm":
+            self.run.add_loss(weight, h)
+
     @property
     def past(self) -> int:
         """How many tokens are in the cache already."""

@@ -24,7 +24,7 @@ from minipeft.method import Base, Here, Method, change_of, is_weight, routes, sa
 from minipeft.model.arch import Arch
 from minipeft.model.batch import Batch
 from minipeft.model.parts import tied
-from minipeft.model.transformer import Output
+from minipeft.model.transformer import Output, judged
 from minipeft.model.transformer import forward as model_forward
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Run:
         self.made = 0  # tokens at the end that generation without a cache has made
         self.tokens: Any = None
         self.batch: Batch = Batch()
+        self.added: list[Any] = []  # what methods add to the loss of this pass
         self.watch: dict[str, list] | None = None  # filled with the inputs of linears, for methods that measure them
         self.arrays: dict[str, dict[str, dict[str, Any]]] = {}
         self._base = adapted.model.params
@@ -314,7 +315,13 @@ class Run:
         batch.check(self.arch, past)
         self.batch, self.past = batch, past
         self.prepare(lambda: model_forward(self, batch, past))
+        self.added = []
         return model_forward(self, batch, past)
+
+    def add_loss(self, weight: float, h: Any) -> None:
+        """Keep `weight` times the loss of the head on h, if there are labels: it is part of this pass's loss."""
+        if self.tokens.labels is not None:
+            self.added.append(weight * judged(self, h, self.tokens, None)[3])
 
     def prepare(self, forward: Callable[[], Any]) -> None:
         """What methods do before a pass; `forward()` is a pass of the model as it stands."""

@@ -51,10 +51,15 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         given = _placed(batch) | dict(labels=labels if arch.per_token else None)
         tokens, h = _begun(run, batch, "", batch.input_ids, batch.inputs_embeds, "attention_mask", past=past, **given)
         h = stack(run, "", h, tokens)
+    return Output(*judged(run, h, tokens, labels))
+
+
+def judged(run: Any, h: Any, tokens: Tokens, labels: Any) -> tuple[Any, Any, Tokens, Any]:
+    """logits of the hidden state h, (b, t, d), h itself, the tokens, and the loss; None without a head, and without labels."""
     logits = head(run, h, tokens)
-    labels = tokens.labels if arch.per_token else labels
-    loss = None if labels is None or logits is None else loss_of(arch, logits, labels, tokens.weights)
-    return Output(logits, h, tokens, loss)
+    labels = tokens.labels if run.arch.per_token else labels
+    loss = None if labels is None or logits is None else loss_of(run.arch, logits, labels, tokens.weights)
+    return logits, h, tokens, loss
 
 
 def _wide(ids: Any) -> Any:

@@ -11,6 +11,7 @@ from minipeft.interop.peft.fields import (
     COMMON,
     COUNT,
     EXCLUDED,
+    FLAG,
     INIT,
     LAYERS,
     NAME_OR_NAMES,
@@ -40,9 +41,9 @@ KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | INIT | {
     "shadow_hidden_size": read(optional(COUNT)),
     "shadow_num_attention_heads": read(optional(COUNT)),
     "shadow_intermediate_size": read(optional(COUNT)),
-    "share_embeddings": read(among(True), True),
+    "share_embeddings": read(FLAG, True),
     "update_hidden_size": read(optional(COUNT)),
-    "auxiliary_loss_weight": plain("acts in training only", 0.05, NOT_NEGATIVE),
+    "auxiliary_loss_weight": read(NOT_NEGATIVE, 0.05),
     "layers_to_transform": plain(IGNORED, None, LAYERS),
     "layers_pattern": plain(IGNORED, None, NAME_OR_NAMES),
 }  # fmt: skip
@@ -56,14 +57,21 @@ ROOT = "base_model.shadow_backbone.default."
 NORMS = {"attn.norm": "input_layernorm", "mlp.norm": "post_attention_layernorm"}
 
 
+SIZES = dict(
+    depth="shadow_num_hidden_layers", width="shadow_intermediate_size", hidden="update_hidden_size", inner="shadow_hidden_size",
+    heads="shadow_num_attention_heads",
+)  # fmt: skip
+TASK = "CAUSAL_LM"
+
+
 def _reads(config: Config, arch: Arch) -> Config:
-    for field, own in (("shadow_hidden_size", arch.d), ("shadow_num_attention_heads", arch.heads)):
-        if (found := config.get(field)) not in (None, own):
-            raise Bad(f"adapter_config.json: {field}: expected {own}, as this base has, found {found}")
     if config.get("task_type") == "SEQ_CLS":
         raise Bad("adapter_config.json: a SHADOW adapter for SEQ_CLS, whose shadow has a head of its own, is not read")
-    sizes = dict(depth="shadow_num_hidden_layers", width="shadow_intermediate_size", hidden="update_hidden_size")
-    return {ours: config[theirs] for ours, theirs in sizes.items() if config.get(theirs)}
+    own = {ours: config[theirs] for ours, theirs in SIZES.items() if config.get(theirs)}
+    auxiliary = (
+        config["auxiliary_loss_weight"] if config.get("task_type") == TASK else 0.0
+    )  # of other tasks there is none
+    return own | dict(table="base" if config["share_embeddings"] else "own", auxiliary=float(auxiliary))
 
 
 def _backbone(config: Config, arch: Arch) -> Config:
@@ -76,14 +84,18 @@ def _backbone(config: Config, arch: Arch) -> Config:
     depth = config.get("shadow_num_hidden_layers") or 1
     parts = {a: part for a, part in PARTS.items() if part.endswith("weight") or part.split(".")[-2] in arch.biased}
     keys = {f"{a}{n}": Key(f"{ROOT}layers.{n}.{theirs(part)}") for n in range(depth) for a, part in parts.items()}
-    return dict(root_keys=keys | {"norm": Key(f"{ROOT}norm.weight")})
+    keys["norm"] = Key(f"{ROOT}norm.weight")
+    other = config.get("shadow_hidden_size") not in (None, arch.d)
+    keys |= {"E": Key(f"{ROOT}embed_tokens.weight")} if other or config.get("share_embeddings") is False else {}
+    keys |= {"P": Key("base_model.shadow_projection.default.weight")} if other else {}
+    return dict(root_keys=keys)
 
 
 def _writes(m: Any, arch: Arch) -> Config:
-    return dict(
-        shadow_num_hidden_layers=m.depth, shadow_intermediate_size=m.width or None, update_hidden_size=m.hidden or None,
-        auxiliary_loss_weight=0.0, shadow_model="mirror", share_embeddings=True,
-    )  # fmt: skip
+    task = dict(task_type=TASK) if m.auxiliary and arch.head == "lm" else {}
+    sizes = {theirs: getattr(m, ours) or None for ours, theirs in SIZES.items()}
+    own = dict(auxiliary_loss_weight=m.auxiliary, shadow_model="mirror", share_embeddings=m.table == "base")
+    return sizes | own | task
 
 
 def _one_row(adapter: Adapter, modules: Mapping[str, str], folder: Any) -> Config:
@@ -111,5 +123,7 @@ SPEC = Spec(
         Trial("llama", dict(r=3, alpha=0.7)),
         Trial("llama", dict(r=2, alpha=0.5, hidden=5, depth=2, width=7), dict(targets="embed.out layers.1"), "some"),
         Trial("mistral", dict(r=3, alpha=0.7, depth=2), name="mistral"),
+        Trial("mistral", dict(r=3, alpha=0.7, heads=3, table="own"), name="own table"),
+        Trial("llama", dict(r=3, alpha=0.7, inner=10, heads=2), name="narrow"),
     ),
 )

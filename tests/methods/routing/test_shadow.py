@@ -71,6 +71,25 @@ def test_what_the_last_layer_makes_of_the_state_is_read_by_none():
     assert idle == {f"default/layers.{last}:{a}{n}" for a in "TtGg" for n in (1, 2)}
 
 
+@pytest.mark.parametrize("settings", [dict(), dict(inner=10, heads=3)], ids=str)
+def test_the_loss_has_a_part_of_that_of_the_first_state(settings):
+    """By hand: each token's probability after the first state's row of scores."""
+    adapted = moved(attach(tiny.model(), Shadow(r=3, auxiliary=0.3, **settings)))
+    given = batch(input_ids=IDS, labels=np.where(IDS == 11, -100, IDS))
+    z = first_state(adapted, given) @ adapted.model.params["head.weight"].T
+    terms = [
+        np.log(np.exp(z[b, t]).sum()) - z[b, t, IDS[b, t + 1]] for b in (0, 1) for t in range(4) if IDS[b, t + 1] != 11
+    ]
+    task = adapted.loss(None, given, penalty=False)
+    np.testing.assert_allclose(adapted.loss(None, given), task + 0.3 * np.mean(terms), rtol=1e-13)
+
+
+def test_a_table_of_its_own_needs_ids():
+    adapted = attach(tiny.model(), Shadow(table="own"))
+    with pytest.raises(Bad, match=r"expected input_ids, .* found inputs_embeds"):
+        adapted.logits(batch(inputs_embeds=np.ones((1, 3, 24))))
+
+
 def test_no_token_sees_a_later_one():
     adapted = moved(attach(tiny.model(), Shadow(r=3, depth=2)))
     other = IDS.copy()
@@ -144,9 +163,10 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (dict(shadow_hidden_size=12), "shadow_hidden_size: expected 24, as this base has, found 12"),
-        (dict(shadow_num_attention_heads=2), "shadow_num_attention_heads: expected 4, as this base has, found 2"),
-        (dict(share_embeddings=False), "share_embeddings"),
+        (dict(shadow_hidden_size=12), "lacks base_model.shadow_backbone.default.embed_tokens.weight and 1 more"),
+        (dict(shadow_num_attention_heads=2), r"expected shape \(12,\), found \(24,\)"),
+        (dict(shadow_num_attention_heads=3), "heads must be a multiple of 2, .* found 3"),
+        (dict(share_embeddings=False), "lacks base_model.shadow_backbone.default.embed_tokens.weight"),
         (dict(shadow_model="some/model"), "shadow_model"),
         (dict(task_type="SEQ_CLS"), "SEQ_CLS"),
         (dict(shadow_num_hidden_layers=2), "lacks base_model.shadow_backbone.default.layers.1"),

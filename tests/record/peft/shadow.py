@@ -1,11 +1,11 @@
-"""ShadowPEFT. The loss is the task's alone: auxiliary_loss_weight is 0, which is no part of the arrays' work."""
+"""ShadowPEFT. The loss is the task's alone but where a name says otherwise."""
 
 import peft
 
 
 def cases(on):
     def llama(name, padding="none", **fields):
-        return on.llama(name, peft.ShadowConfig, padding, auxiliary_loss_weight=0.0, **fields)
+        return on.llama(name, peft.ShadowConfig, padding, **dict(auxiliary_loss_weight=0.0) | fields)
 
     return [
         llama("shadow", "left", r=3, shadow_alpha=0.7),
@@ -18,4 +18,17 @@ def cases(on):
             shadow_alpha=0.5,
         ),
         llama("shadow-one", r=3, shadow_alpha=0.7, target_modules=["model.layers.1"]),
+        llama("shadow-auxiliary", "left", r=3, shadow_alpha=0.7, auxiliary_loss_weight=0.4),
+        llama("shadow-heads", r=3, shadow_alpha=0.7, shadow_num_attention_heads=2, auxiliary_loss_weight=0.05),
+        llama(
+            "shadow-narrow",
+            r=3,
+            shadow_alpha=0.7,
+            shadow_hidden_size=10,
+            shadow_num_attention_heads=6,
+            auxiliary_loss_weight=0.3,
+        ),
+        on.mistral(
+            "shadow-own", peft.ShadowConfig, r=3, shadow_alpha=0.7, share_embeddings=False, shadow_intermediate_size=9
+        ),
     ]
