@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minipeft.bench import plans, turns
+from minipeft.bench import plans, ranks, turns
 from minipeft.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,10 @@ def test_a_row_is_told_when_it_is_measured_and_is_what_there_is_when_it_is_ended
         out, err = process.communicate(timeout=20)
     assert process.returncode == 143 and "ours over that side's" in out and err.endswith("minipeft: interrupted\n")
     assert [row["size"] for row in json.loads((tmp_path / "out.json").read_text())] == ["S"]
+
+
+def test_workers_beside_one_process():
+    said = ranks.measured(2, 1, "S,b=2,t=8:lora:1")
+    assert re.fullmatch(
+        r"S,b=2,t=8:lora:1: one process [\d.]+ ms(; (workers|recompute) [\d.]+ ms, × [\d.]+ \(.*\)){2}", said
+    )

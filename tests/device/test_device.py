@@ -19,6 +19,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from ranks import in_turn, together
 from test_ops import CASES
 
 import minipeft.train.loop
@@ -309,6 +310,23 @@ def test_a_training_goes_on_where_it_was_killed(device, tmp_path):
         fit(adapted, batches, steps=4, checkpoint=tmp_path / "c", every=1, progress=killed)
     again = fit(adapted, batches, steps=4, checkpoint=tmp_path / "c", every=1)
     np.testing.assert_allclose(again.losses, whole.losses, rtol=1e-12)
+
+
+@pytest.mark.parametrize("device", on([()], [()]), indirect=True)
+def test_ranks_pass_through_the_host_and_layers_are_computed_again(device):
+    adapted = attach(tiny.model(), LoRA(r=2, dropout=0.5))
+    data = [tiny.example(adapted.model, rows=3)]
+    whole = fit(adapted, in_turn(data, 2), steps=3, clip=1.0)
+    for done in (
+        *together(2, adapted, data, steps=3, clip=1.0),
+        fit(adapted, in_turn(data, 2), steps=3, clip=1.0, recompute=True),
+    ):
+        np.testing.assert_allclose(done.losses, whole.losses, rtol=1e-12)
+        for k, x in done.adapted.theta.items():
+            assert type(x) is type(whole.adapted.theta[k])
+            np.testing.assert_allclose(to_host(x), to_host(whole.adapted.theta[k]), rtol=1e-9, atol=1e-14)
+    with pytest.raises(Bad, match=r"workers: expected 1, found 2: on .* a training is one process"):
+        fit(adapted, data, steps=1, workers=2)
 
 
 # --- the rest -------------------------------------------------------------------------------------------------------
