@@ -351,14 +351,18 @@ OWN: dict[str, Any] = {
 @cache
 def wide() -> tuple[Any, ...]:
     """PEFT's modules that cast to float32; the recorder's files of methods also give what is found in float32 its signs."""
-    found = [import_module(m) for m in sorted({m for spec in specs().values() for m in spec.wide})]
+    found: list[Any] = []
+    own: set[str] = set()
     for path in sorted((RECORD / "peft").glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"drawn_{path.stem}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        found += getattr(module, "DOWNCASTING", ())
-    return tuple(found)
+        if hasattr(module, "DOWNCASTING"):  # what PEFT finds in float32 and does not save stays as it was
+            found += module.DOWNCASTING
+            own.add(path.stem)
+    found += [import_module(m) for name, spec in specs().items() if name not in own for m in spec.wide]
+    return tuple(dict.fromkeys(found))
 
 
 def logits_of_peft(shape: str, i: int, folder: Path, values: dict[str, np.ndarray]) -> np.ndarray:

@@ -6,6 +6,7 @@ A case that says the same as before but for rounding keeps the bytes that it has
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from minipeft.conformance.cases import FORMAT, Case, Damaged, _digest, _put, _re
 from minipeft.conformance.record import released
 from minipeft.conformance.record.tiny import same_rows, tiny_text
 from minipeft.errors import Bad
+from minipeft.method import method_class
 
 INDEX = "index.json"
 
@@ -167,10 +169,13 @@ def same(one: Case, other: Case) -> bool:
         there = path.read_bytes() if path is not None and path.exists() else b""
         return there == data if name.endswith(".json") else len(there) == len(data)
 
+    usual = {f.name: f.default for f in dataclasses.fields(method_class(other.method))}  # of settings that came later
+
     def told(text: bytes) -> Any:
         about = json.loads(text)
         shapes = {k: t["shape"] for k, t in about["want"].items()}
-        return {**about, "want": shapes, "digests": sorted(about["digests"])}
+        config = {k: v for k, v in about["config"].items() if k in one.config or v != usual.get(k)}
+        return {**about, "want": shapes, "digests": sorted(about["digests"]), "config": config, "equation": ""}
 
     return (
         one.folder is not None

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.declare import QUERY_VALUE, Method, at_least, count, found, rotated, trained
+from minipeft.declare import QUERY_VALUE, Method, at_least, count, found, requires, rotated, trained
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 
@@ -41,6 +41,9 @@ class HRA(Method):
     gram_schmidt: bool = False
     lam: float = at_least(0, 0.0, also=(0.5,))  # λ
 
+    full = requires(
+        "r <= in", "r must be at most {in}, as no more columns are orthogonal, found {r}", when="gram_schmidt"
+    )
     u = trained(
         "in", "r", start=found(pairs, "U(±1/√(r/2)), each column twice; U(±1/√r) with gram_schmidt or an odd r")
     )

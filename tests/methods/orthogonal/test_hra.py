@@ -2,6 +2,9 @@ import numpy as np
 import one_part
 import pytest
 
+from minipeft.attaching import attach
+from minipeft.conformance import tiny
+from minipeft.errors import Bad
 from minipeft.method import weight_of
 from minipeft.methods.orthogonal.hra import HRA
 
@@ -48,6 +51,14 @@ def test_only_pairs_of_equal_columns_begin_as_the_base():
         u = drawn(other, W)["u"]
         assert len(np.unique(u[0])) == other.r and np.isfinite(weight_of(other, W, dict(u=u))).all()
         assert abs(weight_of(other, W, dict(u=u)) - W).max() > 0.1
+
+
+def test_more_columns_than_can_be_orthogonal_are_refused():
+    """What is left of another is roundings made of length 1."""
+    model = tiny.model()
+    with pytest.raises(Bad, match="r must be at most 24, as no more columns are orthogonal, found 25"):
+        attach(model, HRA(r=25, gram_schmidt=True), targets="attn.q.weight")
+    attach(model, HRA(r=25), targets="attn.q.weight")
 
 
 def test_the_penalty_is_that_of_the_paper():
