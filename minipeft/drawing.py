@@ -14,7 +14,7 @@ import numpy as np
 from minipeft.arrays import Array, Each, Fact, Parts, declared, held_for, hold, settings_of
 from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
-from minipeft.errors import Bad
+from minipeft.errors import Bad, near
 from minipeft.expressions import evaluate, names
 from minipeft.method import Method, Site
 
@@ -35,6 +35,8 @@ class Facts:
         self._made: dict[Any, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self.known:
+            raise Bad(f"{self.method.name}: a start asks for {name!r}, which it has not{near(name, self.known)}")
         return self.known[name]
 
     def value(self, expression: str) -> Any:

@@ -10,6 +10,7 @@ import inspect
 import keyword
 import re
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,10 @@ def _docstring(cls: str, like: type[Method]) -> str:
     page = docstrings.read(like)
     text = sys.modules[like.__module__].__doc__ or ""
     example = re.sub(rf"\b{like.__name__}\b", cls, text[text.index(">>>") :]).rstrip() if ">>>" in text else ""
-    sections = "\n".join(f"{head:<8} {MARK}, of {like.name}: {said}" for head, said in page.sections.items())
-    merges = page.sections["Merges"]
-    sections = sections.replace(f"{MARK}, of {like.name}: {merges}", f"{merges} {MARK}, if not.", 1)
+    said = {k: f"{MARK}, of {like.name}: {text}" for k, text in page.sections.items()}
+    said["Merges"] = f"{page.sections['Merges']} {MARK}, if not."  # whose first word lists show
+    width = dict(width=120, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+    sections = "\n".join(textwrap.fill(f"{head:<8} {text}", **width) for head, text in said.items())  # type: ignore[arg-type]
     head = f"{cls}: {MARK}: the title. {MARK}: authors year, https://example.org"
     parts = [head, f"{page.equations}\n\n({MARK}: these are the equations of {like.name}.)", sections]
     parts += [f"({MARK}: an example by hand.)\n\n{example}"] if example else []
@@ -122,7 +124,7 @@ def _mutants(like: type[Method], told: Mapping[str, str]) -> str:
         __import__(module)
         it: Any = sys.modules[module]
         own = (c for c in planted(it) if c.planted[2] is None and c.__module__ == module)  # type: ignore[attr-defined]
-        found = [*(w for w in ("ALIKE", "CASES", "SURVIVES") if hasattr(it, w)), *(c.__name__ for c in own)]
+        found = sorted([*(w for w in ("ALIKE", "CASES", "SURVIVES") if hasattr(it, w)), *(c.__name__ for c in own)])
     said = f"What is imported are those of {like.name}." if found else ""
     head = MUTANTS.format(imported=said, **told).replace(' """', '"""')
     if not found:

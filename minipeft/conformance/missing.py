@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def marked(name: str, family: str, top: Path = PACKAGE.parent) -> Iterator[Missi
         file = top / path
         for n, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.exists() else (), 1):
             if MARK in line:
-                yield Missing(f"{path}:{n}", line.strip().lstrip("#").strip().lstrip('"'))
+                yield Missing(f"{path}:{n}", shorten(line.strip(' #"'), 80, placeholder=" …"))
 
 
 def unfilled(cls: type[Method]) -> Iterator[Missing]:

@@ -10,13 +10,13 @@ import pytest
 from sampled import in_turn
 
 from minipeft.conformance import cases as files
-from minipeft.conformance import record
+from minipeft.conformance import mutants, record
 from minipeft.conformance.mutants.killing import result_of
 from minipeft.conformance.own import Own
 from minipeft.conformance.record import kept
 from minipeft.conformance.record import one as one_case
 from minipeft.conformance.record import tiny as tiny_tier
-from minipeft.conformance.record.alike import indistinct
+from minipeft.conformance.record.alike import indistinct, shape_of
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
 
@@ -112,6 +112,7 @@ def test_what_passes_turned_over_is_found(every):
         (np.tile(D[:, :3], 4), "columns moved by blocks"),
         (np.repeat(D[:2], 4, axis=0), "rows moved by one within blocks"),
         (D[[0, 1, 1, 3, 4, 4, 4, 7]][:, [0] * 12], "columns taken in turn from blocks"),
+        (D + D[:, 4 * (np.arange(12) // 4) + 3 - np.arange(12) % 4], "columns reversed within blocks"),
         (1e-17 * D, "of the other sign"),
         (D[:, :8] + D[:, :8].T, "transposed"),
     ):
@@ -123,7 +124,41 @@ def test_what_passes_turned_over_is_found(every):
     assert not any("delta" in line for line in indistinct([dataclasses.replace(case, want={"delta": D})]))
 
 
+def test_a_block_without_a_sign_is_found(every):
+    """Two by two neighbours that are 0 in every case that has them; one case that tells is enough."""
+    case = next(c for c in every if c.id == "c3a.delta.other_sizes")
+    D = np.random.default_rng(0).standard_normal((8, 12))
+    hole = D.copy()
+    hole[5:7, 3:5] = 0
+    planted, whole, small = (
+        dataclasses.replace(case, want={"delta": a}, cond={"delta": 1.0}) for a in (hole, D, D[:5, :5])
+    )
+    assert "delta: a block of the other sign" in indistinct([planted])
+    assert "delta: a block of the other sign" in indistinct([planted, small])
+    assert "delta: a block of the other sign" not in indistinct([planted, whole])
+    hole[5, 3] = 1
+    assert "delta: a block of the other sign" not in indistinct([dataclasses.replace(planted, want={"delta": hole})])
+
+
+@pytest.mark.parametrize("method", SHIPPED)
+def test_cases_are_of_two_shapes_one_of_which_has_blocks_of_four(every, method):
+    """Of weights, both ways; of methods that act on activations, in their width. A method for which that makes no sense says why."""
+    shapes = {shape_of(c) for c in every if c.method == method} - {()}
+    excused = {
+        what
+        for words in mutants.said(method, "ALIKE").values()
+        for what in words
+        if " shape" in what or "blocks of four" in what
+    }
+    assert excused or (len(shapes) >= 2 and max(np.gcd.reduce(s) for s in shapes) >= 4), shapes
+
+
 def test_shapes_that_are_too_few_are_found(every):
+    streams = [c for c in every if c.method == "houlsby" and c.variant != "other_sizes"]
+    assert indistinct(streams)[-1] == "results of 1 shape alone"
+    other = [c for c in every if c.id == "houlsby.forward.usual"]
+    wider = [dataclasses.replace(c, want={"y": np.concatenate([c.want["y"]] * 3, axis=-1)[..., :15]}) for c in other]
+    assert "no result in which blocks of four fit" in indistinct(other + wider)
     usual = [c for c in every if c.method == "c3a" and c.variant == "usual"]
     assert "weights of 1 shape alone" in indistinct(usual) and "delta: delta transposed within blocks" in indistinct(
         usual

@@ -36,5 +36,6 @@ ALIKE = {
     "the inputs of a group have one column": (
         "delta: delta columns moved by one within blocks",
         "delta: delta columns conjugated within blocks",
+        "delta: delta columns reversed within blocks",
     ),
 }

@@ -31,3 +31,6 @@ class replaced_not_added(Outputs):
         gone = np.zeros_like(W)
         gone[here] = W[here]
         return dict(y=out["y"] - ops.linear(inputs["x"], gone))
+
+
+ALIKE = {"the change is at few places, and 0 elsewhere": ("delta: a block of the other sign",)}

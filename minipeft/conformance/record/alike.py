@@ -39,9 +39,14 @@ def _conjugated(n: int, b: int) -> np.ndarray:
     return (np.arange(n) // b) * b + -np.arange(n) % b
 
 
+def _reversed(n: int, b: int) -> np.ndarray:
+    """Every block from its end."""
+    return (np.arange(n) // b) * b + b - 1 - np.arange(n) % b
+
+
 ORDERS: dict[str, Turn] = {
     "moved by one within blocks": _moved, "moved by blocks": _blocks_moved, "taken in turn from blocks": _in_turn,
-    "conjugated within blocks": _conjugated,
+    "conjugated within blocks": _conjugated, "reversed within blocks": _reversed,
 }  # fmt: skip
 
 
@@ -98,15 +103,37 @@ def indistinct(cases: Sequence[Case]) -> list[str]:
                     sizes.setdefault(f"{name} with {letter} = 1", set()).add(n)
     said = [f"{ask}: {way}" for (ask, way), each in passed.items() if all(each)]
     said += [what for what, found in sizes.items() if found == {1}]
-    matrices = {
-        c.inputs["W"].shape
-        for c in cases
-        if c.roles.get("W") == "base" and c.inputs["W"].ndim == 2 and c.place != "table"
-    }
-    if matrices and (len(matrices) < 2 or max(gcd(*shape) for shape in matrices) < 4):
-        said.append(
-            f"weights of {len(matrices)} shape" + " alone"
-            if len(matrices) < 2
-            else "no weight in which blocks of four fit both ways"
-        )
+    if _without_sign(cases):
+        said.append("delta: a block of the other sign")
+    shapes = {shape for case in cases if (shape := shape_of(case))}
+    what = "weight" if any(len(shape) > 1 for shape in shapes) else "result"
+    if len(shapes) < 2:
+        said.append(f"{what}s of {len(shapes)} shape alone")
+    elif max(gcd(*shape) for shape in shapes) < 4:
+        said.append(f"no {what} in which blocks of four fit" + (" both ways" if what == "weight" else ""))
     return said
+
+
+def shape_of(case: Case) -> tuple[int, ...]:
+    """What a case tells blocks by: the shape of its weight, else the width of its outputs; nothing of one that has neither."""
+    W = case.inputs.get("W")
+    if W is not None and case.roles["W"] == "base" and W.ndim == 2 and case.place != "table":
+        return W.shape
+    widths = [a.shape[-1] for a in case.want.values() if a.ndim and case.ask == "forward"]
+    return (widths[0],) if widths else ()
+
+
+def _without_sign(cases: Sequence[Case]) -> bool:
+    """Whether two by two neighbours of the change are 0 in every case that has them: of these any sign would pass."""
+    changes = [
+        (abs(c.want["delta"]) <= c.k * UNIT[np.dtype(np.float64)] * c.cond["delta"]) for c in cases if c.ask == "delta"
+    ]
+    if not changes:
+        return False
+    zero = np.ones(np.max([z.shape for z in changes], axis=0), bool)
+    there = np.zeros_like(zero)
+    for z in changes:
+        zero[: z.shape[0], : z.shape[1]] &= z
+        there[: z.shape[0], : z.shape[1]] = True
+    open_ = zero & there
+    return bool((open_[1:, 1:] & open_[:-1, 1:] & open_[1:, :-1] & open_[:-1, :-1]).any())
