@@ -1,4 +1,5 @@
-"""The recorded cases as one archive, for those who have no Python: all files, the page of the format, and a list of digests.
+"""The recorded cases as one archive, for those who have no Python: all files, the page of the format, a judge, harnesses to start from,
+and a list of digests.
 
 The same cases give the same bytes: names are sorted, and no time, user or machine is written down.
 """
@@ -21,9 +22,13 @@ from minipeft import __version__
 from minipeft.checkpoints.files import place_folder, place_of, write_bytes
 from minipeft.conformance import cases
 from minipeft.conformance.cases import SHIPPED, Case
+from minipeft.conformance.languages import LANGUAGES, SKELETONS
+from minipeft.conformance.new import files_of
 from minipeft.errors import Bad
 
 PAGE = cases.HERE / "format.md"  # a link to docs/format.md, which packages hold as a file
+JUDGE = cases.HERE / "judge.mjs"
+HARNESSES = "harnesses"
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 TARS, ZIPS = (".tar.gz", ".tgz"), (".zip",)
 
@@ -32,11 +37,15 @@ def contents(
     folder: Path = SHIPPED, methods: list[str] | None = None, checks: list[str] | None = None,
     seen: Callable[[Case], None] = lambda case: None,
 ) -> dict[str, bytes]:  # fmt: skip
-    """The files of an export by name, sorted: cases/ with an index of those chosen, format.md, SHA256SUMS. `seen` is called with every case.
+    """The files of an export by name, sorted: cases/ with an index of those chosen, format.md, judge.mjs, harnesses/, SHA256SUMS. `seen` is
+    called with every case.
 
     Raises `Bad` for methods and checks that no case has, `Damaged` for cases that are not as they were recorded.
     """
-    held, index = {"format.md": PAGE.read_bytes()}, []
+    held, index = {PAGE.name: PAGE.read_bytes(), JUDGE.name: JUDGE.read_bytes()}, []
+    for language in LANGUAGES:
+        if not (SKELETONS / language / "harness.py").exists():  # those in Python need minipeft
+            held |= {f"{HARNESSES}/{language}/{name}": data for name, data in files_of(language).items()}
     for case in cases.load(folder, methods, checks):
         where = cases.path_of(case.id)
         held |= {f"cases/{where}/{name}": data for name, data in case.recorded.items()}
@@ -74,7 +83,7 @@ def refuse(out: Path, force: bool = False) -> None:
         raise Bad(f"{out}: expected a name that ends with {', '.join(TARS + ZIPS)}, or a folder; found a file")
     elif not (found := sorted(p.name for p in place.iterdir())):
         return
-    elif strange := [name for name in found if name not in ("cases", "format.md", SUMS)]:
+    elif strange := [name for name in found if name not in ("cases", HARNESSES, PAGE.name, JUDGE.name, SUMS)]:
         raise Bad(f"{out}: holds {strange[0]}, which is no part of an export; give a new folder")
     if not force:
         raise Bad(f"{out}: is there; give another name, or --force to write over it")

@@ -24,12 +24,18 @@ def skeleton(language: str, folder: Path) -> list[Path]:
         raise Bad(f"{folder}: expected a folder, found a file")
     if folder.exists() and (found := sorted(p.name for p in folder.iterdir())):
         raise Bad(f"{folder}: expected an empty folder or none, found {', '.join(found[:3])}")
-    source = SKELETONS / language
     written = []
-    for path in sorted(p for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        written.append(folder / path.relative_to(source))
-        write_bytes(written[-1], path.read_bytes())
+    for name, data in files_of(language).items():
+        written.append(folder / name)
+        write_bytes(written[-1], data)
     return written
+
+
+def files_of(language: str) -> dict[str, bytes]:
+    """The files of a skeleton by their paths in it, sorted."""
+    source = SKELETONS / language
+    found = sorted(p for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(source).as_posix(): p.read_bytes() for p in found}
 
 
 def main(argv: list[str]) -> None:

@@ -370,6 +370,14 @@ def test_the_first_intermediate_that_departs(harness, tmp_path, monkeypatch, cap
         diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
 
 
+def test_what_has_the_shape_of_no_mutant_is_judged():
+    """Codes of a block size that is another are of another shape: that a mutant has it is no error of the judge."""
+    case = verify.choose(ids=["qlora.quantize.double_quant=False"]).cases[0]
+    got = case.want | {"codes": case.want["codes"] ^ 1}
+    result = Result("mine", "1", case.id, "SKIP")
+    assert verify.diagnosed(case, got, verify.judge(case, got, result)).outcome == "FAIL"
+
+
 def test_the_field(harness, tmp_path, monkeypatch, capsys):
     """Environments that pip has nothing to do for, and a library that is wrong as it is known to be."""
     monkeypatch.setattr(field, "ENVIRONMENTS", {"one": field.Environment((harness,), ())})
