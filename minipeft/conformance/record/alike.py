@@ -109,7 +109,7 @@ def indistinct(cases: Sequence[Case]) -> list[str]:
     what = "weight" if any(len(shape) > 1 for shape in shapes) else "result"
     if len(shapes) < 2:
         said.append(f"{what}s of {len(shapes)} shape alone")
-    elif max(gcd(*shape) for shape in shapes) < 4:
+    elif not any(gcd(*shape) >= 4 if len(shape) > 1 else shape[0] % 4 == 0 for shape in shapes):
         said.append(f"no {what} in which blocks of four fit" + (" both ways" if what == "weight" else ""))
     return said
 
