@@ -16,6 +16,7 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import rate as factor
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
 from minipeft.engine.tensor import replaceable
+from minipeft.engine.weight import held_arrays
 from minipeft.errors import Bad, note
 from minipeft.merging import digest
 from minipeft.method import Method, Step
@@ -215,6 +216,9 @@ def fit(
         if checkpoint is not None and exchange.rank == 0:
             kept = Checkpoint(Path(checkpoint), adapted, state, identity(), steps)
             kept.restore(state)
+        if exchange.size > 1:
+            for W in adapted.model.params.values():
+                held_arrays(W)  # what lies in a file is read and converted once, before there are more processes
         state = exchange.begin(state, identity)
         step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange, recompute)
         tokens, started, done = 0, time.perf_counter(), len(state.losses)

@@ -1,5 +1,6 @@
 """Ranks that are processes: forked ones here, those of mpiexec in test_mpi.py."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from ranks import bits, in_turn
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.engine.fast import blocks
+from minipeft.engine.mapped import Mapped
 from minipeft.errors import Bad, Note
 from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
@@ -46,6 +48,19 @@ def test_processes_are_one_process_with_micro_batches(method, n, dtype):
     assert bits(done) == bits(fit(adapted, in_turn(data, n), **HOW))
     assert [a[:3] for a in seen] == [(t, 6, loss) for t, loss in enumerate(done.losses, 1)]
     assert done.ranks == n and blocks.threads_of_library() == threads and _children(os.getpid()) == before
+
+
+def test_what_lies_in_a_file_is_converted_before_there_are_workers(monkeypatch):
+    """Else each would hold numbers of its own."""
+    model = tiny.model("llama", np.float32)
+    params = {k: Mapped(np.asarray(W).astype(np.float64), k, kept=np.float32) for k, W in model.params.items()}
+    adapted = attach(dataclasses.replace(model, params=params), LoRA(r=2))
+    fork, held = os.fork, []
+    monkeypatch.setattr(os, "fork", lambda: held.append(all("_held" in vars(W) for W in params.values())) or fork())
+    done = fit(adapted, [tiny.example(model, rows=2)], steps=2, workers=2)
+    assert held == [True] and bits(done) == bits(
+        fit(attach(model, LoRA(r=2)), in_turn([tiny.example(model, rows=2)], 2), steps=2)
+    )
 
 
 class Enough(Exception):
