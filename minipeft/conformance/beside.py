@@ -11,6 +11,7 @@ import numpy as np
 
 from minipeft.conformance import docstrings, verify
 from minipeft.conformance.cases import Case
+from minipeft.conformance.expect import explained, of_harness
 from minipeft.conformance.places import ARCH, OTHER_ARCH, OTHERS, place_of
 from minipeft.conformance.program import PEERS
 from minipeft.conformance.record.more import drawn
@@ -34,6 +35,7 @@ class Row:
     bound: float
     outcome: str
     reason: str = ""
+    known: str = ""  # where a difference that is known is explained
 
 
 def cases_of(cls: type[Method], settings: Mapping[str, Any]) -> Iterator[Case]:
@@ -72,7 +74,11 @@ def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python:
         raise Bad(f"{library}: it is not installed here" if absent else why) from None
     if any(r.absent for r in results):
         raise Bad(f"{library} has no {cls.name}, or its harness does not know it")
-    return rows(made, results)
+    whole = (
+        dataclasses.replace(r, id=r.id.rpartition("-")[0]) for r in results
+    )  # known by the cases that are recorded
+    told = zip(results, explained(list(whole), of_harness(library)), strict=True)
+    return rows(made, [dataclasses.replace(found, id=r.id) for r, found in told])
 
 
 def rows(made: list[Case], results: list[Result]) -> list[Row]:
@@ -82,7 +88,8 @@ def rows(made: list[Case], results: list[Result]) -> list[Row]:
         (name,) = case.want
         r, quantity = of[case.id], f"{QUANTITIES[case.ask]} {name}"
         equal = f"; equals {', '.join(r.diagnosis)}" if r.diagnosis else ""
-        row = Row(quantity, r.ratio, case.k, r.outcome, "" if r.outcome == "PASS" else r.reason + equal)
+        why = "" if r.outcome == "PASS" else r.reason + equal
+        row = Row(quantity, r.ratio, case.k, r.outcome, why, r.url if r.expected_outcome else "")
         before = out.get(quantity, row)
         out[quantity] = min(before, row, key=lambda x: (WORSE.index(x.outcome), -(x.ratio or 0.0)))
     return list(out.values())

@@ -204,6 +204,8 @@ def test_a_method_beside_peft():
     }
     rows = {r.quantity: r for r in beside.beside(METHODS["dora"], dict(grad="full"), "peft")}
     assert rows["output y"].outcome in ("PASS", "READING", "N/A") and rows["gradient of A"].outcome != "PASS"
+    (wrong,) = [r for r in beside.beside(METHODS["c3a"], {}, "peft") if r.outcome != "PASS"]
+    assert wrong.quantity == "gradient of x" and wrong.known == "deviations.md#peft-c3a-gradient"
     with pytest.raises(Bad, match="peft has no houlsby"):
         beside.beside(METHODS["houlsby"], {}, "peft")
 
