@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +30,9 @@ PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/ha
 LIMIT = 20.0  # seconds a case may take, by default
 START = 60.0  # seconds that an implementation may take to say what it is, at least: it may load a library
 ENDING = 0.5  # seconds that a process may take to end after its standard output has
+CAUSE = re.compile(
+    r"(thread '.*' (\(\d+\) )?panicked at |panic: |(.*: )?[Ff]atal error: |[A-Z][\w.]*(Error|Exception): )"
+)
 READINGS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
 
 
@@ -130,8 +135,9 @@ class Program:
         except subprocess.TimeoutExpired:
             return "it closed its standard output and did not end"
         self.threads[-1].join(ENDING)
-        last = next((line.strip() for line in reversed(_text(self.said).splitlines()) if line.strip()), "")
-        return f"the process ended with status {status}" + (f": {last[:200]}" if last else "")
+        how = f"with status {status}" if status >= 0 else f"by {_signal(-status)}"
+        cause = _cause(_text(self.said))
+        return f"the process ended {how}" + (f": {cause[:200]}" if cause else "")
 
     def start(self, name: str) -> dict[str, Any]:
         """What the implementation says of itself. Raises `Broken`, and `NotStarted` where it says something else than the format
@@ -208,6 +214,20 @@ def command_of(name: str, python: str | None = None) -> list[str]:
         return [*serve, f"minipeft.interop.{name.replace('-', '_')}.harness:implementation"]
     known = ["minipeft", *PEERS, "python:module:object", "exec:command"]
     raise Bad(f"implementation {name!r}: expected one of {', '.join(known)}{near(name, known)}")
+
+
+def _signal(number: int) -> str:
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _cause(said: str) -> str:
+    """Why a process ended, of what it said last: the line with which a panic or an uncaught error begins, for advice, frames and versions
+    may follow it; else the last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    at = next((i for i in reversed(range(len(lines))) if CAUSE.match(lines[i])), len(lines) - 1)
+    return " ".join(lines[at : at + (2 if at >= 0 and lines[at].endswith(":") else 1)]) if lines else ""
 
 
 def _text(said: bytes) -> str:

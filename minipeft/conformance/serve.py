@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,28 @@ def _judged(implementation: Any, asked: dict[str, Any]) -> dict[str, Any]:
         ask = getattr(implementation, case.ask, None)
         if ask is None:
             raise Unsupported(f"{case.ask} is not there")
-        save_file({k: np.ascontiguousarray(v) for k, v in ask(case).items()}, asked["out"])
+        save_file(_arrays(case.ask, ask(case)), asked["out"])
         if "trace" in asked and hasattr(implementation, "trace"):
-            steps = {k: np.ascontiguousarray(v) for k, v in implementation.trace(case).items()}
-            save_file(steps, asked["trace"])
+            save_file(_arrays("trace", implementation.trace(case)), asked["trace"])
     except Unsupported as why:
         return dict(status="unsupported", reason=str(why), url=why.url)
     except Rejected as why:
         return dict(status="rejected", reason=str(why))
     except Exception as why:
         traceback.print_exc()
-        return dict(status="error", reason=f"{type(why).__name__}: {why}"[:WORDS])
+        last = traceback.extract_tb(why.__traceback__)[-1]
+        said = (
+            " ".join(str(why).split()) or f"at {Path(last.filename).name}, line {last.lineno}"
+        )  # an assert says nothing
+        return dict(status="error", reason=f"{type(why).__name__}: {said}"[:WORDS])
     return dict(status="done")
+
+
+def _arrays(ask: str, given: Any) -> dict[str, np.ndarray]:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        found = f"keys {', '.join(map(repr, given))}" if isinstance(given, Mapping) else type(given).__name__
+        raise TypeError(f"expected {ask} to give a dict of arrays by their names, found {found}")
+    return {k: np.ascontiguousarray(v) for k, v in given.items()}
 
 
 def main(argv: list[str]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from minipeft.cli import main
 from minipeft.conformance import cases, diff, expect, taking, verify
-from minipeft.conformance.program import Broken, NotStarted, Program, _odd, command_of
+from minipeft.conformance.program import Broken, NotStarted, Program, _cause, _odd, command_of
 from minipeft.conformance.results import Result, address, from_lines, to_lines
 from minipeft.errors import Bad
 from minipeft.processes import orphans_ended
@@ -269,6 +269,28 @@ def test_the_reports_are_written_and_do_nothing_to_a_terminal(chosen, tmp_path, 
         path = tmp_path / "known.toml"
         expect.write_expectations(path, from_lines(texts[0]))
         assert [e.id for e in expect.read_expectations(path)] == [case] * len(outcomes)
+
+
+@pytest.mark.parametrize(
+    "said, cause",
+    [
+        ("", ""),
+        ("\n\n", ""),
+        ("loading\nno such device\n", "no such device"),
+        ("Traceback (most recent call last):\n  File\nValueError: mine\n", "ValueError: mine"),
+        ("thread 'main' panicked at src/main.rs:9:5:\nno A\nnote: run with `RUST_BACKTRACE=1`\n", "thread 'main' panicked at src/main.rs:9:5: no A"),
+        ("panic: no A\n\ngoroutine 1 [running]:\nmain.main()\n\t/a/main.go:9 +0x18\n", "panic: no A"),
+        ("file:///a/main.mjs:3\nthrow\n^\n\nTypeError: no A\n    at f (a)\n\nNode.js v20.1.0\n", "TypeError: no A"),
+        ("main/Tensors.swift:9: Fatal error: no A\nCurrent stack trace:\n0 a\n", "main/Tensors.swift:9: Fatal error: no A"),
+    ],
+)  # fmt: skip
+def test_why_a_process_ended_is_what_it_said_of_it(said, cause):
+    assert _cause(said) == cause
+
+
+def test_what_ends_a_process_has_a_name():
+    with pytest.raises(Broken, match=r"^the process ended by SIGKILL$"):
+        Program([sys.executable, "-S", "-c", "import os; os.kill(os.getpid(), 9)"], 10).ask(do="start")
 
 
 WHOLE = dict(name="x", version="1", dtypes=["float64"], methods=["lora"], readings={"dora": {"grad": "full"}})

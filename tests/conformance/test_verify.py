@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minipeft.cli import main
-from minipeft.conformance import diff, expect, field, verify
+from minipeft.conformance import diff, expect, field, serve, verify
 from minipeft.conformance.results import Result, from_lines, to_lines
 from minipeft.errors import Bad
 
@@ -376,6 +376,27 @@ def test_what_has_the_shape_of_no_mutant_is_judged():
     got = case.want | {"codes": case.want["codes"] ^ 1}
     result = Result("mine", "1", case.id, "SKIP")
     assert verify.diagnosed(case, got, verify.judge(case, got, result)).outcome == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (None, "TypeError: expected forward to give a dict of arrays by their names, found NoneType"),
+        ({1: 2.0}, "TypeError: expected forward to give a dict of arrays by their names, found keys 1"),
+        (ValueError("two\n  lines"), "ValueError: two lines"),
+        (AssertionError(), "AssertionError: at test_verify.py, line "),
+    ],
+)
+def test_what_an_object_does_wrong_is_one_line(given, said, tmp_path):
+    class Wrong:
+        def forward(self, case):
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+    asked = dict(do="case", id="a", folder=str(verify.files.SHIPPED / "lora/forward/usual"), out=str(tmp_path / "out"))
+    told = serve.answer(Wrong(), asked)
+    assert told["status"] == "error" and told["reason"].startswith(said) and "\n" not in told["reason"]
 
 
 def test_the_field(harness, tmp_path, monkeypatch, capsys):

@@ -70,7 +70,12 @@ func traced(method Method, given Given) (Tensors, error) {
 	return steps, nil
 }
 
-func answerCase(asked question) error {
+func answerCase(asked question) (err error) {
+	defer func() { // a panic costs its case
+		if why := recover(); why != nil {
+			err = fmt.Errorf("panic: %v", why)
+		}
+	}()
 	if asked.Dtype != "" && asked.Dtype != "float64" {
 		return Unsupported("only float64 is there")
 	}

@@ -9,6 +9,7 @@ use json::{quoted, Json};
 use methods::{methods, Given, Method, No};
 use safetensors::{Tensor, Tensors};
 use std::io::{BufRead, Write};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
 /// A function for every ask.
@@ -17,7 +18,10 @@ fn solve(method: &dyn Method, ask: &str, given: &Given) -> Result<Tensors, No> {
     Ok(match ask {
         "forward" => {
             let y = method.forward(given)?.remove("6.y");
-            Tensors::from([named("y", y.ok_or_else(|| "forward gives no 6.y".to_string())?)])
+            Tensors::from([named(
+                "y",
+                y.ok_or_else(|| "forward gives no 6.y".to_string())?,
+            )])
         }
         "vjp" => method.vjp(given)?,
         "merge" => {
@@ -84,6 +88,13 @@ fn about() -> String {
     )
 }
 
+/// What a panic said.
+fn panicked(why: &(dyn std::any::Any + Send)) -> String {
+    let said = why.downcast_ref::<String>().map(String::as_str);
+    let said = said.or_else(|| why.downcast_ref::<&str>().copied());
+    format!("panic: {}", said.unwrap_or("it said nothing"))
+}
+
 /// The answer to a question; `id` is how one to a case begins.
 fn answer(asked: &Json, id: &str) -> Result<String, No> {
     match asked.text("do")? {
@@ -93,7 +104,9 @@ fn answer(asked: &Json, id: &str) -> Result<String, No> {
             eprintln!("expected format 1");
             std::process::exit(1)
         }
-        "case" => case(asked).map(|()| format!(r#"{{{id}"status": "done"}}"#)),
+        "case" => catch_unwind(AssertUnwindSafe(|| case(asked))) // a panic costs its case
+            .unwrap_or_else(|why| Err(panicked(why.as_ref()).into()))
+            .map(|()| format!(r#"{{{id}"status": "done"}}"#)),
         other => Err(format!("expected start, case or stop, found {other}").into()),
     }
 }
@@ -110,7 +123,9 @@ fn main() {
             Ok(Some(Json::Text(id))) => format!(r#""id": {}, "#, quoted(id)),
             _ => String::new(),
         };
-        let said = asked.map_err(No::from).and_then(|asked| answer(&asked, &id));
+        let said = asked
+            .map_err(No::from)
+            .and_then(|asked| answer(&asked, &id));
         let said = said.unwrap_or_else(|no| {
             let (status, why) = match no {
                 No::Unsupported(why) => ("unsupported", why),
