@@ -190,18 +190,26 @@ def verify(
         for n in names
     }
     console, results, not_started = ready(), Kept[Result](), dict[str, NotStarted]()
+    judged, gave = dict[str, list[Result]](), dict[str, Any]()
     with results, orphans_ended(), progress("judging", len(names) * len(chosen.cases)) as tick:
         for name in names:
             tick.doing(f"{name} starts")
+            gave.clear()
             try:
-                job.run(
+                judged[name] = job.run(
                     name, chosen, jobs=jobs or cores(), limit=limit, python=pythons.get(name), dtype=dtype, strict=strict,
-                    progress=by_method(name, chosen.cases, results, tick),
+                    progress=by_method(name, chosen.cases, results, tick), gave=gave,
                 )  # fmt: skip
             except NotStarted as why:
                 not_started[name] = why
                 results.extend(job.unstarted(name, chosen, why))
-    done = job.in_order(names, chosen, results)
+    for name in (
+        {r.implementation for r in results} - judged.keys() - not_started.keys()
+    ):  # the one that was interrupted
+        judged[name] = job.diagnosed((r for r in results if r.implementation == name), gave)
+    for name in not_started:
+        judged[name] = [r for r in results if r.implementation == name]
+    done = job.in_order(names, chosen, (r for some in judged.values() for r in some))
     by_id = {c.id: c for c in chosen.cases}
     mine = {n: [r for r in done if r.implementation == n] for n in names}
     if expect is not None:

@@ -45,6 +45,16 @@ def fetched(arrays: Arrays) -> Arrays:
     return {k: to_host(value(v)) for k, v in arrays.items()}
 
 
+def as_asked(case: Case, method: Method, arrays: Arrays) -> Case:
+    """The case, as it would be if the outputs of this method with these arrays were asked for."""
+    given = case.named("input", "base")
+    roles = {k: case.roles[k] for k in given} | dict.fromkeys(arrays, "array")
+    asked = dict(
+        ask="forward", method=method.name, config=config_of(method), inputs=given | fetched(arrays), roles=roles
+    )
+    return dataclasses.replace(case, **asked)  # type: ignore[arg-type]
+
+
 class Own:
     """Every ask, by the engine and the methods' own files."""
 
@@ -125,19 +135,23 @@ class Own:
         base = y = ops.linear(inputs["x"], inputs["W"], inputs["b"])
         for i, weight in enumerate(case.options["weights"]):
             method, arrays = self.adapter(case, i)
-            y = y + weight * (self.place(case).call(method, inputs, placed(arrays))["y"] - base)
+            y = y + weight * (self.forward(as_asked(case, method, arrays))["y"] - base)
         return fetched(dict(y=y))
 
     def init(self, case: Case) -> Arrays:
         arrays, _ = arrays_at(self.place(case), self.method(case), np.random.default_rng(case.seed), case.tensors)
         return {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
 
+    def optimiser(self, kind: str) -> Any:
+        """The optimiser of this name."""
+        return {"sgd": SGD, "adamw": AdamW}[kind]
+
     def train(self, case: Case) -> Arrays:
         theta, target = placed(case.named("array")), placed(case.named("target"))
         fixed, inputs = placed(case.named("stored")), placed(case.named("input", "base"))
         settings = dict(case.options["optimiser"])
         steps, kind = settings.pop("steps"), settings.pop("kind")
-        optimiser: Any = {"sgd": SGD, "adamw": AdamW}[kind](**settings)
+        optimiser: Any = self.optimiser(kind)(**settings)
         state = optimiser.init(theta)
 
         def f(theta: Arrays) -> Any:
@@ -182,7 +196,7 @@ class Own:
             method, arrays = load_layer(case)
         except Bad as why:
             raise Rejected(str(why)) from None
-        return fetched(self.place(case).call(method, placed(case.named("input", "base")), placed(arrays)))
+        return self.forward(as_asked(case, method, arrays))
 
 
 implementation = Own()

@@ -24,6 +24,7 @@ from minipeft.conformance import taking
 from minipeft.conformance.cases import Case
 from minipeft.conformance.groups import group_of
 from minipeft.conformance.judge import judge
+from minipeft.conformance.mutants.diagnosing import Failure
 from minipeft.conformance.program import LIMIT, Broken, NotStarted, Program, Programs, command_of
 from minipeft.conformance.results import Result, address
 from minipeft.conformance.schema import short
@@ -71,14 +72,16 @@ def choose(
 
 def run(
     name: str, chosen: Chosen, *, jobs: int = 2, limit: float = LIMIT, python: str | None = None, dtype: str | None = None,
-    strict: bool = False, progress: Callable[[Result], None] = lambda r: None,
+    strict: bool = False, progress: Callable[[Result], None] = lambda r: None, gave: dict[str, Failure] | None = None,
 ) -> list[Result]:  # fmt: skip
     """Judge one implementation on the cases, `jobs` processes side by side: a result for every case, whatever the processes do.
     Raises `NotStarted` if there is nothing to judge, `Bad` for a name that is none.
 
     `progress` is called with each result as it comes, in any order, one at a time. `strict` judges by the usual readings alone, whichever
-    are declared. What is raised in here, KeyboardInterrupt too, ends all processes and waits for none.
+    are declared. What is raised in here, KeyboardInterrupt too, ends all processes and waits for none. `gave` is filled with what failed,
+    for `diagnosed`, which is asked here after the last case.
     """
+    gave = {} if gave is None else gave
     jobs = max(1, min(jobs, len(chosen.cases) // 40))  # starting a library can take longer than its cases
     shares = [list(chosen.cases[i::jobs]) for i in range(jobs)]
     threads, telling = ThreadPoolExecutor(jobs), threading.Lock()
@@ -93,7 +96,7 @@ def run(
         def work(i: int) -> list[Result]:
             program, out = first if i == 0 else None, []
             for case in shares[i]:
-                program, result = one(case, about, program, programs, Path(scratch) / str(i), chosen, dtype)
+                program, result = one(case, about, program, programs, Path(scratch) / str(i), chosen, dtype, gave)
                 with telling:
                     if programs.over:
                         break
@@ -106,7 +109,7 @@ def run(
             found = [r for d in done for r in d.result()]
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-    return in_order([name], chosen, found)
+    return in_order([name], chosen, diagnosed(found, gave))
 
 
 def in_order(names: Sequence[str], chosen: Chosen, results: Iterable[Result]) -> list[Result]:
@@ -124,7 +127,7 @@ def in_order(names: Sequence[str], chosen: Chosen, results: Iterable[Result]) ->
 
 def one(
     case: Case, about: Mapping[str, Any], program: Program | None, programs: Programs, scratch: Path, chosen: Chosen,
-    dtype: str | None,
+    dtype: str | None, gave: dict[str, Failure],
 ) -> tuple[Program | None, Result]:  # fmt: skip
     """One case: the program to go on with, and the result."""
     declared = about["readings"].get(case.method, {})
@@ -153,7 +156,7 @@ def one(
             program, _ = programs.started(about["called"])
         answer = program.ask(do="case", id=case.id, folder=str(folder), out=str(out), dtype=kind)
         result = dataclasses.replace(result, seconds=round(time.perf_counter() - begun, 4))
-        result = _told(case, answer, out, result)
+        result = _told(case, answer, out, result, gave)
         result = dataclasses.replace(result, reason=result.reason.replace(str(folder), str(case.folder))[:WORDS])
     except Exception as why:  # whatever a program does, every case has a result
         stopped = isinstance(why, Broken | NotStarted)
@@ -183,7 +186,7 @@ def _room(scratch: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=scratch))
 
 
-def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result) -> Result:
+def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result, gave: dict[str, Failure]) -> Result:
     for key in ("reason", "url"):
         if not isinstance(answer.get(key, ""), str):
             reason = f"expected an answer whose {key} is a text, found {short(answer[key])}"
@@ -202,21 +205,25 @@ def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result) -> R
             result, outcome="ERROR", reason=reason or f"expected a status of {known}, found {short(status)}"
         )
     if case.tolerance == "REJECT" and not taking.there(out):
-        return diagnosed(case, {}, judge(case, {}, result))
+        gave[case.id] = Failure(case, {}, result := judge(case, {}, result))
+        return result
     try:
         got = taking.result(out, case.want)
     except Bad as why:
         return dataclasses.replace(result, outcome="ERROR", reason=str(why))
     with np.errstate(all="ignore"):
-        return diagnosed(case, got, judge(case, got, result))
+        result = judge(case, got, result)
+    fits = all(k in got and got[k].shape == v.shape and np.isfinite(got[k]).all() for k, v in case.want.items())
+    if result.outcome == "FAIL" and fits and case.tolerance not in ("SUBSPACE", "SHAPES"):
+        gave[case.id] = Failure(case, got, result)
+    return result
 
 
-def diagnosed(case: Case, got: Mapping[str, Any], result: Result) -> Result:
-    """A failure with the mutants and readings whose output it equals."""
-    if result.outcome != "FAIL" or case.tolerance == "SHAPES":
-        return result
-    if case.tolerance == "REJECT":
-        return dataclasses.replace(result, diagnosis=("any_file_is_taken",))
-    from minipeft.conformance.mutants.killing import equals
+def diagnosed(results: Iterable[Result], gave: Mapping[str, Failure]) -> list[Result]:
+    """The results of one implementation, failures with the mistakes that explain what it `gave`."""
+    from minipeft.conformance.mutants.diagnosing import diagnosed
 
-    return dataclasses.replace(result, diagnosis=tuple(equals(case, got)))
+    results = list(results)
+    with np.errstate(all="ignore"):
+        told = {r.id: r for r in diagnosed([gave[r.id] for r in results if r.id in gave])}
+    return [dataclasses.replace(r, diagnosis=told[r.id].diagnosis) if r.id in told else r for r in results]

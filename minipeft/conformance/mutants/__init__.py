@@ -1,6 +1,6 @@
 """Broken implementations, one for each way in which real ones were wrong: minipeft with one error planted.
 
-`general` holds those of no one method; a file with the name of a method those of that method, and what it imports of another's.
+`general`, `dropout` and `training` hold those of no one method; a file with the name of a method those of that method, and what it imports of another's.
 To plant an error, write a class over one of those here, its first line saying what is wrong, under `@mutant`. Beside them such a file
 says which `CASES` the method needs beyond its options, which small errors in its code it `SURVIVES`, what is `ALIKE` in all cases, and `WITHOUT` which files it does, and why.
 """
@@ -22,10 +22,12 @@ import numpy as np
 from minipeft.conformance import places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own, method_of
+from minipeft.engine import ops
 from minipeft.engine.tensor import value
 from minipeft.method import METHODS, Method, load_methods
 
 Arrays = dict[str, Any]
+GENERAL = ("general", "dropout", "training")  # files of errors of no one method
 ALONE = {"forward", "vjp", "init", "train", "load"}  # what is asked and answers nothing else
 
 
@@ -94,10 +96,10 @@ def said(method: str, word: str) -> Mapping[str, Any]:
 
 @cache
 def every() -> dict[str, Mutant]:
-    """All mutants by name: those of `general` first, then those of the methods, by the alphabet."""
+    """All mutants by name: those of no one method first, then those of the methods, by the alphabet."""
     load_methods()
     files = sorted(m.name for m in iter_modules(__path__) if m.name in METHODS)
-    modules = {name: import_module(f"{__name__}.{name}") for name in ("general", *files)}
+    modules = {name: import_module(f"{__name__}.{name}") for name in (*GENERAL, *files)}
     found: dict[type[Own], list[str]] = {}
     for name, module in modules.items():
         for cls in planted(module):
@@ -151,6 +153,32 @@ class Outputs(Own):
 
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
         return self.change(case, super().outputs(case, inputs, arrays), inputs, arrays)
+
+    def merge(self, case: Case) -> Arrays:
+        """What a linear merges to that has these outputs: those of no input, and of each alone."""
+        if case.place != "linear":
+            return super().merge(case)
+        each = np.concatenate([np.zeros((1, case.inputs["W"].shape[1])), np.eye(case.inputs["W"].shape[1])])
+        inputs = case.named("input", "base") | {"x": each[None].astype(case.dtype)}
+        y = value(self.outputs(case, inputs, case.named("array", "stored"))["y"])[0]
+        return {"W": (y[1:] - y[0]).T, "b": y[0]}
+
+
+class Weights(Own):
+    """A mutant that makes another weight of a linear's: `change` says W'. Training drops what it drops."""
+
+    change: Callable[[Case, Any, Arrays], Any]
+
+    def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
+        if case.place != "linear":
+            return super().outputs(case, inputs, arrays)
+        W, x, keep = inputs["W"], inputs["x"], inputs.get("keep")
+        kept = x if keep is None else x * (keep * (1 / (1 - method_of(case).dropout)))  # type: ignore[attr-defined]
+        return dict(y=ops.linear(x, W, inputs["b"]) + ops.linear(kept, self.change(case, W, arrays) - W))
+
+    def merge(self, case: Case) -> Arrays:
+        own = case.named("array", "stored")
+        return case.named("base") | {"W": value(self.change(case, case.tensors["W"], own))}
 
 
 def scale_of(case: Case) -> float:

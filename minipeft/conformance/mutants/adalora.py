@@ -10,6 +10,14 @@ from minipeft.conformance.record.variants import More
 
 
 @mutant()
+class adalora_undivided(Settings):
+    """The change is not divided by the rank."""
+
+    def change(self, m: Any) -> Mapping[str, Any]:
+        return dict(alpha=(m.alpha if m.alpha > 0 else m.r) * (m.r + m.eps))
+
+
+@mutant()
 class adalora_eps_ignored(Settings):
     """The scale is α/r, not α/(r + ε)."""
 

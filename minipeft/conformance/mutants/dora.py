@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from minipeft.conformance.cases import Case
-from minipeft.conformance.mutants import Arrays, Outputs, Settings, Tensors, mutant, scale_of
+from minipeft.conformance.mutants import Arrays, Outputs, Settings, Tensors, Weights, mutant, scale_of
 from minipeft.conformance.mutants.lora import Combined
+from minipeft.conformance.own import method_of
 from minipeft.conformance.record.variants import More
-from minipeft.engine.tensor import value
+from minipeft.engine import ops
+from minipeft.engine.tensor import stop_gradient, value
 
 
 def _norms(case: Case, inputs: Arrays, arrays: Arrays) -> Any:
@@ -43,6 +45,69 @@ class dora_norm_of_base(Tensors):
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         W = np.sqrt((value(inputs["W"]) ** 2).sum(axis=1))
         return inputs, arrays | {"m": arrays["m"] * (_norms(case, inputs, arrays) / W)}
+
+
+class Normed(Weights):
+    """A mutant that normalises otherwise: `made` of W, the scaled change, the magnitude, and what holds a norm constant if that is asked."""
+
+    made: Callable[..., Any]
+
+    def change(self, case: Case, W: Any, arrays: Arrays) -> Any:
+        product = arrays["B"] @ arrays["A"]
+        if "A0" in arrays:
+            product = product - arrays["B0"] @ arrays["A0"]
+        still = stop_gradient if method_of(case).grad == "detached" else lambda n: n  # type: ignore[attr-defined]
+        return self.made(W, scale_of(case) * product, product, arrays["m"], still)
+
+
+@mutant("forward merge", "InvokeAI #9517; PEFT #2348")
+class dora_norm_along_outputs(Normed):
+    """The norm is taken along the wrong axis: of columns, not of rows."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        V = W + change
+        return V / still(ops.norm(V, axis=0)) * m[:, None]
+
+
+@mutant("forward merge")
+class dora_norm_unscaled(Normed):
+    """The norm is that of W + B A, without the scale."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        return (W + change) * (m / still(ops.norm(W + product, axis=1)))[:, None]
+
+
+@mutant("forward merge")
+class dora_norm_of_the_change(Normed):
+    """The norm is that of s B A, not of W + s B A."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        return (W + change) * (m / still(ops.norm(change, axis=1)))[:, None]
+
+
+@mutant("forward merge")
+class dora_norm_of_all(Normed):
+    """There is one norm of the whole matrix, not one of every row."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        V = W + change
+        return V / still(ops.norm(V)) * m[:, None]
+
+
+@mutant("forward merge")
+class dora_base_normalised_alone(Normed):
+    """W is normalised and scaled by the magnitude, and s B A added after that."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        return W * (m / still(ops.norm(W, axis=1)))[:, None] + change
+
+
+@mutant("forward merge")
+class dora_change_normalised_alone(Normed):
+    """The magnitude over the norm acts on s B A alone, not on W."""
+
+    def made(self, W: Any, change: Any, product: Any, m: Any, still: Any) -> Any:
+        return W + change * (m / still(ops.norm(W + change, axis=1)))[:, None]
 
 
 @mutant("grad", "LyCORIS 4.1.3")

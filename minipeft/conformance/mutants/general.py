@@ -1,7 +1,8 @@
-"""Errors of no one method: of scales, biases, gradients, merging, training, files and dropout."""
+"""Errors of no one method: of scales, biases, gradients, merging, beginnings and files."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 from minipeft.conformance import places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import EVERY, Arrays, Settings, Tensors, has, held, mutant, scale_of
-from minipeft.conformance.own import Own, method_of
+from minipeft.conformance.own import Own, as_asked
 from minipeft.engine import ops
+from minipeft.errors import Bad
+from minipeft.interop.peft.layer import load_layer
+from minipeft.interop.peft.reading import read_config
 
 SCALED = has("alpha", "r")
 
@@ -52,6 +56,14 @@ class bias_dropped(Tensors):
 
     def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
         return inputs | ({"b": inputs["b"] * 0.0} if "b" in inputs else {}), arrays
+
+
+@mutant("forward", "", EVERY)
+class bias_doubled(Tensors):
+    """The base's bias is added twice."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        return inputs | ({"b": inputs["b"] * 2.0} if "b" in inputs else {}), arrays
 
 
 @mutant("forward", "adapters that load and never act", EVERY)
@@ -120,6 +132,24 @@ class merge_forgets_bias(Own):
         return merged | ({"b": case.tensors["b"]} if "b" in merged else {})
 
 
+@mutant("merge delta", "", EVERY)
+class merged_turned(Own):
+    """The change is merged with its rows read as columns: transposed and reshaped."""
+
+    def merge(self, case: Case) -> Arrays:
+        merged, W = super().merge(case), held(case)
+        return merged | {"W": W + np.reshape((merged["W"] - W).T, W.shape)}
+
+
+@mutant("unmerge", "", SCALED)
+class unmerge_unscaled(Own):
+    """Taking a merged adapter out subtracts the change without its scale."""
+
+    def unmerge(self, case: Case) -> Arrays:
+        merged, W = self.merge(case), held(case)
+        return case.named("base") | {"W": merged["W"] - (merged["W"] - W) / scale_of(case)}
+
+
 @mutant("unmerge", "PEFT #3149, #3216, #3531", EVERY)
 class unmerge_multiplies(Own):
     """Taking a merged adapter out puts it in once more."""
@@ -129,36 +159,7 @@ class unmerge_multiplies(Own):
         return merged | {"W": 2 * merged["W"] - case.tensors["W"]}
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-@mutant("train", "", EVERY)
-class base_trained(Own):
-    """Weight decay reaches the frozen weight."""
-
-    def train(self, case: Case) -> Arrays:
-        theta = super().train(case)
-        return theta | ({"W": theta["W"] * (1 - 1e-3)} if "W" in theta and "W" not in case.trained else {})
-
-
-@mutant("train", "", EVERY)
-class decay_is_coupled(Own):
-    """Weight decay is added to the gradient."""
-
-    def train(self, case: Case) -> Arrays:
-        settings = dict(case.options["optimiser"], weight_decay=0.0)
-        decay = case.options["optimiser"]["weight_decay"]
-        theta = super().train(dataclasses.replace(case, options={"optimiser": settings}))
-        return {k: v * (1 - decay * settings["lr"]) if k in case.trained else v for k, v in theta.items()}
-
-
-@mutant("train", "", EVERY)
-class one_step_too_few(Own):
-    """The last step is not taken."""
-
-    def train(self, case: Case) -> Arrays:
-        o = case.options["optimiser"]
-        return super().train(dataclasses.replace(case, options={"optimiser": {**o, "steps": o["steps"] - 1}}))
+# --- beginnings -------------------------------------------------------------------------------------------------------
 
 
 @mutant("init", "", EVERY)
@@ -188,36 +189,16 @@ class any_file_is_taken(Own):
             return dict(y=t["x"] @ t["W"].T + t["b"])
 
 
-# --- dropout ----------------------------------------------------------------------------------------------------------
+@mutant("load", "", EVERY)
+class patterns_unread(Own):
+    """What a file's configuration says of single modules, as alpha_pattern does, is not read."""
 
-
-@mutant("dropout", "torchtune #996; aprender #2170", has("dropout"))
-class dropout_ignored(Tensors):
-    """Dropout is never applied."""
-
-    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        return {k: v for k, v in inputs.items() if k != "keep"}, arrays
-
-
-@mutant("dropout", "", has("dropout"))
-class dropout_unscaled(Tensors):
-    """What is kept is not divided by 1 − p."""
-
-    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        p = method_of(case).dropout  # type: ignore[attr-defined]
-        return inputs | ({"keep": inputs["keep"] * (1 - p)} if "keep" in inputs else {}), arrays
-
-
-@mutant("dropout", "", has("dropout"))
-class dropout_on_the_base(Tensors):
-    """Dropout acts on the input of the base too."""
-
-    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
-        if "keep" not in inputs:
-            return inputs, arrays
-        p = method_of(case).dropout  # type: ignore[attr-defined]
-        rest = {k: v for k, v in inputs.items() if k != "keep"}
-        return rest | {"x": inputs["x"] * inputs["keep"] * (1 / (1 - p))}, arrays
+    def load(self, case: Case) -> Arrays:
+        patterns = [k for k, v in read_config(case.folder / "adapter").items() if k.endswith("_pattern") and v]  # type: ignore[operator]
+        for left in (patterns, *([k] for k in patterns)):
+            with contextlib.suppress(Bad):  # of rank_pattern the shapes tell
+                return self.forward(as_asked(case, *load_layer(case, without=left)))
+        return super().load(case)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.judge import UNIT, judge
 from minipeft.conformance.own import Own, method_of
 from minipeft.conformance.results import Result
+from minipeft.method import Method
+from minipeft.settings import choices
 
 
 def result_of(implementation: Own, case: Case) -> Any:
@@ -43,15 +45,13 @@ def kill_matrix(cases: Sequence[Case]) -> dict[str, dict[str, list[str]]]:
 
 
 def alternatives(case: Case) -> Iterator[tuple[str, Own]]:
-    """Other implementations that this case's output might be: mutants, and minipeft with one option changed."""
-    from minipeft.conformance.record.variants import options
-
+    """Other implementations that this case's output might be: mutants, and minipeft with one setting read otherwise."""
     for name, m in mutants.every().items():
         if m.concerns(case):
             yield name, m.make()
     method = method_of(case)
-    for field, choices in options(type(method)).items():
-        for choice in choices:
+    for field, words in others(type(method)).items():
+        for choice in words:
             if choice != getattr(method, field):
 
                 class Other(mutants.Settings):
@@ -61,33 +61,53 @@ def alternatives(case: Case) -> Iterator[tuple[str, Own]]:
                 yield f"{field}={choice}", Other()
 
 
-def equals(case: Case, got: Mapping[str, Any]) -> list[str]:
-    """The names of the mutants and options whose results are those of `got`, and not what is wanted."""
-    found = []
+def others(cls: type[Method]) -> dict[str, list[Any]]:
+    """What each setting of a method may be taken for: another choice, and what it is where nobody says."""
+    from minipeft.conformance.record.variants import options
+
+    out: dict[str, list[Any]] = {k: list(v) for k, v in options(cls).items()}
+    for name, c in choices(cls).items():
+        out[name] = list(dict.fromkeys([*out.get(name, ()), *c.options]))
+    for f in dataclasses.fields(cls):
+        if f.name != "targets" and isinstance(f.default, int | float | str) and f.default not in out.get(f.name, ()):
+            out.setdefault(f.name, []).append(f.default)
+    return out
+
+
+def is_of(case: Case, got: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
+    """Whether what was given is what another implementation gives, and that is not what is wanted."""
+    if other is None or set(case.want) - set(other):
+        return False
     rounded = case.tolerance in ("EXACT", "ROUND1")  # then results are equal, or not
-    for name, implementation in alternatives(case):
-        try:
-            other = getattr(implementation, case.ask)(case)
-        except Exception:
-            continue
-        if any(k not in other or np.shape(other[k]) != v.shape for k, v in case.want.items()):
-            continue
-        tolerance = {
-            k: 0.0 if rounded else 64 * UNIT[np.dtype(case.dtype)] * max(case.cond.get(k, 0.0), float(abs(v).max()))
-            for k, v in case.want.items()
-        }
-        differs = any((abs(np.asarray(other[k], np.float64) - v) > tolerance[k]).any() for k, v in case.want.items())
-        same = all(
-            np.asarray(got.get(k)).shape == v.shape
-            and (abs(np.asarray(got[k], np.float64) - other[k]) <= tolerance[k]).all()
-            for k, v in case.want.items()
-        )
-        if differs and same:
-            found.append(name)
-    return found or _roughly(case, got)
+    differs = False
+    for k, v in case.want.items():
+        given, theirs = np.asarray(got.get(k)), np.asarray(other[k])
+        if given.shape != v.shape or theirs.shape != v.shape:
+            return False
+        size = max(case.cond.get(k, 0.0), float(abs(v).max(initial=0)))
+        most = 0.0 if rounded else 64 * UNIT[np.dtype(case.dtype)] * size
+        given, theirs = np.asarray(given, np.float64), np.asarray(theirs, np.float64)
+        if not (abs(given - theirs) <= most).all():
+            return False
+        differs = differs or not (abs(theirs - v) <= most).all()
+    return differs
 
 
-def _roughly(case: Case, got: Mapping[str, Any]) -> list[str]:
+def answer(implementation: Own, case: Case) -> Mapping[str, Any] | None:
+    """What an implementation gives, None where it gives nothing."""
+    try:
+        return getattr(implementation, case.ask)(case)  # type: ignore[no-any-return]
+    except Exception:
+        return None
+
+
+def equals(case: Case, got: Mapping[str, Any]) -> list[str]:
+    """The names of the mutants and settings whose results are those of `got`, and not what is wanted."""
+    found = [name for name, other in alternatives(case) if is_of(case, got, answer(other, case))]
+    return found or roughly(case, got)
+
+
+def roughly(case: Case, got: Mapping[str, Any]) -> list[str]:
     """Whether the results are as wanted but for the rounding of float32 in float64."""
     fits = all(np.asarray(got.get(k)).shape == v.shape for k, v in case.want.items())
     if np.dtype(case.dtype) != np.float64 or case.tolerance != "COND" or not fits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ def arrays_of(spec: Spec, tensors: Arrays, site: Site = LINEAR, beside: Arrays |
     return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
 
 
-def load_layer(case: Case) -> tuple[Method, Arrays]:
-    """The method and its arrays, from the files of a case. Raises `Bad` for files that do not fit."""
+def load_layer(case: Case, without: Collection[str] = ()) -> tuple[Method, Arrays]:
+    """The method and its arrays, from the files of a case; of the configuration all `without` some. Raises `Bad` for files that do not fit."""
     folder = case.folder / "adapter" if case.folder is not None else None
     if folder is None:
         raise Bad("a load case lies in a folder")
-    config = read_config(folder)
+    config = {k: v for k, v in read_config(folder).items() if k not in without}
     cls: Any = method_class(method_name(config))
     spec = spec_of(cls).of(config, ARCH)
     tensors = dict(spec.common.ours(read_adapter_tensors(folder)))

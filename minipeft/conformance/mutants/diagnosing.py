@@ -1,0 +1,118 @@
+"""What is wrong with an implementation, from all that it fails: one mistake is looked for that explains as much as it can.
+
+The plainest failure of a method is tried on everything: what others have done wrong, settings read otherwise, arrays taken otherwise,
+the text written otherwise. What explains it is tried on the other failures first, so that they have its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import Any
+
+from minipeft.conformance import mutants
+from minipeft.conformance.cases import Case
+from minipeft.conformance.groups import GROUP_OF
+from minipeft.conformance.mutants import killing, supposing
+from minipeft.conformance.mutants.killing import answer, is_of
+from minipeft.conformance.mutants.rewriting import rewritten
+from minipeft.conformance.mutants.supposing import Supposed
+from minipeft.conformance.own import Own
+from minipeft.conformance.results import Result
+
+SEARCHES = 2  # of a method, in its text; what is not found in so many failures is not looked for in the others
+TOLD = 12  # causes of one failure
+Answers = Callable[[Case], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A failure, and what was given."""
+
+    case: Case
+    got: Mapping[str, Any]
+    result: Result
+
+
+def diagnosed(failures: Sequence[Failure]) -> list[Result]:
+    """The results of failures of one implementation, each with what explains it, in the order given."""
+    found: dict[str, tuple[str, ...]] = {}
+    by: dict[str, list[Failure]] = {}
+    for f in failures:
+        by.setdefault(f.result.method, []).append(f)
+    for mine in by.values():
+        found |= _of_method(mine)
+    return [dataclasses.replace(f.result, diagnosis=found[f.result.id]) for f in failures]
+
+
+def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
+    order = list(GROUP_OF)
+    ranked = sorted(failures, key=lambda f: (f.result.variant != "usual", order.index(f.result.check), f.result.id))
+    known: dict[str, Answers] = {}
+    searches, rough = SEARCHES, dict[str, tuple[str, ...]]()
+    for f in ranked:
+        if f.case.tolerance == "REJECT":
+            rough[f.result.id] = (*f.case.flags, "any_file_is_taken")
+            continue
+        if any(is_of(f.case, f.got, tried(f.case)) for tried in known.values()):
+            continue
+        said = killing.roughly(f.case, f.got)
+        if said:
+            rough[f.result.id] = tuple(said)
+        made = dict(_search(f, searches > 0))
+        searches -= not made
+        known |= made
+    out = {}
+    for f in ranked:
+        found = known.items() if f.result.id not in rough or f.case.want else ()
+        names = [name for name, tried in found if is_of(f.case, f.got, tried(f.case))]
+        out[f.result.id] = tuple(names[:TOLD]) or rough.get(f.result.id, ())
+    return out
+
+
+def _search(f: Failure, deeply: bool) -> Iterator[tuple[str, Answers]]:
+    """What explains a failure, by the first of the kinds of mistakes that has one."""
+    found = False
+    for name, other in killing.alternatives(f.case):
+        if is_of(f.case, f.got, answer(other, f.case)):
+            found = True
+            yield name, partial(_alternative, name, other)
+    if found or not deeply:
+        return
+    for _, kind in groupby(
+        chain(((-1, it) for it in supposing.of_arrays(f.case)), rewritten(f.case)), key=itemgetter(0)
+    ):
+        for _, it in kind:
+            for name, answers in _supposed(f, it):
+                found = True
+                yield name, answers
+        if found:
+            return
+
+
+def _supposed(f: Failure, it: Supposed) -> Iterator[tuple[str, Answers]]:
+    if it.neutral is None:
+        if is_of(f.case, f.got, it.answer(f.case)):
+            yield it.words, it.answer
+        return
+    number = supposing.solved(f.case, f.got, it)
+    if number is None:
+        return
+    for name, of in supposing.called(f.case, number):
+        answers = partial(_numbered, it, of)
+        if is_of(f.case, f.got, answers(f.case)):
+            yield it.words.format(name), answers
+
+
+def _alternative(name: str, other: Own, case: Case) -> Mapping[str, Any] | None:
+    planted = mutants.every().get(name)
+    return answer(other, case) if planted is None or planted.concerns(case) else None
+
+
+def _numbered(it: Supposed, of: Callable[[Case], float | None], case: Case) -> Mapping[str, Any] | None:
+    number = of(case)
+    return None if number is None else it.answer(case, number)
