@@ -48,6 +48,11 @@ class Adapter:
         return out
 
     @property
+    def tied(self) -> bool:
+        """Whether its change of the token table is that of a head tied to it, whatever its method usually does there."""
+        return bool(self.options.get("tied"))
+
+    @property
     def stored(self) -> dict[str, Any]:
         """The arrays that are not trained."""
         return {k: v for k, v in self.arrays.items() if k not in self.trained}

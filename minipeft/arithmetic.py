@@ -18,7 +18,7 @@ where neither wins it is +. A bias that is changed too is summed: b' = b + Σ w_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ from minipeft.changes import Change, Sum
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Method, change_of, is_weight, is_whole, low_rank_method
+from minipeft.method import Method, change_of, is_weight, is_whole, low_rank_method, ties
 from minipeft.model.batch import Batch
+from minipeft.model.parts import tied
 from minipeft.settings import Settings, check, choice, such_that, within
 
 Lookup = Callable[[str], Any]  # a parameter of the base by its name
@@ -106,9 +107,21 @@ def combine(
         at[site] = low_rank_method()(r=len(A), alpha=float(len(A)), lora_bias=c is not None)  # type: ignore[call-arg]
         arrays |= {f"{site}:{k}": to_device(np.ascontiguousarray(a, adapted.model.dtype)) for k, a in made.items()}
     first = next((m for m in at.values() if not is_whole(m)), next(iter(at.values())))
-    options = {k: v for n in weights for k, v in adapted.adapter(n).options.items()}
+    options = {k: v for n in weights for k, v in adapted.adapter(n).options.items()} | _tied(adapted, weights, at)
     adapter = Adapter(name, first, at, arrays, frozenset(arrays), options)
     return Adapted(adapted.model, (adapter,))
+
+
+def _tied(adapted: Adapted, names: Iterable[str], at: Mapping[str, Method]) -> dict[str, Any]:
+    """Whether a tied head follows the sum at its table. Raises `Bad` where it follows some of the adapters alone."""
+    table = next((t for t in tied(adapted.model.arch).values() if t in at), None)
+    if table is None:
+        return {}
+    follows = {a.name: a.tied or ties(a.at[table]) for a in map(adapted.adapter, names) if table in a.at}
+    if len(set(follows.values())) > 1:
+        one, other = (next(n for n in follows if follows[n] is way) for way in (True, False))
+        raise Bad(f"combine: the head that is tied to {table} follows the change of {one!r} and not that of {other!r}")
+    return dict(tied=any(follows.values()) and not is_whole(at[table]))
 
 
 def low_rank(adapted: Adapted, name: str = "default", rank: int | float | None = None) -> Adapted:

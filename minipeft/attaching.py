@@ -15,7 +15,7 @@ from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.weight import quantised
 from minipeft.errors import Bad, near
-from minipeft.method import Method, Site, method_class, refuse_unfit, ties, whole_method
+from minipeft.method import Method, Site, is_weight, method_class, refuse_unfit, ties, whole_method
 from minipeft.model.base import Model
 from minipeft.model.batch import IGNORE, Batch
 from minipeft.model.parts import tied
@@ -33,6 +33,7 @@ def attach(
     patterns: Mapping[str, Mapping[str, Any]] | None = None,
     train_whole: Sequence[str] = (),
     bias: str = "none",
+    tie: bool = False,
     beside: Sequence[Method] = (),
     data: Sequence[Batch] = (),
     seed: int = 0,
@@ -41,7 +42,8 @@ def attach(
 
     `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
-    parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; `beside` are further
+    parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; with `tie` the
+    change of the token table is that of a head tied to it too, where a method leaves it as it was; `beside` are further
     methods of the same adapter, each at its own targets. `data` are batches for methods that measure inputs or gradients
     first. `seed` fixes the initial values.
     Raises `Bad` where something matches nothing, is unknown, or does not fit.
@@ -61,7 +63,9 @@ def attach(
             raise Bad(f"pattern {p!r} matches none of the targets{near(p, [s.name for s in chosen])}")
     whole = {s.name for _, where in _whole(model, [], train_whole, "none") for s in where}
     chosen = [s for s in chosen if s.name not in whole]  # trained whole is trained whole
-    if ties(method):  # what is tied to a target follows it
+    if tie and not (is_weight(method) and {s.name for s in chosen} & set(tied(model.arch).values())):
+        raise Bad("tie: expected a change of the token table, and a head that is tied to it")
+    if tie or ties(method):  # what is tied to a target follows it
         names = {s.name for s in chosen}
         chosen = [s for s in chosen if tied(model.arch).get(s.name) not in names]
     at: dict[str, Method] = {}
@@ -110,7 +114,7 @@ def attach(
                 )
             at[site.name] = extra
             take(site.name, draw(Facts(extra, site, rng)))
-    options = dict(train_whole=list(train_whole), bias=bias)
+    options = dict(train_whole=list(train_whole), bias=bias) | (dict(tied=True) if tie else {})
     adapter = Adapter(name, method, at, arrays, frozenset(trained), options)
     return dataclasses.replace(adapted, adapters=(*adapted.adapters, adapter))
 

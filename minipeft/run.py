@@ -40,6 +40,7 @@ class _Hook:
     arrays: dict[str, Any]
     here: Here
     adapter: str
+    tied: bool  # at the token table: whether a head that is tied to it has the change too
 
 
 class Run:
@@ -104,7 +105,8 @@ class Run:
                 }
                 own = {**held, **own}
                 arrays = {**common, **own} if common and type(method) is type(adapter.method) else own
-                self._hooks.setdefault(site, []).append(_Hook(method, arrays, here, adapter.name))
+                follows = ties(method) or (adapter.tied and type(method) is type(adapter.method))
+                self._hooks.setdefault(site, []).append(_Hook(method, arrays, here, adapter.name, follows))
             if type(adapter.method).before is not Method.before:
                 self._befores.append((adapter.method, Here(self, "", state), common))
             if adapter.method.offset:
@@ -135,7 +137,7 @@ class Run:
     def _param_hooks(self, name: str) -> list[_Hook]:
         hooks = self._hooks.get(name, [])
         if name in self._tied and name not in self._base:
-            hooks = [h for h in self._hooks.get(self._tied[name], []) if ties(h.method)] + hooks
+            hooks = [h for h in self._hooks.get(self._tied[name], []) if h.tied] + hooks
         return hooks
 
     def param(self, name: str) -> Any:

@@ -250,6 +250,18 @@ def parameters(rng: np.random.Generator, at: dict[str, list[str]]) -> dict[str, 
     )
 
 
+def tied(rng: np.random.Generator, at: dict[str, list[str]]) -> dict[str, Any]:
+    """A token table, its head or both, adapted or saved whole, and tied."""
+    names = (at["table"][:1], at["head"], at["table"][:1] + at["head"])[rng.integers(3)]
+    tables = [n.rpartition(".")[2] for n in names]
+    where = dict(modules_to_save=tables) if rng.random() < 0.3 else dict(target_modules=tables)
+    if "target_modules" in where and (
+        rng.random() < 0.4 or "transformer.wte" in at["table"]
+    ):  # deviations.md#peft-tied-names
+        where = dict(target_modules=rf"(.*\.)?({'|'.join([*tables, 'q_proj', 'c_fc', 'wi'])})")
+    return dict(ensure_weight_tying=True) | where
+
+
 def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str, list[str]]) -> dict[str, Any]:
     """A configuration of the tuner, which PEFT may refuse."""
     known: dict[str, Any] = {}
@@ -268,6 +280,9 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str,
         elif name == "target_parameters":
             if chance(0.15):
                 out |= parameters(rng, at)
+        elif name == "ensure_weight_tying":
+            if chance(0.1):
+                out |= tied(rng, at)
         elif name == "exclude_modules":
             if chance(0.2):
                 out[name] = named(rng, at["linear"] + at["head"])

@@ -74,6 +74,7 @@ LLAMA = COMMON | dict(
 )  # fmt: skip
 BASES: dict[str, tuple[Any, Any, str | None]] = {
     "llama": (tf.LlamaForCausalLM, tf.LlamaConfig(**LLAMA), "CAUSAL_LM"),
+    "llama-tied": (tf.LlamaForCausalLM, tf.LlamaConfig(**LLAMA | dict(tie_word_embeddings=True)), "CAUSAL_LM"),
     "llama-cls": (tf.LlamaForSequenceClassification, tf.LlamaConfig(**LLAMA, num_labels=3), "SEQ_CLS"),
     "gpt2": (
         tf.GPT2LMHeadModel,
@@ -245,6 +246,16 @@ def gradient(v: torch.Tensor) -> torch.Tensor:
     return torch.full(v.shape, 0.0 if v.requires_grad else torch.nan, dtype=torch.float64)
 
 
+def sum_gradients(model: Any) -> None:
+    """What is one weight has one gradient: PEFT's factors of a tied head are parameters of their own over the table's numbers."""
+    table, head = model.get_base_model().get_input_embeddings(), model.get_base_model().lm_head
+    pairs = (table.lora_embedding_B, head.lora_A), (table.lora_embedding_A, head.lora_B)
+    for a, b in ((one["default"], other["default"].weight) for one, other in pairs):
+        assert a.data_ptr() == b.data_ptr()
+        total = a.grad + b.grad.T
+        a.grad, b.grad = total, total.T.contiguous()
+
+
 def expect(case: Case, folder: Path) -> Tensors:
     """Inputs, logits, loss and gradients, from the checkpoint in `folder`."""
     given = case.inputs
@@ -278,6 +289,8 @@ def expect(case: Case, folder: Path) -> Tensors:
         finally:
             torch.set_default_dtype(torch.float32)
     assert out.logits.dtype == loss.dtype == torch.float64
+    if getattr(config, "target_modules_to_tie", None):
+        sum_gradients(model)
     grads = {k: gradient(v) for k, v in model.state_dict(keep_vars=True).items()}
     trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
     trained |= {k: grads[k] for k in saved if k in grads}

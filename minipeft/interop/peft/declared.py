@@ -29,7 +29,7 @@ def refuse_absent(
     """
     every = sites(naming.model)
     own = {s: key for s in every if every[s].kind != "activation" and naming.has(s) and (key := naming.parameter(s))}
-    whole = {*parts.whole, *parts.idle_sites(naming, "whole")}
+    whole = {*parts.whole, *parts.idle_sites(naming, "whole"), *([HEAD] if parts.head is not None else [])}
     lost = [
         *_modules(spec, config, own, whole, parts.spare, naming.model.arch),
         *_biases(config, own, found, whole),

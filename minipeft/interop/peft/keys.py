@@ -33,6 +33,8 @@ class Parts:
     at: dict[str, dict[str, Any]] = field(default_factory=dict)  # our site -> our arrays there
     shared: dict[str, Any] = field(default_factory=dict)  # arrays of no one site
     whole: dict[str, Any] = field(default_factory=dict)  # parameters that were trained whole
+    head: Any = None  # the copy of a token table trained whole that a tied head has
+    tied: bool = False  # whether a tied head has the method's arrays at the table
     rows: dict[str, Any] = field(default_factory=dict)  # our site -> trained tokens beside another method
     base: dict[str, Any] = field(default_factory=dict)  # the base's own parameters, as they were in training
     spare: dict[str, Any] = field(default_factory=dict)  # their key -> what this model has no use for
@@ -210,6 +212,9 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             strange.append(key)
         else:
             a = our_layout(model.names, param, a)
+            if param == HEAD and not mark and ties_whole(naming, config):
+                parts.head = a
+                continue
             if kind == "base" and param == HEAD and model.arch.shares_table:
                 param = TABLE
             once(key, param, kind)
@@ -224,6 +229,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
     _tie(parts, model, folder)
+    _tie_own(parts, naming, config, folder)
     _stacks(parts, stacks, model, folder)
     return parts
 
@@ -274,6 +280,42 @@ def _tie(parts: Parts, model: Model, folder: Path) -> None:
         raise Bad(f"{folder}: the tied head has trained tokens of its own; expected those of the table")
     for held in (parts.at, parts.rows):
         held.pop(HEAD, None)  # type: ignore[attr-defined]
+
+
+def ties_whole(naming: Naming, config: Config) -> bool:
+    """Whether a configuration ties a head to a token table that is trained whole."""
+    arch = naming.model.arch
+    if not (config.get("ensure_weight_tying") and arch.shares_table) or arch.encoder_layers:
+        return False  # two stacks have tables of their own, and the shared one is idle
+    return is_whole(config, naming.theirs("embed.tokens") + ".weight")
+
+
+def _tie_own(parts: Parts, naming: Naming, config: Config, folder: Path) -> None:
+    """The same of ensure_weight_tying: PEFT has the arrays of the token table at a tied head too, and a table that is trained
+
+    whole. Raises `Bad` where the two differ: in half precision PEFT trains them apart.
+    """
+    arch, where = naming.model.arch, f"{folder}: ensure_weight_tying"
+    if parts.head is not None:
+        if "head.bias" in naming.model.params:
+            raise Bad(f"{where}: PEFT's head loses its bias when it is tied to a table that is saved whole")
+        if TABLE not in parts.whole or not _equal(parts.whole[TABLE], parts.head):
+            raise Bad(f"{where}: the tied head differs from the token table; expected the same weight")
+    if not (config.get("ensure_weight_tying") and arch.shares_table and {TABLE, HEAD} <= parts.at.keys()):
+        return
+    if "." in naming.theirs("head"):
+        return  # which PEFT looks for by the last part of its name, and finds none: it has arrays of its own
+    table, head = parts.at[TABLE], parts.at.pop(HEAD)
+    if strange := sorted(table.keys() ^ head.keys()):
+        raise Bad(
+            f"{where}: the head and the token table have arrays apart, {', '.join(strange)}: no tied weight is that"
+        )
+    if apart := [name for name, a in table.items() if not _equal(a, head[name])]:
+        raise Bad(
+            f"{where}: {apart[0]} of the tied head is not that of the token table: PEFT lets them part in half precision, and where the start draws on a weight; "
+            "set ensure_weight_tying to false to have both as they are"
+        )
+    parts.tied = True
 
 
 def _stacks(parts: Parts, stacks: list[tuple[str, str, Any]], model: Model, folder: Path) -> None:

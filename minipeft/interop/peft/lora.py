@@ -90,7 +90,7 @@ FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | REPEATED | WHOLE | CONV | BIAS
     "use_bdlora": refused("the factors are block-diagonal"),
     "arrow_config": refused("routes between adapters"),
     "kasa_config": refused("changes the base"),
-    "ensure_weight_tying": refused("ties what PEFT else leaves apart", False),
+    "ensure_weight_tying": read(FLAG, False),
 }  # fmt: skip
 
 KNOWN = FACTORS | {

@@ -25,7 +25,7 @@ from minipeft.interop.peft.base import with_brought_base, with_fitting_head, wit
 from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.keys import ROOT, TOKENS, WHOLE, body_of, module_of, sorted_keys
+from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, WHOLE, body_of, module_of, sorted_keys
 from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
 from minipeft.interop.peft.parameters import targeted_parameters, with_parameters
 from minipeft.interop.peft.registry import method_name, spec_of
@@ -94,15 +94,23 @@ def load_peft_parts(
     found = {site: there[site] for site in every if site in there}  # in the model's order, whatever the file's
     modules = {site: module_of(naming, spec, site) for site in found}
     per_site = spec.read_at(config, modules, found)
+    if parts.tied:
+        module = module_of(naming, spec, HEAD)
+        if spec.read_at(config, {HEAD: module}, {HEAD: found[TABLE]})[HEAD] != per_site[TABLE]:
+            raise Bad(
+                f"{folder / HERE}: ensure_weight_tying: {modules[TABLE]} and {module} differ in rank_pattern or alpha_pattern"
+            )
     method = cls(**settings)
     if not spec.on_blocks and found:
-        _same_targets(naming, config, spec, found, parts.idle_sites(naming, "whole", "adapted"), folder)
+        idle = parts.idle_sites(naming, "whole", "adapted") | ({HEAD} if parts.tied else set())
+        _same_targets(naming, config, spec, found, idle, folder)
     if parts.rows and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class(WHOLE)
     beside = [_rows(naming, config, site) for site in every if site in parts.rows]
     refuse_absent(folder, spec, config, naming, found, parts)
-    beside += [full(targets=" ".join(parts.whole), head="stays")] if parts.whole else []
+    head = "stays" if parts.head is None else "follows"
+    beside += [full(targets=" ".join(parts.whole), head=head)] if parts.whole else []
     if not found and not parts.shared:
         raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
     targets = [*spec.also, *found] if found else method.targets
@@ -119,15 +127,18 @@ def load_peft_parts(
     if spec.packing is None:
         refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
     refuse_vague(str(folder), spec, {site: at[site] for site in found}, base)
-    adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, bias="none")
+    adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, tie=parts.tied)
     if spec.packing is not None:
         held = held_for(method, at)
         own = _unpacked(folder, spec, modules, adapted, name, held, found)
         own = _held_once(folder, labels(spec, every, modules), held, own)
     new = own | {f"{site}:W1": v for site, v in parts.whole.items()}
     new |= {f"{site}:T": v for site, v in parts.rows.items()}
-    options = dict(bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config))
+    options: Config = dict(
+        bias=_bias_option(config), train_whole=[], brought=brought, idle=parts.idle, peft=dict(config)
+    )
     options |= dict(parameters=list(spec.parameters)) if spec.parameters else {}
+    options |= dict(tied=True) if parts.tied else {}
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
 
 

@@ -24,7 +24,7 @@ from minipeft.interop.peft.parameters import with_parameters
 from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import Keys, Spec, shared_to_theirs, to_theirs
-from minipeft.method import Method, Site
+from minipeft.method import Method, Site, ties
 from minipeft.model.base import Model
 from minipeft.targets import sites
 
@@ -65,11 +65,15 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
         for site, holder in by.items():
             if site in grouped and name in grouped.get(holder, {}):
                 grouped[site][name] = grouped[holder][name]
+    if adapter.tied and TABLE in grouped:
+        grouped[HEAD] = grouped[TABLE]  # theirs has it at both
     for site, own in grouped.items():
-        method = adapter.at[site]
+        method = adapter.at[TABLE if site == HEAD and adapter.tied else site]
         if method.name == WHOLE:
             (a,) = own.values()
             out[_whole_key(model, adapter, spec, site)] = their_layout(model.names, site, a, arch)
+            if site == TABLE and _follows(model, adapter):
+                out[_whole_key(model, adapter, spec, HEAD)] = a
         elif method.name == TOKENS and adapter.method.name != TOKENS:
             (a,) = own.values()
             out[f"{ROOT}{their_name(model, site.removesuffix('.weight'))}.{TOKENS_KEY}"] = a
@@ -82,7 +86,8 @@ def to_peft_tensors(adapted: Adapted, adapter: Adapter, arrays: Mapping[str, Any
 def _keys(spec: Spec, method: Method, site: Site, own: Collection[str]) -> Keys:
     """The keys of these arrays of a method at a site. Raises `Bad` for one that PEFT has on other modules alone."""
     keys = spec.keys_of(site)
-    if lost := [name for name in own if name in spec.keys and name not in keys]:
+    known = {*spec.keys, *(spec.embedding_keys or {})}
+    if lost := [name for name in own if name in known and name not in keys]:
         raise Bad(f"{method.name} at {site.name}: PEFT has no {lost[0]} there")
     return keys
 
@@ -137,7 +142,7 @@ def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
         start = "base_model." if spec.is_prompt else ROOT
         out[start + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
         if name == TABLE and model.arch.shares_table and HEAD not in adapter.at:
-            out[f"{start}{their_name(model, 'head')}.weight"] = out[start + theirs]
+            out[f"{start}{their_name(model, 'head')}.{_around(model, adapter)}weight"] = out[start + theirs]
     return out
 
 
@@ -199,6 +204,9 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
     every = sites(model)
     held = {s for s in main if any(f"{s}:{name}" in adapter.arrays for name in spec.keys_of(every[s]))}
     modules = {s: module_of(_own(model), spec, s) for s in main if s in held}
+    tied = adapter.tied and TABLE in modules
+    if tied:
+        modules[HEAD], main[HEAD] = module_of(_own(model), spec, HEAD), main[TABLE]
     config: Config = {}
     if spec.keys and not spec.on_blocks:
         names = spec.named_as(modules)
@@ -209,7 +217,28 @@ def _modules(model: Model, adapter: Adapter, spec: Spec, folder: Path) -> Config
             usual = getattr(adapter.method, ours)
             if differ := {names[s]: v for s in modules if (v := getattr(main[s], ours)) != usual}:
                 config[theirs] = differ
+    if tied:
+        config |= _tied(spec, modules[HEAD])
     return config | spec.named(model, adapter, modules) | spec.of_adapter(adapter, modules, folder)
+
+
+def _follows(model: Model, adapter: Adapter) -> bool:
+    """Whether a tied head follows a token table that is trained whole."""
+    method = adapter.at.get(TABLE)
+    return model.arch.shares_table and method is not None and method.name == WHOLE and ties(method)
+
+
+def _tied(spec: Spec, head: str) -> Config:
+    """ensure_weight_tying. Raises `Bad` where PEFT ties no head, or none of this name."""
+    field = spec.known.get("ensure_weight_tying")
+    if field is None or "." in head:
+        raise Bad(f"{spec.peft_type}: PEFT ties no head {head} to a token table that is adapted or trained whole")
+    return dict(ensure_weight_tying=True)
+
+
+def _around(model: Model, adapter: Adapter) -> str:
+    """What PEFT puts between a tied head that follows its table and its weight."""
+    return "base_layer." if adapter.tied else "original_module." if _follows(model, adapter) else ""
 
 
 def _parameters(model: Model, spec: Spec, modules: Mapping[str, str]) -> Config:
@@ -227,8 +256,6 @@ def _refuse_apart(model: Model, adapter: Adapter) -> None:
             f"{adapter.at[TABLE].name} at {TABLE}: in transformers the stacks look tokens up in tables of their own, "
             f"and PEFT would compute nothing; expected {TOKENS}"
         )
-    if model.arch.tied and getattr(adapter.at.get(TABLE), "head", "") == "follows":
-        raise Bad(f"{WHOLE} at {TABLE}: PEFT leaves a tied head as it was; expected head='stays', found 'follows'")
 
 
 def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
@@ -238,6 +265,10 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
         config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
+        if _follows(model, adapter):
+            module = their_name(model, "head")
+            config |= _tied(spec, module)
+            config["modules_to_save"].append(module)
     if biases:
         option = adapter.options.get("bias", "none")
         config["bias"] = {"adapted": f"{spec.peft_type.lower()}_only"}.get(option, option)
