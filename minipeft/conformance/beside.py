@@ -62,7 +62,8 @@ def cases_of(cls: type[Method], settings: Mapping[str, Any]) -> Iterator[Case]:
 
 
 def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python: str | None = None) -> list[Row]:
-    """A row for every quantity, the worst over the sizes. Raises `Bad` for what is no library, is not installed, or has no such method."""
+    """A row for every quantity, the worst over the sizes. Raises `Bad` for what is no library, is not installed, has no such method, or
+    not with these settings."""
     if library not in PEERS:
         raise Bad(f"--against {library}: expected one of {', '.join(PEERS)}{near(library, PEERS)}")
     made = list(cases_of(cls, settings))
@@ -73,7 +74,10 @@ def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python:
         absent = "No module named" in str(why) or "PackageNotFoundError" in str(why)
         raise Bad(f"{library}: it is not installed here" if absent else why) from None
     if any(r.absent for r in results):
-        raise Bad(f"{library} has no {cls.name}, or its harness does not know it")
+        raise Bad(f"{library}: its harness has no {cls.name}")
+    reasons = {r.reason for r in results if r.outcome in ("SKIP", "N/A")}
+    if len(reasons) == 1 and all(r.outcome in ("SKIP", "N/A") for r in results):
+        raise Bad(f"{library} beside {cls.name} with these settings: {reasons.pop()}")
     whole = (
         dataclasses.replace(r, id=r.id.rpartition("-")[0]) for r in results
     )  # known by the cases that are recorded
