@@ -15,7 +15,7 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-QUICK = "03"  # executed in the default suite; the others take longer
+QUICK = "03"  # executed in the default suite; the others, six to twelve seconds each, in the one with the libraries
 
 
 def committed(source):
@@ -78,7 +78,7 @@ def test_its_cells_are_those_of_its_source(source):
 
 @pytest.mark.parametrize(
     "source",
-    [pytest.param(s, marks=() if s.stem.startswith(QUICK) else pytest.mark.slow, id=s.stem) for s in build.SOURCES],
+    [pytest.param(s, marks=() if s.stem.startswith(QUICK) else pytest.mark.hf, id=s.stem) for s in build.SOURCES],
 )
 def test_it_gives_what_it_shows(source):
     shown, found = outputs(committed(source)), outputs(build.built(source))
