@@ -267,6 +267,10 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
         config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
         if _follows(model, adapter):
             module = their_name(model, "head")
+            if HEAD in adapter.at:
+                raise Bad(
+                    f"{adapter.at[HEAD].name} at {HEAD}: PEFT adapts no head that is tied to a table trained whole"
+                )
             config |= _tied(spec, module)
             config["modules_to_save"].append(module)
     if biases:

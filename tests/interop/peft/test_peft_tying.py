@@ -155,6 +155,8 @@ def test_a_base_that_is_not_tied(bases, tmp_path):
     [
         ("dora", "llama-tied", dict(targets="embed_tokens", tie=True), "dora at head.weight: PEFT has no m_emb there"),
         ("lora", "found-bertmlm", dict(targets="word_embeddings", tie=True), "LORA: PEFT ties no head cls.predictions.decoder"),
+        ("lora", "llama-tied", dict(targets="lm_head", train_whole=["embed_tokens"]),
+         r"lora at head\.weight: PEFT adapts no head that is tied to a table trained whole"),
         ("loha", "llama-tied", dict(train_whole=["embed_tokens"]), "LOHA: PEFT ties no head lm_head to a token table"),
         ("lora", "t5", dict(targets="shared", tie=True), "in transformers the stacks look tokens up in tables of their own"),
     ],
