@@ -1,7 +1,8 @@
 """A step over workers beside one process on as many threads: `python -m minipeft.bench.ranks WORKERS ROUNDS SIZE:METHOD:STEPS …`.
 
-They take turns, the first of them changing. Printed are the medians of their steps in milliseconds, how many times faster than one
-process workers are, with the middle half of the rounds, and the same of one process that computes its layers twice.
+They take turns, the first of them changing. Printed are the medians of their steps in milliseconds, one process's first, and how many
+times faster than it workers are, with the middle half of the rounds; and the same of one process that computes its layers twice. By the
+clock, and by the time that the first thread was at work, of which nothing else that the machine does is a part, nor what it waits for.
 """
 
 from __future__ import annotations
@@ -30,27 +31,34 @@ def measured(workers: int, rounds: int, what: str) -> str:
     ids = np.random.default_rng(1).integers(0, s["vocab"], (s["b"], s["t"]))
     data = [batch(input_ids=ids, labels=ids)]
 
-    def turn(how: dict[str, Any]) -> float:
-        """Milliseconds of a step; the first is left out."""
-        stamps: list[float] = []
+    def turn(how: dict[str, Any]) -> tuple[float, float]:
+        """Milliseconds of a step, and of the first thread's in it; the first step is left out."""
+        stamps: list[tuple[float, float]] = []
         fit(
             adapted, data, steps=1 + int(steps), optimiser=AdamW(lr=1e-4), **how,
-            progress=lambda *_: stamps.append(time.perf_counter()),
+            progress=lambda *_: stamps.append((time.perf_counter(), time.thread_time())),
         )  # fmt: skip
-        return 1000 * (stamps[-1] - stamps[0]) / int(steps)
+        wall, own = (1000 * (b - a) / int(steps) for a, b in zip(stamps[0], stamps[-1]))
+        return wall, own
 
     ways: dict[str, dict[str, Any]] = dict(one={}, workers=dict(workers=workers), recompute=dict(recompute=True))
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for n in range(rounds):
         for way in sorted(ways, reverse=n % 2 == 1):
             found[way].append(turn(ways[way]))
-    one = found["one"]
-    said = [f"{what}: one process {statistics.median(one):.1f} ms"]
-    for way in ("workers", "recompute"):
-        ratios = sorted(a / b for a, b in zip(one, found[way]))
-        middle = f"{ratios[len(ratios) // 4]:.2f} … {ratios[-1 - len(ratios) // 4]:.2f}"
-        said.append(f"{way} {statistics.median(found[way]):.1f} ms, × {statistics.median(ratios):.2f} ({middle})")
-    return "; ".join(said)
+
+    def against(way: str) -> str:
+        said = ["workers" if way == "workers" else "computed twice"]
+        for i, clock in enumerate(("ms", "ms of the first thread")):
+            one, other = [x[i] for x in found["one"]], [x[i] for x in found[way]]
+            ratios = sorted(a / b for a, b in zip(one, other))
+            middle = f"{ratios[len(ratios) // 4]:.2f} … {ratios[-1 - len(ratios) // 4]:.2f}"
+            said.append(
+                f"  {statistics.median(one):7.1f} {statistics.median(other):7.1f} {clock}, × {statistics.median(ratios):.2f} ({middle})"
+            )
+        return "\n".join(said)
+
+    return "\n".join([f"{what}, beside one process", against("workers"), against("recompute")])
 
 
 if __name__ == "__main__":

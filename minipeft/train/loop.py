@@ -176,7 +176,7 @@ def fit(
     Raises `Bad` for a loss that is not finite, a checkpoint of another training, or a GPU without memory left.
     Of a step's numbers the loss alone is fetched from the device, once. With `graph`, on a GPU, a step is recorded once and
     replayed (see `minipeft.train.fast`); `Bad` says what cannot be. With `recompute` the tape keeps what goes into each layer,
-    and the backward pass computes the layer again: the same bits, for a third more work and far less memory.
+    and the backward pass computes the layer again: the same bits, for half as much work again and far less memory.
 
     With `workers` n each batch is cut by rows into n parts for n processes (`minipeft.train.exchange`): the result is, bit
     for bit, that of the n parts as micro-batches of one process. "auto" takes as many as pay, and says so; "mpi" is for every

@@ -1,5 +1,6 @@
 """Trainings that are killed at any moment, between the two files of a save too, and started again."""
 
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
+from minipeft.processes import _children
 from minipeft.settings import small
 from minipeft.train import AdamW, fit
 
@@ -30,7 +32,7 @@ def train(method, folder):
     batches = [tiny.example(adapted.model, seed=d) for d in (1, 2)]
     done = fit(
         adapted, batches, steps=STEPS, optimiser=AdamW(lr=0.01), schedule="cosine", warmup=3, clip=1.0, seed=5,
-        checkpoint=folder / FILES[0], every=1,
+        checkpoint=folder / FILES[0], every=1, workers=int(os.environ.get("WORKERS", 1)),
     )  # fmt: skip
     save_adapter(done.adapted, folder)
 
@@ -49,9 +51,9 @@ def dying(moment):
     files.os.replace = replace
 
 
-def started(method, folder, moment=0):
-    command = [sys.executable, __file__, method, str(folder), str(moment)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+def started(method, folder, moment=0, workers=1):
+    command, env = [sys.executable, __file__, method, str(folder), str(moment)], ENVIRONMENT | {"WORKERS": str(workers)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert process.stdout.readline() == b"begins\n", process.stderr.read()
     return process
 
@@ -96,6 +98,37 @@ def test_a_hundred_kills(method, tmp_path):
             torn += 1
     assert ended(started(method, folder)) and torn
     assert {name: (folder / name).read_bytes() for name in FILES} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks")
+@pytest.mark.parametrize("method", ["adalora", "osf"])
+def test_kills_of_ranks(method, tmp_path):
+    """Of rank 0 or another, of any number of them, once they have begun as two: the bytes are those of two."""
+    assert ended(started(method, tmp_path / "undisturbed", workers=2))
+    moments, folder, workers, kills = random.Random(method), tmp_path / "killed", 2, 0
+    while kills < KILLS // 2:
+        process = started(method, folder, workers=workers)
+        while not trained(folder) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.02))
+        others = _children(process.pid)
+        if others and kills % 2:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(moments.choice(others), signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode in (0, 1, -signal.SIGKILL), said
+        assert process.returncode != 1 or (b"Bad: rank" in said and b"was ended by SIGKILL" in said), said
+        if process.returncode == 0:  # to its end
+            assert all((folder / f).read_bytes() == (tmp_path / "undisturbed" / f).read_bytes() for f in FILES)
+            folder, workers = tmp_path / str(kills), 2
+            kills += 1  # none, but time is short
+            continue
+        kills, workers = kills + 1, moments.choice([1, 2, 3])
+    assert ended(started(method, folder, workers=2 if not trained(folder) else 3))
+    assert all((folder / f).read_bytes() == (tmp_path / "undisturbed" / f).read_bytes() for f in FILES)
 
 
 def trained(folder):
