@@ -58,7 +58,9 @@ def _keys(config: Config, arch: Arch) -> dict[str, Any]:
 def _clusters(beside: Arrays) -> list[tuple[int, Any, int]]:
     """Each cluster's number, rows and rank. Raises `Bad` where the weight does not tell them."""
     q, out, K = beside["A"].shape[2], len(beside["c"]), len(beside["ranks"])
-    if q == out and K > 1:  # all rows of an orthogonal U are as far from each other
+    if (
+        q == out and 1 < K < out
+    ):  # all rows of an orthogonal U are as far from each other; each alone they are where it began
         raise Bad(
             f"adamss: with r ≥ {out}, all of a weight's directions, its clusters are rounding's choice, and PEFT does not save them"
         )

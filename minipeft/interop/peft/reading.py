@@ -19,7 +19,6 @@ from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import There, expected, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.factors import finite
-from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head, with_repeated_layers
 from minipeft.interop.peft.config import checked
@@ -145,8 +144,13 @@ def load_peft_parts(
 def refuse_vague(where: str, spec: Spec, at: Mapping[str, Method], model: Model) -> None:
     """Raises `Bad` where PEFT finds something again in the base that is not the same every time."""
     for site, method in at.items() if spec.vague else ():
-        if why := spec.vague(method, finite(f"{where}: {site}", widened(model.params[site]))):  # type: ignore[misc]
+        if why := spec.vague(method, finite(f"{where}: {site}", _weight(model, site))):  # type: ignore[misc]
             raise Bad(f"{where}: {site}: {why}")
+
+
+def _weight(model: Model, site: str) -> np.ndarray:
+    """The base's weight at a site, on the host; of a tied head the table."""
+    return to_host(Adapted(model).run().base(site))
 
 
 def _unpacked(
@@ -164,7 +168,7 @@ def _unpacked(
         wanted = {f"{site}:{n}": a for n, a in spec.packing.theirs(beside, beside).items() if n in spec.keys}
         given, shapes = {f"{site}:{n}": a for n, a in parts.items()}, {k: a.shape for k, a in wanted.items()}
         refuse_misfits(folder, keys.__getitem__, given, shapes, wanted)
-        beside["W"] = to_host(widened(adapted.model.params[site]))
+        beside["W"] = _weight(adapted.model, site)
         own |= {f"{site}:{n}": a for n, a in spec.packing.ours(parts, beside).items()}
     return own
 

@@ -7,6 +7,7 @@ Merges   exactly: W' and b' are ordinary.
 Differs  Where queries, keys and values are one linear (GPT-2) HF peft, followed here, scales all three; the paper
          scales keys and values. HF peft's default for BERT also scales the input of the attention's output linear: give
          targets with attn.o.weight, and inputs "attn.o.weight mlp.down.weight". A base without a bias gets none.
+         LyCORIS scales W alone, and leaves b.
 
 >>> IA3().change(l=np.array([1., 10.])).onto(np.array([[1., 2.], [3., 4.]]))
 array([[ 1.,  2.],

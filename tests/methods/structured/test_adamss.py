@@ -1,4 +1,5 @@
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import one_part
@@ -6,6 +7,7 @@ import pytest
 
 from minipeft.arrays import intervenes
 from minipeft.attaching import attach
+from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.conformance import tiny
 from minipeft.drawing import Facts, draw
@@ -15,6 +17,7 @@ from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
 from minipeft.method import Site, Step, weight_of
 from minipeft.methods.structured.adamss import AdaMSS
+from minipeft.model.batch import batch
 from minipeft.run import change_of
 from minipeft.torch_random import TorchGenerator
 from minipeft.train import AdamW, fit
@@ -310,3 +313,16 @@ def test_the_choice_is_that_of_peft_but_for_one():
     for s, layer in layers.items():
         assert [bool(x) for x in state[f"live/{s}:A"][:, 0, 0]] == [A.requires_grad for A in layer.adamss_A["default"]]
     assert sum(x[:, 0, 0].sum() for k, x in state.items() if k.startswith("live/") and k.endswith("A")) == 3
+
+
+def test_a_tied_head_is_found_in_the_table(tmp_path):
+    base = load(Path(__file__).parents[2] / "data" / "peft" / "gpt2" / "base", np.float64)
+    adapted = attach(base, AdaMSS(r=4, subspaces=2), targets="head.weight")
+    rng = np.random.default_rng(0)
+    adapted = adapted.replace(
+        {k: np.float64(np.float32(v + rng.standard_normal(v.shape))) for k, v in adapted.theta.items()}
+    )
+    save_peft(adapted, tmp_path)
+    given = batch(input_ids=np.array([[5, 9, 3]]))
+    again, want = load_peft(base, tmp_path).logits(given), adapted.logits(given)
+    np.testing.assert_allclose(again, want, rtol=0, atol=1e-6 * abs(want).max())
