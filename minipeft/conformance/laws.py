@@ -7,7 +7,9 @@ measured sensitivity of the compared result to relative changes of size u in eve
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -360,9 +362,16 @@ class Verdict:
 def check(
     method: Method | type[Method], families: Mapping[str, Any] | list[str] | None = None, dtype: Any = np.float64
 ) -> Iterator[Verdict]:
-    """Every law on a method, family by family."""
+    """Every law on a method, family by family. What its own code raises breaks the law that is tried; a `Bad` ends the check."""
     for family in families or tiny.ARCHS:
-        stands = case(method if isinstance(method, Method) else small(method, tiny.arch(family)), family, dtype)
+        made = method if isinstance(method, Method) else small(method, tiny.arch(family))
+        try:
+            stands = case(made, family, dtype)
+        except Bad:
+            raise
+        except Exception as why:
+            yield Verdict("attach", family, "fail", _raised(made, why))
+            continue
         for law, f in LAWS.items():
             if stands is None:
                 yield Verdict(law, family, "n/a")
@@ -372,3 +381,14 @@ def check(
                 yield Verdict(law, family, "pass")
             except Broken as why:
                 yield Verdict(law, family, "fail", str(why))
+            except Bad:
+                raise
+            except Exception as why:
+                yield Verdict(law, family, "fail", _raised(made, why))
+
+
+def _raised(method: Method, why: Exception) -> str:
+    """An error on a line, and the last line of the method's file that led to it."""
+    file = getattr(sys.modules.get(type(method).__module__), "__file__", None) or ""
+    lines = [f.lineno for f in traceback.extract_tb(why.__traceback__) if f.filename == file]
+    return f"{type(why).__name__}: {why}" + (f" ({Path(file).name}, line {lines[-1]})" if lines else "")

@@ -407,3 +407,27 @@ def test_merges_is_true():
 def test_unknown_families_are_named():
     with pytest.raises(Bad, match="did you mean llama"):
         list(laws.check(Right(), ["lama"]))
+
+
+def test_an_error_in_a_method_s_own_code_breaks_the_law_and_names_the_line(monkeypatch):
+    """Where it is attached, and in a law; a mistake in its settings stays one line."""
+    from minipeft.methods.structured.c3a import C3A
+
+    code = "def change(self, **arrays):\n    return missing\n"
+    for file, where in (("<made up>", ""), (sys.modules[C3A.__module__].__file__, " (c3a.py, line 2)")):
+        space: dict = {}
+        exec(compile(code, file, "exec"), space)
+        monkeypatch.setattr(C3A, "change", space["change"])
+        found = [v for v in laws.check(small(C3A, tiny.arch("llama")), ["llama"]) if v.outcome == "fail"]
+        assert {v.reason for v in found} == {f"NameError: name 'missing' is not defined{where}"} and len(found) > 3
+    monkeypatch.setattr(laws, "attach", lambda *a, **k: {}["A"])
+    assert [(v.law, v.reason) for v in laws.check(small(C3A, tiny.arch("llama")), ["llama"])] == [
+        ("attach", "KeyError: 'A'")
+    ]
+
+    def bad(*args, **more):
+        raise Bad("r must be at least 1")
+
+    monkeypatch.setattr(laws, "attach", bad)
+    with pytest.raises(Bad, match="r must be"):
+        list(laws.check(small(C3A, tiny.arch("llama")), ["llama"]))
