@@ -196,8 +196,7 @@ def test_a_write_to_the_base():
             W += 1e-3
             return W + B @ A
 
-    with pytest.raises(ValueError, match="read-only"):
-        laws_broken(Writing())
+    assert "read-only" in laws_broken(Writing())["frozen"]
 
 
 def test_training_that_trains_nothing():
@@ -384,8 +383,7 @@ def test_a_change_that_takes_other_arrays_than_are_declared():
     class Fewer(Right):
         C = trained("out")
 
-    with pytest.raises(TypeError, match="unexpected keyword argument 'C'"):
-        laws_broken(Fewer())
+    assert "unexpected keyword argument 'C'" in laws_broken(Fewer())["forward"]
 
 
 def test_merges_is_true():
