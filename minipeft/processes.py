@@ -130,6 +130,11 @@ def _adopt(whether: bool) -> bool:
     return _prctl(PR_SET_CHILD_SUBREAPER, int(whether))
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def launched() -> tuple[int, int]:
     """The rank of this process among those that mpiexec started, and how many these are; (0, 1) where there was none."""
     for rank, size in (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -68,11 +67,6 @@ def _use(name: str | None) -> str | None:
 
         use(name)
     return name
-
-
-def cores() -> int:
-    """How many processes work side by side when nobody says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _positive(flag: str, zero: bool) -> Callable[[float | None], float | None]:

@@ -119,6 +119,7 @@ def train(
 def _shares(workers: str | None) -> int | str:
     """What shares the training out: so many workers, "auto", or "mpi"."""
     from minipeft.processes import launched
+    from minipeft.train.workers import MOST
 
     if (ranks := launched()[1]) > 1:
         if workers is not None:
@@ -126,8 +127,8 @@ def _shares(workers: str | None) -> int | str:
         return "mpi"
     if workers is None or workers == "auto":
         return workers or 1
-    if not workers.isdecimal() or not 1 <= int(workers) <= 1024:
-        raise Bad(f"--workers {workers}: expected a number from 1 to 1024, or auto{near(workers, ['auto'])}")
+    if not workers.isdecimal() or not 1 <= int(workers) <= MOST:
+        raise Bad(f"--workers {workers}: expected a number from 1 to {MOST}, or auto{near(workers, ['auto'])}")
     return int(workers)
 
 

@@ -21,7 +21,6 @@ from minipeft.cli.options import (
     Limit,
     Markdown,
     Strict,
-    cores,
     known,
     method_names,
     named,
@@ -30,6 +29,7 @@ from minipeft.cli.options import (
 from minipeft.cli.outputs import Outputs
 from minipeft.cli.terminal import Kept, plain, progress, terminal
 from minipeft.errors import Bad
+from minipeft.processes import cores
 
 DTYPES = ("float64", "float32")
 CHECKS = ("forward", "grad", "delta", "merge")

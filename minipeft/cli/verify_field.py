@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from minipeft import __version__
-from minipeft.cli.options import Jobs, Limit, cores
+from minipeft.cli.options import Jobs, Limit
 from minipeft.cli.terminal import Kept, plain, progress
 from minipeft.cli.verify import by_method, ready
+from minipeft.processes import cores
 
 
 def field(

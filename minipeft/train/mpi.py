@@ -13,11 +13,10 @@ from minipeft.engine.backend import name as backend_name
 from minipeft.engine.backend import to_device, to_host, xp
 from minipeft.engine.fast import blocks
 from minipeft.errors import Bad
-from minipeft.processes import launched
+from minipeft.processes import cores, launched
 from minipeft.train.exchange import Exchange, Packed, failure, refuse_failures, same, shares
 from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
-from minipeft.train.workers import cores
 
 
 class World(Exchange):

@@ -18,7 +18,7 @@ from minipeft.engine import backend
 from minipeft.engine.fast import blocks
 from minipeft.errors import Bad, near
 from minipeft.model.batch import Batch
-from minipeft.processes import deaf_to_interrupts, end_with_parent
+from minipeft.processes import cores, deaf_to_interrupts, end_with_parent
 from minipeft.shown import shortly
 from minipeft.train.exchange import Exchange, Failure, Packed, failure, refuse_failures, share
 from minipeft.train.optimisers import Arrays
@@ -49,17 +49,14 @@ class Workers(Exchange):
 
     def begin(self, state: State, identity: Callable[[], Mapping[str, str]]) -> State:
         self.packed, self.parts = Packed(state.theta), state.parts
-        self.memory = mmap.mmap(
-            -1, max(2 * self.parts * self.packed.nbytes, 1)
-        )  # anonymous: it ends with the processes
+        self.memory = mmap.mmap(-1, max(2 * self.parts * self.packed.nbytes, 1))  # it ends with the processes
         self.threads = blocks.threads_of_library()
         blocks.set_threads_of_library(min(self.threads, max(1, cores() // self.size)))
         for rank in range(1, self.size):
             here, there = Pipe()
             with deaf_to_interrupts(), warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # of threads: none of theirs is needed, nor their locks
+                # of other threads, none of which is needed there, nor their locks
+                warnings.simplefilter("ignore", DeprecationWarning)
                 pid = os.fork()
                 if not pid:
                     self._is(rank, there)
@@ -138,11 +135,6 @@ def _ended(pid: int) -> str:
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _why_not() -> str:
