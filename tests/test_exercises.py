@@ -41,7 +41,7 @@ PLANTED = [  # exercise, what stands in its solution, what is there instead, wha
     (5, "- codebook)", "+ codebook)", "codes[0, 0]: expected"),
     (5, "* constants[:, None]).reshape", ").reshape", "Ŵ[0, 0]: expected"),
     (6, "(1 + u)[:, None] * W * (1 + v)", "u[:, None] * W * v", "W': 1 + u, not u"),
-    (6, 'trained("in")', 'trained("out")', "line 31: ValueError: operands could not be broadcast"),
+    (6, 'trained("in")', 'trained("out")', "the law identity: ValueError: operands could not be broadcast"),
     (6, 'trained("in")', 'trained("in", start=__import__("minipeft").declare.fill(1))', "the law identity:"),
 ]
 
