@@ -20,7 +20,7 @@ from minipeft.conformance.results import from_lines
 from minipeft.conformance.verdicts import verdict
 from minipeft.errors import Bad
 
-CHECKS = {"forward": 4, "dropout": 1, "grad": 4, "merge": 4, "delta": 4}  # that a skeleton passes, and their cases
+CHECKS = {"forward": 4, "dropout": 2, "grad": 4, "merge": 4, "delta": 4}  # that a skeleton passes, and their cases
 BUILD = {  # how a compiled one is built, and the command that runs one
     "c": (["make"], "harness"),
     "rust": (["cargo", "build", "--offline", "--quiet"], "target/debug/harness"),
@@ -83,11 +83,11 @@ def test_every_skeleton_passes_and_every_report_says_what_is_not_answered(langua
     told = str(verdict(results))
     assert ended.value.code == 0, shown
     if language == "javascript":
-        assert told == "PASS 42 of 42"
+        assert told == "PASS 43 of 43"
     else:
         right = Counter(r.id.split(".")[1] for r in results if r.outcome == "PASS")
         assert right == CHECKS and all("is not there" in r.reason for r in results if r.outcome != "PASS")
-        assert told.startswith("PASS 17 of 42 (25 not answered: combine, ")
+        assert told.startswith("PASS 18 of 43 (25 not answered: combine, ")
     for text in (shown, *((folder / kinds[k]).read_text(encoding="utf-8") for k in ("markdown", "html", "junit"))):
         assert told in text
 

@@ -54,7 +54,13 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
     ranked = sorted(failures, key=lambda f: (f.result.variant != "usual", order.index(f.result.check), f.result.id))
     known: dict[str, Answers] = {}
     searches, rough = SEARCHES, dict[str, tuple[str, ...]]()
+    passes = [f for f in ranked if f.case.ask == "forward"]
+    if all(f.case.config.get("dropout") and "keep" not in f.case.inputs for f in passes):
+        # outputs are as wanted without a rate, and are not with one: no two masks that nobody gave are alike
+        rough |= dict.fromkeys((f.result.id for f in passes), ("dropout_in_evaluation",))
     for f in ranked:
+        if f.result.id in rough:
+            continue
         if f.case.tolerance == "REJECT":
             rough[f.result.id] = (*f.case.flags, "any_file_is_taken")
             continue
@@ -66,10 +72,12 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
         made = dict(_search(f, searches > 0))
         searches -= not made
         known |= made
-    out = {}
+    out, planted = {}, mutants.every()
     for f in ranked:
-        found = known.items() if f.result.id not in rough or f.case.want else ()
-        names = [name for name, tried in found if is_of(f.case, f.got, tried(f.case))]
+        names = [name for name, answers in known.items() if is_of(f.case, f.got, answers(f.case))]
+        names.sort(
+            key=lambda name: f.result.check not in planted[name].checks if name in planted else True
+        )  # meant for it
         out[f.result.id] = tuple(names[:TOLD]) or rough.get(f.result.id, ())
     return out
 

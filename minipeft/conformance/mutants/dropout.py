@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Outputs, Tensors, has, mutant
 from minipeft.conformance.own import Own, method_of
@@ -127,3 +129,14 @@ class bias_in_the_dropped_branch(Outputs):
 
     def change(self, case: Case, out: Arrays, inputs: Arrays, arrays: Arrays) -> Arrays:
         return dict(y=out["y"] + inputs["b"]) if "keep" in inputs else out
+
+
+@mutant("dropout", "", DROPS)
+class dropout_in_evaluation(Tensors):
+    """Dropout acts in evaluation too."""
+
+    def change(self, case: Case, inputs: Arrays, arrays: Arrays) -> tuple[Arrays, Arrays]:
+        if not rate(case) or case.place != "linear" or "keep" in inputs:
+            return inputs, arrays
+        keep = np.random.default_rng(0).random(inputs["x"].shape) >= rate(case)
+        return inputs | {"keep": keep.astype(inputs["x"].dtype)}, arrays

@@ -189,6 +189,8 @@ def checks_of_usual(
         keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}
         asked = about | dict(config=about["config"] | dict(dropout=0.3), roles=about["roles"] | {"keep": "base"})
         yield finished(Case(check="dropout", ask="forward", inputs={**inputs, **arrays, **keep}, **asked))
+        asked = about | dict(config=asked["config"], variant="evaluation", since="0.2")
+        yield finished(Case(check="dropout", ask="forward", inputs={**inputs, **arrays}, **asked))
     base = {k: v for k, v in inputs.items() if about["roles"][k] == "base"}
     measured = {"G": inputs["W"] * 0 + single(rng.standard_normal((OUT, IN)))} if "grads" in needs(method) else {}
     measured |= {"X": single(rng.standard_normal((9, IN)))} if "inputs" in needs(method) else {}
