@@ -215,9 +215,8 @@ def _examine(config: Config) -> None:
     refuse_beside_parameters(config)
     start = config.get("init_lora_weights")
     chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
-    beside = {"mica": {"use_dora"}, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(
-        began(config) or ""
-    )
+    mica = set() if start == "mica" else set(VARIANTS)  # a variant too, in small letters; else how the factors begin
+    beside = {"mica": mica, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(began(config) or "")
     if beside is not None and set(chosen) - beside:
         chosen.append(f"init_lora_weights={start!r}")
     if len(chosen) > 1:

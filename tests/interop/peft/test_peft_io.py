@@ -184,6 +184,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"target_parameters": ["q"]}, "target_parameters: 'q' names nothing in this llama base"),
         ({"use_qalora": True}, "use_qalora: A at .*q_proj.* has a column for every input, so this was trained as plain LoRA"),
         ({"use_dora": True, "use_bdlora": {}}, "expected one variant of LoRA, found use_dora and use_bdlora"),
+        ({"use_dora": True, "init_lora_weights": "mica"}, "expected one variant of LoRA, found use_dora and init_lora_weights='mica'"),
         ({"use_bdlora": {}, "init_lora_weights": "pissa"}, "expected one variant of LoRA, found use_bdlora and init_lora_weights='pissa'"),
         ({"use_bdlora": {"nblocks": 0}}, r"use_bdlora: expected null or a dictionary of .*nblocks \(an integer of at least 1\)"),
         ({"use_bdlora": {}}, "use_bdlora: expected one side for .*q_proj, found none"),
