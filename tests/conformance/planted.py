@@ -201,7 +201,7 @@ SECOND = [
     planted("lora: A begins five times too wide", "lora", "\\bA\\b.*(start|begins|wide)",
             (LORA, 'A = trained("r", "in", start=DOWN)', 'A = trained("r", "in", start=uniform("in", gain=5.0))'),
             (LORA, "lowrank, shift, trained, within", "lowrank, shift, trained, uniform, within")),
-    planted("lora: B does not begin at 0", "lora", "not_identity|\\bB\\b.*(start|begins|0)",
+    planted("lora: B does not begin at 0", "lora", "\\bB does not begin",
             (LORA, 'B = trained("out", "r", start=UP)', 'B = trained("out", "r", start=uniform("r"))'),
             (LORA, "lowrank, shift, trained, within", "lowrank, shift, trained, uniform, within")),
     planted("lora: dropout in evaluation", "lora", "evaluation",

@@ -17,6 +17,7 @@ from typing import Any
 from minipeft.conformance import mutants
 from minipeft.conformance.cases import Case
 from minipeft.conformance.groups import GROUP_OF
+from minipeft.conformance.judge import judge
 from minipeft.conformance.mutants import killing, supposing
 from minipeft.conformance.mutants.killing import answer, is_of
 from minipeft.conformance.mutants.rewriting import rewritten
@@ -64,6 +65,9 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
         if f.case.tolerance == "REJECT":
             rough[f.result.id] = (*f.case.flags, "any_file_is_taken")
             continue
+        if f.case.tolerance == "SHAPES":
+            rough[f.result.id] = (*_begun(f), "not_identity")
+            continue
         if any(is_of(f.case, f.got, tried(f.case)) for tried in known.values()):
             continue
         said = killing.roughly(f.case, f.got)
@@ -80,6 +84,14 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
         )  # meant for it
         out[f.result.id] = tuple(names[:TOLD]) or rough.get(f.result.id, ())
     return out
+
+
+def _begun(f: Failure) -> Iterator[str]:
+    """Of fresh arrays that change the model those that alone must begin otherwise."""
+    right = Own().init(f.case)
+    for name in f.case.want:
+        if judge(f.case, {**f.got, name: right[name]}, f.result).outcome == "PASS":
+            yield f"{name} does not begin as it is to: the fresh adapter changes the model"
 
 
 def _search(f: Failure, deeply: bool) -> Iterator[tuple[str, Answers]]:
