@@ -93,7 +93,7 @@ def odd(harness):
         ("lora.delta.usual", "SKIP", "no deltas"),
         ("ia3.merge.usual", "ERROR", "expected one JSON object on a line, found 'not json'"),
         ("lora.merge.usual", "PASS", ""),
-        ("lora.unmerge.usual", "ERROR", "ValueError: two\nlines"),
+        ("lora.unmerge.usual", "ERROR", "ValueError: two lines"),
         ("lora.load.missing", "PASS", "lacks"),
         ("vera.forward.usual", "SKIP", "this method is not there"),
     ],
