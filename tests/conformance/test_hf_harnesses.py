@@ -1,6 +1,7 @@
 """Libraries that are installed are judged as they are known to be, within the time that is promised."""
 
 import time
+from fnmatch import fnmatch
 from importlib.util import find_spec
 
 import pytest
@@ -33,7 +34,10 @@ KERNELS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OPENBLAS
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_verdict_does_not_depend_on_the_processor(dtype, monkeypatch):
-    """PEFT under the kernels of this processor and of the plainest: the same outcomes and diagnoses, all as known, none near its bound."""
+    """PEFT under the kernels of this processor and of the plainest: the same outcomes and diagnoses, all as known, none near its bound.
+
+    What PEFT computes in float32 even in float64, and fails there for, may lie near its bound in float32.
+    """
     pytest.importorskip("peft")
     chosen = verify.choose()
     k = {c.id: c.k for c in chosen.cases if c.tolerance in ("COND", "SUBSPACE")}
@@ -45,7 +49,9 @@ def test_a_verdict_does_not_depend_on_the_processor(dtype, monkeypatch):
     assert any(a.ratio != b.ratio for a, b in zip(here, plain, strict=True))  # they are other kernels
     for results in (here, plain):
         assert expect.unexpected(results, of_harness("peft")) == []
+        loose = [e for e in of_harness("peft") if e.dtype == "float64" and e.dtype != dtype]
         judged = [r for r in results if r.id in k and r.ratio is not None]
+        judged = [r for r in judged if not any(fnmatch(r.id, e.id) for e in loose)]
         assert [(r.id, r.ratio) for r in judged if k[r.id] / 2 <= r.ratio <= 2 * k[r.id]] == []
 
 
