@@ -8,8 +8,7 @@ Merges   exactly: W' is an ordinary weight.
 Dropout  acts on the input of A only, so in training the layer is not x ↦ x W'ᵀ; an embedding has none.
 Differs  The paper draws A from a Gaussian (§4.1), loralib from U(±1/√in), as we do; HF peft has our three starts, "orthogonal"
          (https://datta0.github.io/posts/rethink-lora-init: B A = 0, neither being 0) for even r alone. An embedding is a matrix
-         (V, d) like any other here; peft stores its factors transposed. A tied head follows its change with `attach(…, tie=True)`,
-         peft's ensure_weight_tying, alone.
+         (V, d) like any other; peft stores its factors transposed. A tied head follows only with `tie`, its ensure_weight_tying.
 
 >>> A, B = np.array([[1., 0., 2.]]), np.array([[1.], [3.]])
 >>> LoRA(r=1, alpha=2).change(A=A, B=B).onto(np.zeros((2, 3)))

@@ -51,9 +51,7 @@ class Shadow(Method):
     layer = fact(lambda method, site: site.name.startswith("layers."))
     kind = fact(lambda method, site: site.arch.norm == "rms" and site.arch.causal and not site.arch.encoder_layers)
     gated = fact(lambda method, site: site.arch.gated)
-    in_bias, out_bias, ff_bias = (
-        fact(lambda method, site, end=end: end in site.arch.biased) for end in ("q", "o", "up")
-    )
+    in_bias, out_bias, ff_bias = (fact(lambda m, site, end=end: end in site.arch.biased) for end in ("q", "o", "up"))
     u, m = size("hidden if hidden else r"), size("width if width else ff")
     w, Q = size("inner if inner else d_model"), size("heads if heads else H")
     groups = requires("Q % G == 0", "heads must be a multiple of {G}, the base's heads of keys and values, found {Q},")
@@ -90,14 +88,11 @@ class Shadow(Method):
     def apply(self, h: Any, here: Here, **arrays: Any) -> Any:
         """At the embedding h as it is, and the first state; around a layer, which is given as h, the layer corrected."""
         if here.site == "embed.out":
-            every = ((n, a) for n in range(self.depth) for a in PARTS if f"{a}{n}" in arrays)
-            own = {f"layers.{n}.{PARTS[a]}": arrays[f"{a}{n}"] for n, a in every}
-            width, arch = len(arrays["norm"]), here.arch
-            arch = replace(
-                arch, layers=self.depth, d=width, heads=self.heads or arch.heads, kv_heads=arch.kv, head_dim=arch.dh
-            )
-            run = Bare(arch, own | {"final.norm.weight": arrays["norm"]})
-            s = stack(run, "", self.seen(h, here, arrays.get("E")), here.tokens)
+            names = {f"{a}{n}": f"layers.{n}.{PARTS[a]}" for n in range(self.depth) for a in PARTS}
+            own = {names.get(k, "final.norm.weight"): v for k, v in arrays.items() if k in names or k == "norm"}
+            wide: dict[str, Any] = dict(d=len(arrays["norm"]), heads=self.heads or here.arch.heads)
+            arch = replace(here.arch, layers=self.depth, kv_heads=here.arch.kv, head_dim=here.arch.dh, **wide)
+            s = stack(Bare(arch, own), "", self.seen(h, here, arrays.get("E")), here.tokens)
             here.state["s"] = s = ops.linear(s, arrays["P"]) if "P" in arrays else s
             here.add_loss(self.auxiliary, s)
             return h

@@ -31,7 +31,7 @@ def first_state(adapted, given):
     """The state before any layer: a base whose layers do nothing but look."""
     run, seen = Run(adapted), []
     hook = run._hooks["layers.0"][0]
-    run._hooks["layers.0"] = [type(hook)(Look(seen), {}, hook.here, hook.adapter), *run._hooks["layers.0"]]
+    run._hooks["layers.0"] = [dataclasses.replace(hook, method=Look(seen), arrays={}), *run._hooks["layers.0"]]
     run.forward(given)
     return seen[0]
 
