@@ -101,10 +101,11 @@ def accumulated(
         word = fetched([loss for loss, _ in mine])
         all_parts, words = exchange.gathered([grads for _, grads in mine], count, word, _mark(batches))
         losses = [loss for some in words for loss in some]
-    grads = all_parts[0]
-    for more in all_parts[1:]:
+    total_loss, grads = losses[0], all_parts[0]
+    for loss, more in zip(losses[1:], all_parts[1:]):
+        total_loss = total_loss + loss  # not `sum`, which makes up for rounding where these are Python's own numbers
         grads = {k: grads[k] + g for k, g in more.items()}
-    return sum(losses[1:], losses[0]), grads
+    return total_loss, grads
 
 
 def _rows_first(x: Any) -> Any:
