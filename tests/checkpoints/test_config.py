@@ -39,7 +39,7 @@ def test_the_recorded_configurations_leave_nothing_to_be_named():
 def test_what_nobody_knows_is_named_in_one_line(name):
     with pytest.warns(Note, match="not honoured: mystery, turbo") as said:
         arch = read_arch(CONFIGS[name] | dict(turbo=True, mystery=None))
-    assert len(said) == 1 and arch == read_arch(CONFIGS[name])
+    assert len([w for w in said if w.category is Note]) == 1 and arch == read_arch(CONFIGS[name])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
