@@ -35,9 +35,12 @@ UNNAMED: dict[str, str] = {}  # of those that are found, and why
 
 
 @pytest.fixture(autouse=True)
-def by_the_text(monkeypatch):
+def by_the_text():
     """Functions have no replacements: an edit of the text would change nothing there."""
-    monkeypatch.setattr(backend, "_fast", False)
+    before = backend._fast
+    backend.use(fast=False)
+    yield
+    backend.use(fast=before)
 
 
 def results(planted):
