@@ -349,17 +349,6 @@ def whole_method() -> Method:
     return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
 
 
-def low_rank_method() -> type[Method]:
-    """The method of the package of which W' = W + s B A and b' = b + s c are all: what adapters are made into when they are combined."""
-    load_methods()
-    trio = {"A": ("r", "in"), "B": ("out", "r"), "c": ("out",)}
-    for cls in METHODS.values():
-        arrays = {k: a.shape for k, a in declared(cls).arrays.items() if a.trained}
-        if cls.__mro__[1] is Method and cls.__module__.startswith(f"{__package__}.") and arrays == trio:
-            return cls
-    raise LookupError("no method trains A (r, in), B (out, r) and c (out) alone")
-
-
 def ties(method: Method) -> bool:
     """Whether a change of the token table changes a tied head too."""
     return is_weight(method) and method.takes not in ALONE
