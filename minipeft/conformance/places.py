@@ -3,7 +3,7 @@
 A `Place` is a model of one part, and names the arrays that meet a method there; the method is run there as everywhere, by
 `Run`. Sizes are distinct, so that no transposition passes: batch 3, time 4, in 14, out 10; 4 heads over 2 of keys and values,
 of width 5; 11 words. At other sizes, in 12, out 8 and heads of width 4, blocks of more than two elements fit both ways: a block
-of two may be its own transpose.
+of two may be its own transpose. Some methods need a linear of 18 outputs, or of 16 inputs, beside.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
 OTHER_ARCH, OTHER_OUT = dataclasses.replace(ARCH, d=12, head_dim=4), 8
 TALL_OUT = 18  # more than there are inputs
+EIGHTS = 16  # inputs in which runs of eight fit twice
 Q, NORM = "layers.0.attn.q", "layers.0.attn.norm"
 Arrays = dict[str, Any]
 
@@ -230,7 +231,10 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
     return {p.name: p for p in found}
 
 
-PLACES, OTHERS, TALL = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT), _places(ARCH, TALL_OUT)
+PLACES, OTHERS = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT)
+SIZED = {  # the places at several sizes
+    "": PLACES, "other": OTHERS, "tall": _places(ARCH, TALL_OUT), "eights": _places(dataclasses.replace(ARCH, d=EIGHTS), OUT),
+}  # fmt: skip
 BY_SITE = {
     "layers.0": "wrapped",
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
@@ -245,7 +249,7 @@ def place_at(name: str, inputs: Mapping[str, Any]) -> Place:
     def fits(place: Place) -> bool:
         return all(k in inputs and np.shape(inputs[k]) == shape for k, shape in place.inputs.items())
 
-    return next((sized[name] for sized in (OTHERS, TALL) if fits(sized[name])), PLACES[name])
+    return next((sized[name] for sized in SIZED.values() if fits(sized[name])), PLACES[name])
 
 
 def place_of(method: Method) -> Place:

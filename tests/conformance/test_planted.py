@@ -28,7 +28,6 @@ LATE = {  # what no case asks for yet
     "prompt_tuning: the mask hides the prompt": "masks are no outputs of a place",
     "adalora: penalty squared": "penalties are asked for by no case",
     "adalora: importance of the weight alone": "training with what a method does beside is asked for by no case",
-    "boft: permutation, not its inverse": "the permutation of two factors of that width is its own inverse",
     "train: gradients clipped by value": "clipping is asked for by no case",
 }
 UNNAMED: dict[str, str] = {}  # of those that are found, and why

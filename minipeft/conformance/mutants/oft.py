@@ -39,5 +39,3 @@ CASES = {"within": More(dict(coft=True, eps=9.0)), "embedding": More(table=True)
 SURVIVES = {
     "a norm has no sign": ("_project: Q, other sign",),
 }
-
-WITHOUT = {"witness": "its cases were released with the merged weight for a second witness, and name it"}

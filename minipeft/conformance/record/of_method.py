@@ -18,8 +18,7 @@ from minipeft.conformance.places import (
     OTHER_ARCH,
     OTHERS,
     OUT,
-    PLACES,
-    TALL,
+    SIZED,
     Arrays,
     Place,
     arrays_at,
@@ -60,7 +59,7 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
 
 def of_more(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Iterator[Case]:
     """Outputs, gradients and weights of a variant that the method's mutants need."""
-    place, rng = (TALL if beside.tall else PLACES)[place_of(method).name], generator(cls.name, variant)
+    place, rng = SIZED[beside.sizes][place_of(method).name], generator(cls.name, variant)
     inputs, _, drawn_ones, about = drawn(cls, variant, method, page, place, rng)
     about |= dict(since="0.2")
     arrays = {k: v if v is drawn_ones.get(k) else single(v) for k, v in beside.arrays(drawn_ones).items()}
