@@ -29,14 +29,16 @@ def test_its_lines_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     block += README.split("Who computes what it says?")[1].split("```sh\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    lines = [line.partition("#")[0] for line in block.splitlines() if line.strip()]
+    lines = [line.partition("#") for line in block.splitlines() if line.strip()]
     assert len(lines) >= 8
-    for line in lines:
+    for line, _, remark in lines:
         words = [w for word in line.split()[1:] for w in (sorted(glob.glob(word)) if "*" in word else [word])]
         less = {"train": ["--steps", "2"], "bench": ["--help"]}.get(words[0], [])  # bench: tests/cli/test_help.py
         with pytest.raises(SystemExit) as ended:
             main([*words, *less])
-        assert ended.value.code == 0, (line, capsys.readouterr().err)
+        shown = capsys.readouterr()
+        assert ended.value.code == 0, (line, shown.err)
+        assert all(verdict in shown.out for verdict in re.findall(r"PASS \d+ of \d+", remark)), (line, remark)
 
 
 def test_what_it_leaves_behind_is_ignored():

@@ -8,7 +8,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors
+import scipy
 
 from minipeft.cli import main
 from minipeft.conformance import diff, expect, field, serve, verify
@@ -364,10 +367,50 @@ def test_the_first_intermediate_that_departs(harness, tmp_path, monkeypatch, cap
     rows, said = diff.bisect("python:wrong_norm:Little", usual)
     assert said == "the same in all 2 intermediates; departs at the result B; not traced: 1.h, 2.low, 5.merged"
     assert [r.name for r in rows if not r.same] == ["B"]
-    with pytest.raises(Bad, match="traces no intermediate of lora"):
+    with pytest.raises(Bad, match=r"expected intermediates of lora\.grad\.usual, traces none"):
         diff.bisect("python:wrong_norm:Mute", usual)
     with pytest.raises(Bad, match="minipeft traces no intermediate of it"):
         diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
+
+
+def test_names_of_intermediates_that_minipeft_has_not_are_told(harness, tmp_path, monkeypatch):
+    text = WRONG_NORM.replace('("0.base", "6.y")', '("0.base", "6.y")} | {"norm": case.tensors["W"]')
+    (tmp_path / "other_names.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    said = diff.bisect("python:other_names:Little", verify.choose(ids=["lora.forward.usual"]).cases[0])[1]
+    assert said == "the same in all 2 intermediates; not traced: 1.h, 2.low, 5.merged; minipeft has no norm"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the interpreter is a shell script")
+def test_an_interpreter_that_has_no_minipeft(harness, tmp_path, monkeypatch, capsys):
+    """One where only NumPy and the like are found: no .pth file is read, and no PYTHONPATH but that of its packages."""
+    (tmp_path / "elsewhere.py").write_text(
+        "import minipeft.conformance.own as own, sys\n"
+        "class Elsewhere(own.Own):\n    def info(self): assert sys.flags.no_site; return super().info()\n"
+    )
+    packages = os.pathsep.join({str(Path(m.__file__).parents[1]) for m in (np, scipy, safetensors)})
+    interpreter = tmp_path / "a python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" -S "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    name = "python:elsewhere:Elsewhere"
+    of_name = ["--python", f"{name}={interpreter}"]
+    for words in (
+        ["verify", "-i", name, "ia3", "--check", "delta", "--python", str(interpreter)],
+        ["verify", "-i", "minipeft", "-i", name, "ia3", "--check", "delta", *of_name],
+        ["verify", "bisect", name, "--case", "lora.forward.usual", *of_name],
+        ["verify", "diff", "minipeft", name, "--case", "lora.forward.usual", "--python", str(interpreter)],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0, capsys.readouterr()
+
+
+def test_a_library_that_is_not_there_is_told_with_the_way_to_name_another_interpreter(harness, tmp_path, monkeypatch):
+    (tmp_path / "needing.py").write_text("import there_is_none_such")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(verify.NotStarted, match=r"No module named 'there_is_none_such' \(--python PATH"):
+        verify.run("python:needing:x", verify.choose(ids=["lora.forward.usual"]))
 
 
 def test_what_has_the_shape_of_no_mutant_is_judged():
