@@ -148,10 +148,9 @@ class Here:
             raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
 
-    def add_loss(self, weight: float, h: Any) -> None:
-        """Add to the loss of this pass `weight` times that of the head on h, (b, t, d): of a model of next tokens, with labels."""
-        if weight and self.arch.head == "lm":
-            self.run.add_loss(weight, h)
+    def add_loss(self, weight: float, logits: Callable[[], Any]) -> None:
+        """Add to the loss of this pass `weight` times that of these logits, shaped as the head's; made only with labels."""
+        self.run.add_loss(weight, logits)
 
     @property
     def past(self) -> int:

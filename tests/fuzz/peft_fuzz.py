@@ -44,11 +44,20 @@ from minipeft.interop.peft.writing import save_peft  # noqa: E402
 from minipeft.model.batch import batch  # noqa: E402
 
 SHAPES = ("llama", "gpt2", "bert", "t5", "vit")
-TASKS = dict(zip(SHAPES, ("CAUSAL_LM", "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", None)))
-CAUSAL = ("llama", "gpt2")
-FITS = dict(ADAPTION_PROMPT=("llama",), SHADOW=("llama",), CARTRIDGE=CAUSAL, CPT=CAUSAL) | dict.fromkeys(
-    ("MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), SHAPES[:4]
+CLASSES = dict(  # the first is the usual one
+    llama=(tf.LlamaForCausalLM, tf.LlamaForSequenceClassification, tf.LlamaForTokenClassification),
+    gpt2=(tf.GPT2LMHeadModel, tf.GPT2ForSequenceClassification, tf.GPT2ForTokenClassification),
+    bert=(tf.BertForSequenceClassification, tf.BertForMaskedLM, tf.BertForTokenClassification),
+    t5=(tf.T5ForConditionalGeneration,),
+    vit=(tf.ViTForImageClassification,),
 )
+TASKS = dict(lm="CAUSAL_LM", classify="SEQ_CLS", tokens="TOKEN_CLS")  # by the base's head
+EVERY_TASK = (None, "CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "FEATURE_EXTRACTION", "QUESTION_ANS")
+TEXT = SHAPES[:4]  # PEFT asks for the vocabulary of what it puts virtual tokens before
+FITS = dict(  # where PEFT has these: its own errors are those of a base that it does not know
+    ADAPTION_PROMPT=("llama", "gpt2"), SHADOW=("llama", "gpt2", "bert"), CPT=("llama", "gpt2"), CARTRIDGE=TEXT,
+    MULTITASK_PROMPT_TUNING=TEXT, P_TUNING=TEXT, PREFIX_TUNING=TEXT, PROMPT_TUNING=TEXT,
+)  # fmt: skip
 BY_TASK = ("POLY", "MULTITASK_PROMPT_TUNING")
 TUNERS = sorted({s.peft_type for s in specs().values()} - {"XLORA"})  # X-LoRA is of adapters that are trained before
 VOCAB = 37
@@ -79,34 +88,32 @@ class Draw:
 # --- bases ---------------------------------------------------------------------------------------------------------------
 
 
-def sizes(shape: str, rng: np.random.Generator) -> tuple[Any, Any]:
-    """A class of transformers and its configuration."""
+def sizes(shape: str, rng: np.random.Generator) -> Any:
+    """A configuration of transformers."""
     heads, groups, per = (int(rng.choice(of)) for of in ((2, 4), (1, 2), (2, 4, 6)))
     width, inner, layers = heads * per, int(rng.choice((16, 18, 21, 24, 32))), int(rng.choice((1, 2, 3)))
     common = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=False)
+    text = common | dict(num_labels=3)
     if shape == "llama":
         biased = bool(rng.integers(2))
-        return tf.LlamaForCausalLM, tf.LlamaConfig(
-            **common, hidden_size=width + heads * 2 * int(rng.integers(2)), intermediate_size=inner, num_hidden_layers=layers,
+        return tf.LlamaConfig(
+            **text, hidden_size=width + heads * 2 * int(rng.integers(2)), intermediate_size=inner, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=heads // groups, max_position_embeddings=40, attention_bias=biased,
             mlp_bias=biased, tie_word_embeddings=bool(rng.integers(2)),
         )  # fmt: skip
     if shape == "gpt2":
-        return tf.GPT2LMHeadModel, tf.GPT2Config(
-            **common, n_embd=width, n_layer=layers, n_head=heads, n_inner=inner, n_positions=40
-        )
+        inner = None if rng.integers(2) else inner
+        return tf.GPT2Config(**text, n_embd=width, n_layer=layers, n_head=heads, n_inner=inner, n_positions=40)
     own = dict(
         hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_labels=3
     )
     if shape == "bert":
-        return tf.BertForSequenceClassification, tf.BertConfig(**common, **own, max_position_embeddings=40)
+        return tf.BertConfig(**common, **own, max_position_embeddings=40)
     if shape == "vit":
         patch, channels = int(rng.choice((1, 2, 3, 4))), int(rng.choice((1, 3, 4, 6)))
         image = patch * int(rng.choice((1, 2, 3)))
-        return tf.ViTForImageClassification, tf.ViTConfig(
-            **own, image_size=image, patch_size=patch, num_channels=channels
-        )
-    return tf.T5ForConditionalGeneration, tf.T5Config(
+        return tf.ViTConfig(**own, image_size=image, patch_size=patch, num_channels=channels)
+    return tf.T5Config(
         **common, d_model=width, d_kv=per + int(rng.integers(2)), num_heads=heads, d_ff=inner, num_layers=layers,
         num_decoder_layers=layers, decoder_start_token_id=0, relative_attention_num_buckets=8,
         relative_attention_max_distance=12, tie_word_embeddings=bool(rng.integers(2)),
@@ -126,10 +133,10 @@ KEPT = tempfile.TemporaryDirectory(prefix="peft-fuzz-")
 
 @cache
 def base(shape: str, i: int) -> tuple[Any, Path]:
-    """The i-th base of a shape, saved."""
-    cls, config = sizes(shape, np.random.default_rng([i, SHAPES.index(shape)]))
+    """The i-th base of a shape, saved; the last have other heads."""
+    cls = CLASSES[shape][max(i - 3, 0) % len(CLASSES[shape])]
     torch.manual_seed(i)
-    model = cls(config)
+    model = cls(sizes(shape, np.random.default_rng([i, SHAPES.index(shape)])))
     noise(model.named_parameters(), 0.2, i)
     folder = Path(KEPT.name) / f"{shape}{i}"
     model.save_pretrained(folder)
@@ -168,8 +175,8 @@ def given(shape: str, i: int, tasks: bool) -> dict[str, np.ndarray]:
     out = dict(input_ids=ids, attention_mask=np.ones_like(ids), labels=ids)
     if shape == "t5":
         out["labels"] = ids[:, :4]
-    if shape == "bert":
-        out["labels"] = np.array([2, 0])
+    if (head := ours(shape, i).arch.head) in ("classify", "tokens"):
+        out["labels"] = np.array([2, 0]) if head == "classify" else ids % 3
     return out | (dict(task_ids=np.array([1, 0])) if tasks else {})
 
 
@@ -178,11 +185,13 @@ def given(shape: str, i: int, tasks: bool) -> dict[str, np.ndarray]:
 
 def modules_of(model: Any) -> dict[str, list[str]]:
     """Names of modules, by what they are."""
-    out: dict[str, list[str]] = dict(linear=[], patches=[], table=[], norm=[], head=[])
+    out: dict[str, list[str]] = dict(linear=[], patches=[], table=[], norm=[], head=[], layer=[])
     for name, m in model.named_modules():
         kind = type(m).__name__
         if name.rpartition(".")[2] in ("lm_head", "classifier", "score"):
             out["head"].append(name)
+        elif re.fullmatch(r".*\.\d+", name):
+            out["layer"].append(name)
         elif kind in ("Linear", "Conv1D"):
             out["linear"].append(name)
         elif kind == "Conv2d":
@@ -210,9 +219,10 @@ def targets(rng: np.random.Generator, tuner: str, at: dict[str, list[str]]) -> A
     if tuner == "LN_TUNING":
         return named(rng, at["norm"])
     if tuner == "ADAPTION_PROMPT":
-        return "self_attn"  # PEFT's own, by which it counts the layers
+        return None  # PEFT's own, by which it counts the layers
     if tuner == "SHADOW":
-        return None if rng.random() < 0.5 else r"model\.layers\.[01]"
+        known = "bert.encoder.layer.0" not in at["layer"]  # PEFT finds the layers of others by itself
+        return None if known and rng.random() < 0.5 else r".*\.(layers?|h)\.[01]"
     if tuner == "TRAINABLE_TOKENS":
         return named(rng, at["table"][:1])
     if rng.random() < 0.08:
@@ -266,14 +276,21 @@ def tied(rng: np.random.Generator, at: dict[str, list[str]]) -> dict[str, Any]:
     return dict(ensure_weight_tying=True) | where
 
 
-def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: dict[str, list[str]]) -> dict[str, Any]:
+def task(rng: np.random.Generator, shape: str, i: int) -> str | None:
+    """What the base is for, or seldom something else that PEFT may take it for."""
+    usual = "SEQ_2_SEQ_LM" if shape == "t5" else None if shape == "vit" else TASKS.get(ours(shape, i).arch.head)
+    return EVERY_TASK[rng.integers(len(EVERY_TASK))] if rng.random() < 0.1 else usual
+
+
+def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, i: int) -> dict[str, Any]:
     """A configuration of the tuner, which PEFT may refuse."""
+    at = modules_of(theirs(shape, i, torch.float32))
     known: dict[str, Any] = {}
     for spec in specs().values():
         if spec.peft_type == tuner:
             known |= spec.known
     fields = {f.name: f for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[tuner])}
-    out: dict[str, Any] = dict(task_type=TASKS[shape])
+    out: dict[str, Any] = dict(task_type=task(rng, shape, i))
     chance = lambda p: rng.random() < p
     for name, f in known.items():
         if name not in fields or f.fate == "refused":
@@ -416,7 +433,7 @@ def judged(tuner: str, seed: int, shapes: tuple[str, ...] = ()) -> Draw | None:
     wide = tuner in INEXACT or any(t.inexact for s in specs().values() if s.peft_type == tuner for t in s.trials)
     for _ in range(TRIES):
         shape, i = str(rng.choice(shapes or FITS.get(tuner, SHAPES))), int(rng.integers(6))
-        fields = drawn_fields(rng, tuner, shape, modules_of(theirs(shape, i, torch.float32)))
+        fields = drawn_fields(rng, tuner, shape, i)
         name, value = WHERE.get(tuner, ("", None))
         inexact = wide and fields.get(name) == value
         values = given(shape, i, tuner in BY_TASK)

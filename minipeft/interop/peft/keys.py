@@ -22,6 +22,7 @@ from minipeft.targets import sites
 ROOT = "base_model.model."  # in front of every module's name in their files
 TABLE, HEAD = "embed.tokens.weight", "head.weight"
 WRAPPER = re.compile(r"\.(token_adapter\.base_layer|original_module|base_layer|modules_to_save)(?=\.)")  # PEFT's
+SAVED = re.compile(r"\.(modules_to_save(\.[^.]+)?|original_module)\.(?=[^.]+$)")  # around a module of what sites share
 TOKENS_KEY = "token_adapter.trainable_tokens_delta"
 WHOLE, TOKENS = "full", "trainable_tokens"  # our methods of what PEFT trains beside another
 
@@ -126,7 +127,7 @@ def plain_key(model: Model, key: str) -> str:
         return start + ".".join([own.theirs(ours), *rest])
     if parts[-1] == "trainable_tokens_delta" and ".".join(parts[:2]) in STACKS:
         return start + ".".join([own.theirs("embed.tokens"), *parts[2:]])
-    return key
+    return start + body
 
 
 def _root(spec: Spec, key: Key) -> str:
@@ -161,13 +162,18 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         a = tensors[key]
         if not a.ndim or not (a.size or key.endswith(empty)):
             raise Bad(f"{folder}: {key}: expected numbers along one axis or more, found shape {tuple(a.shape)}")
-        shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k), unwrapped(key))]
+        plain = SAVED.sub(".", unwrapped(key))
+        shared = [n for n, k in spec.root_keys.items() if re.fullmatch(_root(spec, k), plain)]
+        if plain.startswith(spec.idle) or (shared and ".original_module." in key):
+            parts.spare[key] = a
+            continue
         if shared:
             name = shared[0]
             once(key, "", name, *re.findall(r"\d+$", key) if spec.root_keys[name].numbered else ())
-            roots[unwrapped(key) if spec.root_keys[name].numbered else spec.root_keys[name].suffix] = a
+            roots[plain if spec.root_keys[name].numbered else spec.root_keys[name].suffix] = a
             continue
         body = body_of(key)
+        body = re.sub(r"(\.\d+)\.base_layer\.", r"\1.", body, count=1) if spec.on_layers else body  # of a layer
         if found := _split(body, suffixes):
             theirs, suffix = found[0].removesuffix(".base_layer"), found[1]  # of a layer that is adapted too
             site = _our_site(naming, spec, theirs, every)

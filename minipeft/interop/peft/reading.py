@@ -87,7 +87,7 @@ def load_peft_parts(
         if adapted.adapters:
             raise Bad(f"{folder}: this adapter brings parts of its base; attach it before the others")
         adapted = Adapted(base)
-    settings = settings_of(spec, config, base.arch, folder)
+    settings = settings_of(spec, config, base.arch, folder) | spec.told(config, base.arch, parts.shared)
     every = sites(base)
     there = parts.at if spec.keys else {site: {} for site in targeted(config, naming) or ()}  # where it may have none
     found = {site: there[site] for site in every if site in there}  # in the model's order, whatever the file's

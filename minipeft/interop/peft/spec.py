@@ -200,6 +200,7 @@ class Spec:
     root_keys: Keys = field(
         default_factory=dict
     )  # shared arrays, whose keys name no module; parts of one tensor may have one key
+    idle: tuple[str, ...] = ()  # how keys begin of what PEFT trains and no output depends on
     copied: bool = False  # these stand once more under every module; one is enough
 
     packing: Packing | None = None  # what is in parts there
@@ -224,6 +225,9 @@ class Spec:
     named: Callable[[Model, Adapter, Mapping[str, str]], Config] = (
         lambda model, adapter, modules: {}
     )  # target_modules and what goes with them, where the names of the adapter's modules are not enough
+    told: Callable[[Config, Arch, Arrays], Config] = (
+        lambda config, arch, shared: {}
+    )  # settings that arrays of ours tell which sites share
     settled: Callable[[Config, Arch], Config] = (
         lambda config, arch: {}
     )  # fields of this class that a configuration changes

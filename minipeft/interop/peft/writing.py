@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:
     theirs = (not copied and model.names.theirs(site)) or f"{their_name(model, module)}.{leaf}"
     if beside is not None and beside.name != WHOLE:
         theirs = theirs.replace(".bias", ".base_layer.bias")
+    if spec.on_layers and re.sub(r"(layers\.\d+)\..*", r"\1", site) in adapter.at:
+        theirs = re.sub(r"(\.\d+)\.", r"\1.base_layer.", theirs, count=1)
     return ("base_model." if spec.is_prompt else ROOT) + theirs
 
 
