@@ -56,8 +56,10 @@ def packed(case: Case) -> Case:
 
 
 def arch_of(case: Case) -> Arch:
-    """The sizes of the model that the case is a part of."""
-    return place_at(case.place, case.inputs).sites[0].arch
+    """The sizes of the model that the case is a part of, packed or not."""
+    shapes = {k: v for k, v in case.inputs.items() if k != "x"}
+    beside = next((shapes[n] for n in ENDS[case.place][0] if n in shapes), case.inputs.get("x"))  # x is as wide
+    return place_at(case.place, {**shapes, "x": beside}).sites[0].arch
 
 
 @dataclass
