@@ -79,7 +79,7 @@ def test_there_are_thirty_each_of_ten_kinds():
 QUICK = [p for p in (*FIRST, *SECOND) if p.method not in ("dora",) and p.name not in LATE.keys() | UNNAMED.keys()]
 
 
-@pytest.mark.parametrize("planted", in_turn(QUICK, every=6), ids=lambda p: p.name)
+@pytest.mark.parametrize("planted", in_turn(QUICK, every=16), ids=lambda p: p.name)
 def test_it_is_named(planted):
     assert is_named(planted)
 
@@ -139,6 +139,7 @@ def test_the_text_is_as_it_was():
     assert not any(rewriting.HELP in f.__globals__ for f, _ in rewriting.run_for(case))
 
 
+@pytest.mark.wide
 def test_what_nothing_explains_has_no_name():
     cases = list(files.load(methods=["loha"], checks=["forward"]))
     rng = np.random.default_rng(0)

@@ -85,10 +85,9 @@ def test_a_killed_rank_ends_all_and_one_process_goes_on(tmp_path):
     assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+@pytest.mark.wide
 @ranks
-@pytest.mark.parametrize(
-    ("how", "says"), [("bad", "no more of this"), pytest.param("error", "KeyError: 'x'", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("how", "says"), [("bad", "no more of this"), ("error", "KeyError: 'x'")])
 def test_a_rank_that_fails_is_told_by_rank_0(how, says, tmp_path):
     status, out, err, _ = run(2, __file__, tmp_path / how, FAILS=how)
     assert status and out == f"rank 1: {says}\n", (status, out, err)
@@ -170,6 +169,7 @@ def test_what_nccl_hands_on_is_added_up_in_the_order_of_the_parts(parts, monkeyp
             assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.wide
 @ranks
 def test_the_command_is_the_same_under_mpiexec(tmp_path):
     lines = [f"{'good' if i % 2 else 'bad'} {i},{'ab'[i % 2]},{'test' if i % 8 == 7 else 'train'}" for i in range(80)]
