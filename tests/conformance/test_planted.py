@@ -26,9 +26,6 @@ LATE = {  # what no case asks for yet
     "prompt_tuning: positions of the text not moved": "positions are no outputs of a place",
     "prompt_tuning: labels not padded by what is ignored": "labels are no outputs of a place",
     "prompt_tuning: the mask hides the prompt": "masks are no outputs of a place",
-    "adalora: penalty squared": "penalties are asked for by no case",
-    "adalora: importance of the weight alone": "training with what a method does beside is asked for by no case",
-    "train: gradients clipped by value": "clipping is asked for by no case",
 }
 UNNAMED: dict[str, str] = {}  # of those that are found, and why
 

@@ -68,7 +68,8 @@ class Mutant:
         """Whether the case's method is one of those, and what is asked may come out otherwise."""
         classes = self.make.__mro__[: self.make.__mro__.index(Own)]
         own = {name for c in classes for name, f in vars(c).items() if callable(f)}
-        return self.where.holds(METHODS[case.method]) and (case.ask in own or not own <= ALONE)
+        asked = case.ask in self.make.asks if self.make.asks else case.ask in own or not own <= ALONE
+        return self.where.holds(METHODS[case.method]) and asked
 
 
 def mutant(

@@ -123,7 +123,7 @@ def _list(list_: released.Entries, own: Collection[str], now: Mapping[str, str],
 
 
 def _index(folder: Path, own: Collection[str], held: Mapping[str, Mapping[str, bytes]]) -> dict[str, bytes]:
-    """The index, in which the rows of other methods are as they were, and the schema if there is none. Raises `Damaged`."""
+    """The index, in which the rows of other methods are as they were, and the schema. Raises `Damaged`."""
     rows: list[dict[str, str]] = []
     if (path := folder / INDEX).exists():
         data = path.read_bytes()
@@ -135,8 +135,7 @@ def _index(folder: Path, own: Collection[str], held: Mapping[str, Mapping[str, b
             raise Damaged(f"{path}: its rows are not as they were written, and would not keep their bytes")
         rows = [row for row in rows if released.of(row["id"]) not in own]
     rows += [dict(id=i, path=path_of(i), sha256=_digest(files["case.json"])) for i, files in held.items()]
-    made = listing(sorted(rows, key=lambda row: row["id"]))
-    return made if not path.exists() else {INDEX: made[INDEX]}
+    return listing(sorted(rows, key=lambda row: row["id"]))
 
 
 def _place(files: Mapping[str, bytes], where: Path) -> None:

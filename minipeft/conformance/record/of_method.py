@@ -25,6 +25,8 @@ from minipeft.conformance.places import (
     place_of,
 )  # fmt: skip
 from minipeft.conformance.record.files import files_of
+from minipeft.conformance.record.fits import OPTIMISERS as OPTIMISERS_OF_FIT
+from minipeft.conformance.record.fits import fit, fits
 from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
 from minipeft.conformance.record.start import started
@@ -53,8 +55,19 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         made = dataclasses.replace(usual(cls), **beside.settings)
         if beside.table:
             yield from on_a_table(cls, made, page)
+        elif beside.steps:
+            yield of_training(cls, variant, made, page, beside)
         else:
             yield from of_more(cls, variant, made, page, beside)
+
+
+def of_training(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Case:
+    """Some steps of the training of a variant that the method's mutants need."""
+    rng, place = generator(cls.name, variant), SIZED[beside.sizes][place_of(method).name]
+    inputs, _, arrays, about = drawn(cls, variant, method, page, place, rng)
+    arrays = {k: single(v) for k, v in beside.arrays(arrays).items()}
+    settings = OPTIMISERS_OF_FIT["adamw"] | dict(steps=beside.steps)
+    return fit(inputs, arrays, about, place.call(method, inputs, arrays), settings)
 
 
 def of_more(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Iterator[Case]:
@@ -183,6 +196,7 @@ def checks_of_usual(
             if "A0" in arrays:
                 case = dataclasses.replace(case, want={k: v for k, v in case.want.items() if k != "W"})
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
+    yield from fits(inputs, arrays, about, dict(forward.want))
     dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
     if dropped and (not hasattr(cls, "forward") or dropped_form(cls.name)):  # which may sample, or drop elsewhere
         keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}

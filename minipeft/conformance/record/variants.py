@@ -29,6 +29,7 @@ class More:
     sizes: str = ""  # of a linear of these sizes, a word of `places.SIZED`
     training: bool = False  # in training, with a mask for its dropout
     table: bool = False  # of a token table: its outputs and gradients
+    steps: int = 0  # so many steps of its own training, and nothing else
 
 
 def more(cls: type[Method]) -> Mapping[str, More]:

@@ -16,3 +16,21 @@ def closed(m: Any, t: Tensors) -> Tensors:
         y[:, i] = rows[i]
     y[:, len(m.tokens) :] = text
     return dict(y=y)
+
+
+def radius(m: Any, c: int, d: int) -> float:
+    """How far a row of this type may go."""
+    return (0.0, m.eps_format, m.eps, m.eps_format)[c % 4] * np.sqrt(d / 2048)
+
+
+def before(m: Any, t: int, T: int, a: Tensors, g: Tensors, fixed: Tensors, kept: dict[Any, Any]) -> Tensors:
+    free = [radius(m, c, 2048) > 0 for c in m.types]
+    return dict(P=np.array([row if moves else 0 * row for row, moves in zip(g["P"], free, strict=True)]))
+
+
+def after(m: Any, t: int, T: int, a: Tensors, g: Tensors, fixed: Tensors, kept: dict[Any, Any]) -> Tensors:
+    rows = []
+    for row, begun, c in zip(a["P"], fixed["E"], m.types, strict=True):
+        off, most = np.sqrt(((row - begun) ** 2).sum()), radius(m, c, len(row))
+        rows.append(row if off <= most else begun + (row - begun) * (most / off))
+    return dict(P=np.array(rows))

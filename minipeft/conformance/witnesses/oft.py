@@ -42,4 +42,11 @@ def block(m: Any, row: np.ndarray, K: int) -> np.ndarray:
     return I + sum((1 if k == last else 2) * np.linalg.matrix_power(Q, k) for k in range(1, last + 1))
 
 
+def after(m: Any, t: int, T: int, a: Tensors, g: Tensors, fixed: Tensors, kept: dict[Any, Any]) -> Tensors:
+    """With coft every block is drawn back into its ball."""
+    rows, radius = a["Q"], m.eps / np.sqrt(len(a["Q"]))
+    size = np.sqrt(2 * (rows**2).sum(axis=1))  # each number of a row stands in its block twice
+    return a | dict(Q=rows * np.minimum(1, radius / size)[:, None]) if m.coft else a
+
+
 TINY = ((dict(block=3, cayley="exact"), dict(Q=(1, 3))),)
