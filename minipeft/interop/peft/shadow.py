@@ -146,8 +146,8 @@ SPEC = Spec(
         Trial("mistral", dict(r=3, alpha=0.7, depth=2), name="mistral"),
         Trial("mistral", dict(r=3, alpha=0.7, heads=3, table="own"), name="own table"),
         Trial("llama", dict(r=3, alpha=0.7, inner=10, heads=2), name="narrow"),
-        Trial("gpt2", dict(r=3, alpha=0.7, depth=2, width=7)),
-        Trial("gpt2", dict(r=3, alpha=0.7, inner=12, heads=2, table="own"), name="narrow"),
-        Trial("bert-cls", dict(r=3, alpha=0.7, hidden=2)),
+        Trial("gpt2", dict(r=3, alpha=0.7, depth=2, width=7), name="gpt2"),
+        Trial("gpt2", dict(r=3, alpha=0.7, inner=12, heads=2, table="own"), name="gpt2 narrow"),
+        Trial("bert-cls", dict(r=3, alpha=0.7, hidden=2), name="bert"),
     ),
 )

@@ -20,7 +20,7 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.base import repeats_of
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
-from minipeft.interop.peft.names import Naming
+from minipeft.interop.peft.names import CLASSIFYING, Naming
 from minipeft.interop.peft.parameters import with_parameters
 from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
@@ -175,8 +175,8 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         k: v for k, v in adapter.options.items() if k != "peft"
     }  # it is written as the configuration above has it
     tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
-    if spec.is_prompt:
-        tensors = _classifier(model) | tensors
+    if spec.is_prompt or config.get("task_type") in CLASSIFYING:
+        tensors = _classifier(model, spec) | tensors
     for module, kind in adapter.options.get("idle", {}).items():
         field = "target_modules" if kind == "adapted" else "modules_to_save"
         config[field] = sorted({*(config.get(field) or ()), _in_base(model, module)})
@@ -308,10 +308,10 @@ def _task(model: Model, adapter: Adapter, spec: Spec) -> str:
     return ""
 
 
-def _classifier(model: Model) -> dict[str, Any]:
-    """The classifier of the base, which PEFT expects beside a prompt."""
+def _classifier(model: Model, spec: Spec) -> dict[str, Any]:
+    """The classifier of the base, which PEFT expects beside a prompt, and of a classifying task."""
     if model.arch.head not in ("classify", "tokens"):
         return {}
-    start = f"base_model.{their_name(model, 'score')}"
+    start = ("base_model." if spec.is_prompt else ROOT) + their_name(model, "score")
     leaves = [n for n in model.params if n.startswith("score.")]
     return {f"{start}.{n.rpartition('.')[2]}": to_host(widened(model.params[n])) for n in leaves}
