@@ -99,7 +99,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(
-    "device, name", on([(n,) for n in [*TRAININGS][::2]], [(n,) for n in TRAININGS]), indirect=["device"]
+    "device, name", on([(n,) for n in [*TRAININGS][::2]], [(n,) for n in TRAININGS], every=2), indirect=["device"]
 )
 def test_training_by_a_graph_is_training(device, name, made, measured):
     family, method, optimiser = TRAININGS[name]
@@ -220,7 +220,7 @@ WITH = ["base", "lora", "dora", "prefix_tuning", "prompt_tuning", "cartridge", "
 GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 
 
-@pytest.mark.parametrize("device, family, method", on(GENERATED[::2], GENERATED), indirect=["device"])
+@pytest.mark.parametrize("device, family, method", on(GENERATED[::2], GENERATED, every=3), indirect=["device"])
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_generation_by_a_graph_is_generation(device, family, method, padding, made):
     model = tiny.model(family)
@@ -299,7 +299,7 @@ SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("m
 UNRECORDED = ("boft", "para", "psoft", "velora")  # of cuBLAS and cuSOLVER what no graph of CuPy's can hold
 
 
-@pytest.mark.parametrize("device, name", on([(n,) for n in FEW], [(n,) for n in SHIPPED]), indirect=["device"])
+@pytest.mark.parametrize("device, name", on([(n,) for n in FEW], [(n,) for n in SHIPPED], every=3), indirect=["device"])
 def test_every_method_by_a_graph(device, name, made):
     """Its forward pass, where nothing is differentiated, and its training; one that decomposes or averages in every pass is told."""
     family = "bert" if name == "bitfit" else "llama"

@@ -52,7 +52,7 @@ def is_count(kind):
     return any(kind.holds(n) and is_number(n) for n in (1, 3)) and not kind.holds("")
 
 
-@pytest.mark.parametrize("case", in_turn(CASES, every=4))
+@pytest.mark.parametrize("case", in_turn(CASES, every=8))
 def test_no_number_of_a_configuration_is_made_before_it_is_asked(case, bases, tmp_path):
     """Every number that a configuration declares, at sizes that no array of the file has: a line, or it loads, at once."""
     config = json.loads((ROOT / "llama" / case / "adapter" / "adapter_config.json").read_text())
