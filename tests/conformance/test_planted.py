@@ -23,9 +23,6 @@ NAMED = 25  # of thirty, at least
 LATE = {  # what no case asks for yet
     "vera: d begins at 1": "how arrays begin is asked for by shapes and by the base's output alone",
     "lora: A begins five times too wide": "how arrays begin is asked for by shapes and by the base's output alone",
-    "prompt_tuning: positions of the text not moved": "positions are no outputs of a place",
-    "prompt_tuning: labels not padded by what is ignored": "labels are no outputs of a place",
-    "prompt_tuning: the mask hides the prompt": "masks are no outputs of a place",
 }
 UNNAMED: dict[str, str] = {}  # of those that are found, and why
 

@@ -14,7 +14,7 @@ from minipeft.method import METHODS, load_methods
 
 load_methods()
 FOLDER = Path(witnesses.__file__).parent
-NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
+NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
 
 
 def test_a_file_has_the_name_of_its_method():

@@ -24,6 +24,7 @@ from minipeft.conformance.places import (
     arrays_at,
     place_of,
 )  # fmt: skip
+from minipeft.conformance.record.decoders import decoders, otherwise
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.fits import OPTIMISERS as OPTIMISERS_OF_FIT
 from minipeft.conformance.record.fits import fit, fits
@@ -51,6 +52,7 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         yield from of_variant(cls, variant, method, page, place_of(method))
     other = usual(cls, OTHER_ARCH)
     yield from of_variant(cls, SIZES, other, page, OTHERS[place_of(other).name])
+    yield from decoders(cls, page)
     for variant, beside in more(cls).items():
         made = dataclasses.replace(usual(cls), **beside.settings)
         if beside.table:
@@ -121,6 +123,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         usually = arrays_at(place, usual(cls), generator(cls.name), inputs)[0]
         alike = {k: v.shape for k, v in usually.items()} == {k: v.shape for k, v in arrays.items()}
         if alike and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
+            yield from otherwise(cls, variant, method, page)
             return  # the option says how training starts, or acts elsewhere
     yield forward
     yield grad

@@ -45,9 +45,26 @@ def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
             out[name] = np.array([[2, 5, 2, 5], [7, 2, 5, 1], [5, 2, 3, 2]])  # what is sought twice, once, and never
         elif name == "task_ids":
             out[name] = np.arange(shape[0]) % method.n_tasks
+        elif name in ("mask", "position_ids"):
+            out[name] = padded(out["ids"])[name]
         else:
             out[name] = single(rng.standard_normal(shape) * (shape[-1] ** -0.5 if name[0] == "W" else 1.0))
     return out
+
+
+def padded(ids: np.ndarray, left: bool = False) -> Arrays:
+    """The mask, positions and labels of texts of several lengths: one without padding, others with one token of it and more.
+
+    One label is passed over; where padding is on the left, so is a text's first token, which nothing but padding could predict.
+    """
+    lengths = [ids.shape[1], *range(ids.shape[1] - 2, ids.shape[1] + len(ids) - 3)]
+    mask = np.array([[int(at < n) for at in range(ids.shape[1])] for n in lengths])
+    mask = mask[:, ::-1].copy() if left else mask
+    labels = np.where(mask, ids, -100)
+    labels[0, 2] = -100
+    if left:
+        labels[np.arange(len(ids)), mask.argmax(axis=1)] = -100
+    return dict(mask=mask, position_ids=np.maximum(np.cumsum(mask, axis=1) - 1, 0), labels=labels)
 
 
 def moved(arrays: Arrays, trained: tuple[str, ...], rng: np.random.Generator) -> Arrays:

@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.witnesses import Tensors
+from minipeft.conformance.witnesses._decoder import decoded
 
 
 def closed(m: Any, t: Tensors) -> Tensors:
+    if "ids" in t:
+        labels = [i if c and c % 4 == 0 else -100 for i, c in zip(m.tokens, m.types, strict=True)]
+        last = sorted({c for c, i in zip(m.types, labels, strict=True) if i != -100}, reverse=True)
+        weights = [m.gamma ** (last.index(c) + 1) if c in last else 1.0 for c in m.types]
+        return decoded(t, prompt=lambda row: t["P"], labels=labels, weights=weights)
     rows, text = t["P"], t["h"]
     y = np.empty((len(text), len(m.tokens) + text.shape[1], text.shape[2]))
     for i in range(len(m.tokens)):

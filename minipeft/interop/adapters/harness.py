@@ -77,7 +77,7 @@ class Shaped(Layer):
 class Adapters(TorchLibrary):
     """adapters as an implementation. LoReFT on given arrays is its NoReFT, the same but that R may be any matrix.
 
-    Where text starts beside a prefix (at 0: positions="zero") shows at no place of a case, so it is not declared.
+    Where text starts beside a prefix (at 0: positions="zero") shows in a decoder alone, which is not there, so it is not declared.
     """
 
     def info(self) -> dict[str, Any]:
