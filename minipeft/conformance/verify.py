@@ -90,8 +90,7 @@ def run(
         try:
             first, about = programs.started(name)
         except Broken as why:
-            elsewhere = " (--python PATH names another interpreter)" if "No module named" in str(why) else ""
-            raise NotStarted(f"implementation {name}: it does not start: {why}{elsewhere}") from None
+            raise NotStarted(f"implementation {name}: it does not start: {why}") from None
         about |= dict(strict=strict)
 
         def work(i: int) -> list[Result]:

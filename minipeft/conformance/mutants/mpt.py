@@ -30,5 +30,7 @@ class scaled_beside_one(Outputs):
 
 
 SURVIVES = {
-    "in later passes over a cache the prompt is in it already": ("apply: P",),
+    "in the later steps of generation with a cache, which no case has": (
+        "apply: super().apply(h, here, P=P), never run",
+    ),
 }

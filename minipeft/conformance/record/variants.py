@@ -26,10 +26,9 @@ class More:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     arrays: Callable[[Arrays], Arrays] = dict
-    sizes: str = ""  # of a linear of these sizes, a word of `places.SIZED`
+    tall: bool = False  # of a linear that has more outputs than inputs
     training: bool = False  # in training, with a mask for its dropout
     table: bool = False  # of a token table: its outputs and gradients
-    steps: int = 0  # so many steps of its own training, and nothing else
 
 
 def more(cls: type[Method]) -> Mapping[str, More]:

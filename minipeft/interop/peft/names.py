@@ -10,7 +10,6 @@ Source: PEFT 0.21, tuners/tuners_utils.py (check_target_module_exists, _maybe_in
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +114,8 @@ class Naming:
         )
 
     def layer(self, site: str) -> str:
-        """Their name of our layer: up to its number."""
-        return re.sub(r"(\.\d+)\..*", r"\1", self.theirs(f"{site}.attn.norm"))
+        """Their name of our layer."""
+        return self.theirs(f"{site}.attn.norm").rpartition(".")[0]
 
     def layers(self) -> dict[str, str]:
         """{their name: our site} of every layer, in the base's order."""
