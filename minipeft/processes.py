@@ -40,7 +40,7 @@ def end_children() -> None:
     """Kill every process that this one started, and theirs; all but multiprocessing's own, which tidies up after them."""
     for child in multiprocessing.active_children():
         child.kill()
-    for pid in _descendants(os.getpid()):
+    for pid in descendants(os.getpid()):
         if pid != _tracker():
             _signal(pid, signal.SIGKILL)
 
@@ -54,7 +54,7 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Children before theirs; none where the system does not tell."""
     found = _children(pid)
     for child in found:  # which grows meanwhile
@@ -90,7 +90,7 @@ def _kill_tree(root: int) -> None:
     """Kill a process and what it has started. All are stopped first, so that none starts another meanwhile."""
     found: set[int] = set()
     for _ in range(FREEZES):
-        new = {root, *_descendants(root)} - found
+        new = {root, *descendants(root)} - found
         for pid in new:
             _signal(pid, signal.SIGSTOP)
         found |= new

@@ -21,7 +21,8 @@ CuPy's memory hook, and by torch's max_memory_allocated.
     plans      what is measured, and how long it takes
     turns      the sides in turns
     tables     rows in a terminal
-    ranks      workers beside one process
+    ranks      workers, or ranks of mpiexec, beside one process
+    cores      ways to spend cores on a step
     sweeps     against length and rank, drawn
     profiles   where a step goes, by op
 """

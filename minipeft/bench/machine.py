@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from minipeft.processes import descendants
 
 
 def on_gpu() -> bool:
@@ -56,9 +59,34 @@ def _resident(field: str) -> int:
 
 
 def peak_of_process() -> Callable[[], int]:
-    """What tells how far this process has grown at most since now."""
-    before = _resident("VmRSS")
-    return lambda: _resident("VmHWM") - before
+    """What tells how far this process has grown at most since now; with others that it has forked, which share pages, how far all of them have."""
+    me = os.getpid()
+    before, share = _resident("VmRSS"), _share(me)
+
+    def peak() -> int:
+        others = descendants(me)
+        return sum(map(_share, [me, *others])) - share if others else _resident("VmHWM") - before
+
+    return peak
+
+
+def _share(pid: int) -> int:
+    """Bytes that a process holds, a page that n of them see counted as an n-th."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def with_threads(count: int, f: Callable[[], None]) -> None:
+    """f() while the BLAS library has so many threads."""
+    from minipeft.engine.fast import blocks
+
+    had = blocks.threads_of_library()
+    blocks.set_threads_of_library(count)
+    f()
+    blocks.set_threads_of_library(had)
 
 
 def peak_of_arrays(side: str) -> Callable[[], int]:

@@ -40,11 +40,11 @@ def our_model(size: str, dtype: str = "float32") -> Any:
 
 def our_step(
     size: str, method: str, task: str = "step", graph: bool = True, dtype: str = "float32",
-    given: Mapping[str, Any] = MappingProxyType({}),
+    given: Mapping[str, Any] = MappingProxyType({}), workers: int | str = 1,
 ) -> Callable[[], float]:  # fmt: skip
     """A function that makes one step and returns the loss; or runs one of the other tasks. `graph`: by graphs, on a GPU.
 
-    `given` are settings of the method, instead of those here.
+    `given` are settings of the method, instead of those here. `workers`: processes that share a step and the threads of this one, or "auto".
     """
     import numpy as np
 
@@ -55,10 +55,11 @@ def our_step(
     from minipeft.engine.fast.blocks import sharing_cores
     from minipeft.method import method_class
     from minipeft.model import graph as graphs
+    from minipeft.model.base import largest_matrix
     from minipeft.model.batch import batch
     from minipeft.model.generate import generate
     from minipeft.train import AdamW, State
-    from minipeft.train.fast import Recorded, largest_matrix
+    from minipeft.train.fast import Recorded
     from minipeft.train.loop import gradients
 
     keep_freed_memory()
@@ -76,7 +77,7 @@ def our_step(
             return lambda: float(to_host(replayed(inputs)[1]))
 
         def forward() -> float:
-            with sharing_cores(2 * largest_matrix(plain) * ids.size):
+            with sharing_cores(2 * largest_matrix(model) * ids.size):
                 return float(to_host(plain.loss(None, inputs)))
 
         return forward
@@ -88,6 +89,8 @@ def our_step(
         recorded = Recorded(adapted, optimiser, State(theta, optimiser.init(theta)), dict.fromkeys(theta, 1.0), None)
         count = itertools.count(1)
         return lambda: recorded([inputs], (1e-4, None, 0, next(count), 0))
+    if workers != 1:
+        return Shared(adapted, inputs, optimiser, workers)
     held: dict[str, Any] = dict(theta=theta, state=optimiser.init(theta), t=0)
     lr = dict.fromkeys(theta, 1e-4)
 
@@ -98,3 +101,34 @@ def our_step(
         return float(to_host(loss))
 
     return step
+
+
+class Shared:
+    """A step that workers share: a call makes one, all of them beginning together. `size` is how many they are."""
+
+    def __init__(self, adapted: Any, inputs: Any, optimiser: Any, workers: int | str) -> None:
+        from minipeft.engine.fast import blocks
+        from minipeft.train import State
+        from minipeft.train.workers import Workers, chosen
+
+        threads = blocks.threads_of_library()
+        self.size = chosen(adapted, [inputs], threads)[0] if workers == "auto" else int(workers)
+        self.adapted, self.inputs, self.optimiser, self.ranks = adapted, inputs, optimiser, Workers(self.size)
+        theta = dict(adapted.theta)
+        state = State(theta, optimiser.init(theta), {a.name: {} for a in adapted.in_use}, parts=self.size)
+        self.factors, self.count = dict.fromkeys(theta, 1.0), itertools.count(1)
+        blocks.set_threads_of_library(max(1, threads // self.size))
+        self.state = self.ranks.begin(state, dict)
+        while self.ranks.rank:  # until the first process ends
+            self()
+
+    def end(self) -> None:
+        """End the others."""
+        self.ranks.__exit__(None, None, None)
+
+    def __call__(self) -> float:
+        from minipeft.train.loop import one
+
+        self.ranks.told(None)
+        at = (1e-4, None, 0, next(self.count), 0)
+        return one(self.adapted, [self.inputs], self.state, self.optimiser, self.factors, at, exchange=self.ranks)

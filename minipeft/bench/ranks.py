@@ -1,8 +1,13 @@
-"""A step over workers beside one process on as many threads: `python -m minipeft.bench.ranks WORKERS ROUNDS SIZE:METHOD:STEPS …`.
+"""A step over ranks beside one process: `python -m minipeft.bench.ranks WORKERS ROUNDS SIZE:METHOD:STEPS …`.
 
-They take turns, the first of them changing. Printed are the medians of their steps in milliseconds, one process's first, and how many
-times faster than it workers are, with the middle half of the rounds; and the same of one process that computes its layers twice. By the
-clock, and by the time that the first thread was at work, of which nothing else that the machine does is a part, nor what it waits for.
+Workers take turns with one process on as many threads, the first of them changing. Printed are the medians of their steps in milliseconds, one process's
+first, and how many times faster than it workers are, with the middle half of the rounds; and the same of one process that computes its layers
+twice. By the clock, and by the time that the first thread was at work, of which nothing else that the machine does is a part,
+nor what it waits for.
+
+    mpiexec -n 2 python -m minipeft.bench.ranks mpi ROUNDS SIZE:METHOD:STEPS …
+
+has the ranks of mpiexec in place of workers, and beside them rank 0 alone. With MINIPEFT_BACKEND=cupy a rank is a GPU, and steps are graphs.
 """
 
 from __future__ import annotations
@@ -11,11 +16,12 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
-def measured(workers: int, rounds: int, what: str) -> str:
-    """The lines of one kind of step."""
+def measured(rounds: int, what: str, ways: dict[str, dict[str, Any]], alone: Callable) -> str:
+    """The lines of one kind of step in these ways, the first of one process."""
     import numpy as np
 
     from minipeft.attaching import attach
@@ -30,27 +36,33 @@ def measured(workers: int, rounds: int, what: str) -> str:
     adapted = attach(our_model(size), method_class(method)(**filled(SETTINGS[method]["ours"], size)))
     ids = np.random.default_rng(1).integers(0, s["vocab"], (s["b"], s["t"]))
     data = [batch(input_ids=ids, labels=ids)]
+    sent = 0
 
     def turn(how: dict[str, Any]) -> tuple[float, float]:
-        """Milliseconds of a step, and of the first thread's in it; the first step is left out."""
+        """Milliseconds of a step, and of the first thread's in it; the first two steps are left out."""
+        nonlocal sent
         stamps: list[tuple[float, float]] = []
-        fit(
-            adapted, data, steps=1 + int(steps), optimiser=AdamW(lr=1e-4), **how,
+        done = fit(
+            adapted, data, steps=2 + int(steps), optimiser=AdamW(lr=1e-4), **how,
             progress=lambda *_: stamps.append((time.perf_counter(), time.thread_time())),
         )  # fmt: skip
-        wall, own = (1000 * (b - a) / int(steps) for a, b in zip(stamps[0], stamps[-1]))
+        sent = max(sent, done.sent)
+        wall, own = (1000 * (b - a) / int(steps) for a, b in zip(stamps[1], stamps[-1])) if stamps else (0.0, 0.0)
         return wall, own
 
-    ways: dict[str, dict[str, Any]] = dict(one={}, workers=dict(workers=workers), recompute=dict(recompute=True))
+    first = next(iter(ways))
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for n in range(rounds):
         for way in sorted(ways, reverse=n % 2 == 1):
-            found[way].append(turn(ways[way]))
+            if "workers" in ways[way]:
+                found[way].append(turn(ways[way]))
+            else:
+                alone(lambda way=way: found[way].append(turn(ways[way])))  # type: ignore[misc]
 
     def against(way: str) -> str:
-        said = ["workers" if way == "workers" else "computed twice"]
+        said = [way]
         for i, clock in enumerate(("ms", "ms of the first thread")):
-            one, other = [x[i] for x in found["one"]], [x[i] for x in found[way]]
+            one, other = [x[i] for x in found[first]], [x[i] for x in found[way]]
             ratios = sorted(a / b for a, b in zip(one, other))
             middle = f"{ratios[len(ratios) // 4]:.2f} … {ratios[-1 - len(ratios) // 4]:.2f}"
             said.append(
@@ -58,11 +70,44 @@ def measured(workers: int, rounds: int, what: str) -> str:
             )
         return "\n".join(said)
 
-    return "\n".join([f"{what}, beside one process", against("workers"), against("recompute")])
+    if not found[first]:  # a rank that only takes part
+        return ""
+    return "\n".join([f"{what}, beside {first}; {sent:,} bytes a step", *map(against, list(ways)[1:])])
+
+
+def main(count: str, rounds: int, what: list[str]) -> None:
+    """Print what is measured."""
+    if count != "mpi":
+        ways: dict[str, dict[str, Any]] = {
+            "one process": {}, "workers": dict(workers=int(count)), "computed twice": dict(recompute=True)
+        }  # fmt: skip
+        for each in what:
+            print(measured(rounds, each, ways, lambda f: f()), flush=True)
+        return
+    from minipeft.engine import backend
+    from minipeft.train.exchange import exchanging
+
+    graph = {"graph": True} if backend.name() == "cupy" else {}
+    with exchanging("mpi") as world:
+
+        def alone(f: Callable) -> None:
+            """Rank 0 alone, while the others sleep."""
+            if world.rank == 0:
+                f()
+            met = world.comm.Ibarrier()  # type: ignore[attr-defined]
+            while not met.Test():
+                time.sleep(0.001)
+
+        for each in what:
+            ways = {"rank 0 alone": graph, f"{world.size} ranks": dict(workers=world, **graph)}
+            said = measured(rounds, each, ways, alone)
+            if world.rank == 0:
+                print(said, flush=True)
+        if world.rank == 0 and graph:
+            print(f"by {type(world.wire).__name__}", flush=True)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
-    count, turns = map(int, sys.argv[1:3])
-    os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), str(count))  # NumPy is not read yet
-    for each in sys.argv[3:]:
-        print(measured(count, turns, each), flush=True)
+    if sys.argv[1] != "mpi":  # NumPy is not read yet
+        os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

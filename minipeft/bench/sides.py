@@ -9,43 +9,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from minipeft.bench.machine import matrix_rate, on_gpu, peak_of_arrays, peak_of_process
+from minipeft.bench.machine import matrix_rate, on_gpu, peak_of_arrays, peak_of_process, with_threads
 from minipeft.bench.ours import our_step
 from minipeft.bench.theirs import peft_step
 from minipeft.errors import Bad
 from minipeft.processes import end_group, own_group
 
 
-def worker(side: str, size: str, method: str, task: str = "step", dtype: str = "float32", given: str = "{}") -> None:
+def worker(
+    side: str, size: str, method: str, task: str = "step", dtype: str = "float32", given: str = "{}", workers: str = "1"
+) -> None:
     """Answer each line on standard input, a number of steps, with their times; the first answer is about memory.
 
-    `given`: our method's settings, as JSON.
+    `given`: our method's settings, as JSON. `workers`: how many processes share our step, or "auto".
     """
+    threads = int(os.environ["OMP_NUM_THREADS"])
     if side != "ours":
         import torch
 
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(threads)
         import peft  # noqa: F401
         import transformers
 
         transformers.logging.set_verbosity_error()
+    else:  # libraries are there before memory is watched, on both sides
+        from minipeft.engine.fast import compiled
+
+        if compiled.installed() and not on_gpu():
+            compiled.kernels()
     peak = peak_of_arrays(side) if on_gpu() else peak_of_process()
     if side == "ours":
-        step = our_step(size, method, task, dtype=dtype, given=json.loads(given))
+        step = our_step(
+            size,
+            method,
+            task,
+            dtype=dtype,
+            given=json.loads(given),
+            workers=workers if workers == "auto" else int(workers),
+        )
     else:
         step = peft_step(size, method, task, side == "compiled", dtype)
     step()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     step()
-    about = {"peak": peak(), "loss": step()}
+    about = {"peak": peak(), "loss": step(), "workers": getattr(step, "size", 1)}
     if side == "ours":
-        about["gflops"] = matrix_rate(dtype=dtype)
+        with_threads(threads, lambda: about.update(gflops=matrix_rate(dtype=dtype)))
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         times = []
@@ -61,11 +76,12 @@ class Worker:
 
     def __init__(
         self, side: str, size: str, method: str, threads: int, task: str = "step", dtype: str = "float32",
-        given: Mapping[str, Any] = MappingProxyType({}),
+        given: Mapping[str, Any] = MappingProxyType({}), workers: int | str = 1, module: str = "minipeft.bench", more: Sequence[str] = (),
     ) -> None:  # fmt: skip
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         env = os.environ | dict.fromkeys(names, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "minipeft.bench", side, size, method, task, dtype, json.dumps(dict(given))]
+        words = [side, size, method, task, dtype, json.dumps(dict(given)), str(workers)]
+        command = [sys.executable, "-m", module, *words, *more]
         self.what = f"{side} {size} {method}"
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill up)
         self.process = subprocess.Popen(

@@ -14,7 +14,7 @@ LENGTHS, RANKS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64)
 KINDS = {"length": [f"M,t={t},b=1" for t in LENGTHS], "rank": [f"M,r={r}" for r in RANKS]}
 
 
-def sweep(against: str | None, rounds: int, threads: int, dtype: str = "float32") -> Plan:
+def sweep(against: str | None, rounds: int, threads: int | Sequence[int], dtype: str = "float32") -> Plan:
     """A step of size M against sequence length (one row) and rank. Raises `Bad` without matplotlib, which draws it."""
     if find_spec("matplotlib") is None:
         raise Bad("the plots need matplotlib: pip install matplotlib")

@@ -34,7 +34,7 @@ RIGHT = {"ms": 8, "MB": 6, "time": 5, "memory": 6, "rate": 8}  # columns of numb
 
 def heading(plan: Plan) -> str:
     """The columns of a table whose rows come one after another."""
-    return _line(plan, ["step", "size", "side", *RIGHT])
+    return _line(plan, ["step", "size", "side", "threads", *RIGHT])
 
 
 def lines(row: dict, plan: Plan) -> list[str]:
@@ -49,16 +49,24 @@ def lines(row: dict, plan: Plan) -> list[str]:
             cells += ["" if x is None else f"{x:.2f}" for x in ratios]
             share = f"{100 * row['share']:.0f} %" if side == "ours" and "share" in row else ""
             cells += [f"{row[f'{side}_tokens_s']:.0f} /s" if f"{side}_tokens_s" in row else share]
-        found.append(_line(plan, [*about, {"peft": "PEFT"}.get(side, side), *cells]))
+        found.append(_line(plan, [*about, {"peft": "PEFT"}.get(side, side), _threads(row, side), *cells]))
         about = ["", ""]
     return found
+
+
+def _threads(row: dict, side: str) -> str:
+    """Those of a side: "4 × 2", two in each of four workers."""
+    n, threads = row.get("workers", 1) if side == "ours" else 1, row.get("threads", 1)
+    return f"{n} × {max(1, threads // n)}" if n > 1 else f"{threads}"
 
 
 def _line(plan: Plan, cells: Sequence[str]) -> str:
     names = [m if t == "step" else t for t, m, _ in plan.rows], [s for *_, s in plan.rows], plan.sides
     left = [max(map(len, ["step", *some])) for some in names]
-    right = [f"{cell:>{n}}" for cell, n in zip(cells[3:], RIGHT.values())]
-    return " ".join([*(f"{cell:{n}}" for cell, n in zip(cells, left)), *right]).rstrip()
+    said = [*(f"{cell:{n}}" for cell, n in zip(cells, left))]
+    if len(plan.threads) > 1 or plan.workers != 1:
+        said.append(f"{cells[3]:>7}")
+    return " ".join([*said, *(f"{cell:>{n}}" for cell, n in zip(cells[4:], RIGHT.values()))]).rstrip()
 
 
 def profile_table(rows: Sequence[dict]) -> Any:

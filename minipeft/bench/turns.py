@@ -18,18 +18,19 @@ def bench(
     A side that fails costs its own numbers: `row["failed"]` says why.
     """
     out = []
-    for task, method, size in plan.rows:
-        doing(f"{task} {method} {size}")
-        out.append(_measure(task, method, size, plan))
-        keep(out[-1])
+    for threads in plan.threads:
+        for task, method, size in plan.rows:
+            doing(f"{task} {method} {size}")
+            out.append(_measure(task, method, size, threads, plan))
+            keep(out[-1])
     return out
 
 
-def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
+def _measure(task: str, method: str, size: str, threads: int, plan: Plan) -> dict[str, Any]:
     from minipeft.bench.sides import Worker
 
     row: dict[str, Any] = dict(
-        task=task, method=method, size=size, threads=plan.threads, dtype=plan.dtype, against=plan.against
+        task=task, method=method, size=size, threads=threads, dtype=plan.dtype, against=plan.against
     )
     if given := dict(plan.given.get(method, {})):
         row["set"] = given
@@ -42,7 +43,7 @@ def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
             row.setdefault("failed", {})[side] = str(why)
 
     def begin(side: str) -> None:
-        workers[side] = Worker(side, size, method, plan.threads, task, plan.dtype, given)
+        workers[side] = Worker(side, size, method, threads, task, plan.dtype, given, plan.workers)
 
     try:
         for side in plan.sides:
@@ -55,6 +56,8 @@ def _measure(task: str, method: str, size: str, plan: Plan) -> dict[str, Any]:
         for side, w in workers.items():
             if side not in row.get("failed", {}):
                 row |= _numbers(side, task, w)
+        if plan.workers != 1 and "ours_ms" in row:
+            row["workers"] = workers["ours"].about["workers"]
         if task != "generate" and "ours_ms" in row:
             rate = workers["ours"].about["gflops"]
             row |= {"gflops": rate, "share": flops(size, task) / (row["ours_ms"] / 1000) / (rate * 1e9)}

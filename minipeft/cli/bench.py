@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from minipeft.bench import METHODS, SIZES, TASKS, fits
-from minipeft.cli.options import Backend, Json, Set, Targets, known, named, one_of
+from minipeft.cli.options import Backend, Json, Set, Targets, known, many, named, one_of
 from minipeft.cli.outputs import Outputs
 from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, progress
@@ -43,7 +43,18 @@ def bench(
         typer.Option(help="step, forward or generate (default: step).", autocompletion=one_of(*TASKS)),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads for both sides.")] = 2,
+    threads: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(min=1, max=1024, help="Threads for both sides; several numbers one after another (default: 2)."),
+    ] = None,
+    workers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N|auto",
+            help="Share our step, and the threads, out among so many processes; auto: as many as pay.",
+            autocompletion=one_of("auto"),
+        ),
+    ] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,
@@ -83,23 +94,34 @@ def bench(
     if tf32:
         os.environ["MINIPEFT_TF32"] = "1"
     if profile:
-        _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_)
+        _refused("--profile", sweep=sweep, against=against, task=task, compile=compile_, workers=workers)
         if len(size or ()) > 1 or len(methods or ()) > 1:
             raise Bad("--profile: expected one size and one method")
         method = (methods or METHODS)[0]
         given = chosen_settings([method_class(method)], set_, targets)[method]
         return _profile(outputs, (size or ["M"])[0], method, dtype, given)
     if sweep is not None:
-        _refused("--sweep", METHODS=methods, size=size, task=task, compile=compile_, set=set_, targets=targets)
-        asked = job.sweep(against, rounds, threads, dtype)
+        _refused(
+            "--sweep",
+            METHODS=methods,
+            size=size,
+            task=task,
+            compile=compile_,
+            set=set_,
+            targets=targets,
+            workers=workers,
+        )
+        asked = job.sweep(against, rounds, threads or 2, dtype)
     else:
         sizes, methods = size or ["S", "M", "L"], methods or list(METHODS)
         given = chosen_settings([method_class(m) for m in methods], set_, targets)
         settings_not_for(given, set_)
-        asked = job.plan(against, sizes, methods, rounds, threads, task or ["step"], compile_, dtype, given)
+        asked = job.plan(
+            against, sizes, methods, rounds, threads or 2, task or ["step"], compile_, dtype, given, many(workers)
+        )
     print(f"minipeft: {asked}", file=sys.stderr, flush=True)
     rows: Kept[dict] = Kept()
-    with rows, progress("measuring", len(asked.rows)) as tick:
+    with rows, progress("measuring", len(asked.rows) * len(asked.threads)) as tick:
 
         def keep(row: dict) -> None:
             rows.append(row)

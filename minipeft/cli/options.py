@@ -56,6 +56,17 @@ def known(flag: str, word: str, words: Sequence[str]) -> str:
     return word
 
 
+def many(workers: str | None) -> int | str:
+    """What --workers says: a number, or "auto". Raises `Bad` for anything else."""
+    from minipeft.train.workers import MOST
+
+    if workers is None or workers == "auto":
+        return workers or 1
+    if not workers.isdecimal() or not 1 <= int(workers) <= MOST:
+        raise Bad(f"--workers {workers}: expected a number from 1 to {MOST}, or auto{near(workers, ['auto'])}")
+    return int(workers)
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 DTYPES = ("float32", "float64", "bfloat16", "nf4", "nf4-double", "fp4", "fp4-double", "int8")

@@ -23,12 +23,13 @@ from minipeft.cli.options import (
     Set,
     Targets,
     known,
+    many,
     one_of,
 )
 from minipeft.cli.outputs import note
 from minipeft.cli.settings import chosen_settings, settings
 from minipeft.cli.terminal import plain, progress
-from minipeft.errors import Bad, near
+from minipeft.errors import Bad
 
 OPTIMISERS = ("adamw", "sgd", "adafactor")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -119,17 +120,12 @@ def train(
 def _shares(workers: str | None) -> int | str:
     """What shares the training out: so many workers, "auto", or "mpi"."""
     from minipeft.processes import launched
-    from minipeft.train.workers import MOST
 
     if (ranks := launched()[1]) > 1:
         if workers is not None:
             raise Bad(f"--workers {workers}: mpiexec has started {ranks} ranks already")
         return "mpi"
-    if workers is None or workers == "auto":
-        return workers or 1
-    if not workers.isdecimal() or not 1 <= int(workers) <= MOST:
-        raise Bad(f"--workers {workers}: expected a number from 1 to {MOST}, or auto{near(workers, ['auto'])}")
-    return int(workers)
+    return many(workers)
 
 
 @contextlib.contextmanager

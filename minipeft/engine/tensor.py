@@ -101,12 +101,13 @@ class Replacement(NamedTuple):
     """Another way to compute what a function of the text does: see `minipeft.engine.fast`.
 
     `when(*args, **constants)`, if given, says whether it may; `asks` whether it wants to be told, as `wanted`, for which
-    arguments a gradient will be asked.
+    arguments a gradient will be asked. `other` is asked where it may not.
     """
 
     by: Callable
     when: Callable[..., bool] | None = None
     asks: bool = False
+    other: Any = None  # Replacement | None
 
 
 class _Unchosen(dict):
@@ -146,7 +147,9 @@ def taking(replacements: dict[str, Replacement]) -> Iterator[None]:
 
 def _instead(name: str, args: tuple, constants: dict[str, Any]) -> Replacement | None:
     found = taken().get(name)
-    return found if found is None or found.when is None or found.when(*args, **constants) else None
+    while found is not None and found.when is not None and not found.when(*args, **constants):
+        found = found.other
+    return found
 
 
 def op(f: Callable) -> Callable:

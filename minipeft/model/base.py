@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,11 @@ def float_type(dtype: Any) -> Any:
     if found is None or found.name not in known:
         raise Bad(f"dtype {dtype!r}: expected one of {', '.join(known)}{near(str(dtype), known)}")
     return found
+
+
+def largest_matrix(model: Model) -> int:
+    """How many numbers its largest matrix holds."""
+    return max((math.prod(W.shape) for W in model.params.values() if len(W.shape) == 2), default=0)
 
 
 def converted(name: str, W: Any, dtype: Any) -> Any:

@@ -11,9 +11,11 @@ import numpy as np
 
 from minipeft.adapted import Adapted
 from minipeft.arrays import intervenes
+from minipeft.engine.backend import name as backend_name
 from minipeft.engine.backend import xp
-from minipeft.engine.fast import replaces
+from minipeft.engine.fast import compiled, replaces
 from minipeft.engine.fast.blocks import sharing_cores
+from minipeft.model.base import largest_matrix
 from minipeft.model.batch import Batch
 from minipeft.model.graph import Replay, recorder
 from minipeft.train import loop, optimisers
@@ -73,25 +75,32 @@ def adamw(
 ) -> tuple[Arrays, Arrays]:
     """Over runs of arrays, each in few passes; what is given is not written to."""
     new, after = Joined(theta), Joined(state)
-    fix1, fix2 = 1 - o.beta1**t, math.sqrt(1 - o.beta2**t)
     for keys in runs(theta, lr):
         x, g = joined(theta, keys), joined(grads, keys)
-        m = o.beta1 * joined(state, [f"m/{k}" for k in keys])
-        m += (1 - o.beta1) * g
-        v = o.beta2 * joined(state, [f"v/{k}" for k in keys])
-        v += (1 - o.beta2) * (g * g)
-        update = xp.sqrt(v)
-        update /= fix2
-        update += o.eps
-        xp.divide(m, update, out=update)
-        eta = lr[keys[0]]
-        update *= -eta / fix1
-        update += (1 - eta * o.weight_decay) * x
+        m, v = (joined(state, [f"{moment}/{k}" for k in keys]) for moment in "mv")
+        of_run = compiled.adamw if backend_name() == "numpy" and compiled.single(x, g, m, v) else _of_run
+        update, m, v = of_run(x, g, m, v, t, lr[keys[0]], o)
         shapes = [theta[k].shape for k in keys]
         new.add(keys, update, shapes)
         after.add([f"m/{k}" for k in keys], m, shapes)
         after.add([f"v/{k}" for k in keys], v, shapes)
     return new, after
+
+
+def _of_run(x: Any, g: Any, m: Any, v: Any, t: int, lr: float, o: AdamW) -> tuple[Any, Any, Any]:
+    """A vector after step t, and both its moments."""
+    fix1, fix2 = 1 - o.beta1**t, math.sqrt(1 - o.beta2**t)
+    m = o.beta1 * m
+    m += (1 - o.beta1) * g
+    v = o.beta2 * v
+    v += (1 - o.beta2) * (g * g)
+    update = xp.sqrt(v)
+    update /= fix2
+    update += o.eps
+    xp.divide(m, update, out=update)
+    update *= -lr / fix1
+    update += (1 - lr * o.weight_decay) * x
+    return update, m, v
 
 
 # --- gradients on all cores -------------------------------------------------------------------------------------------
@@ -102,13 +111,8 @@ def gradients(
     adapted: Adapted, batch: Batch, theta: Mapping[str, Any], rng: np.random.Generator, recompute: bool = False
 ) -> tuple[Any, Arrays]:
     """With the work shared out among threads."""
-    with sharing_cores(2 * largest_matrix(adapted) * batch.tokens):
+    with sharing_cores(2 * largest_matrix(adapted.model) * batch.tokens):
         return adapted.value_and_grad(batch, theta, train=True, rng=rng, recompute=recompute)
-
-
-def largest_matrix(adapted: Adapted) -> int:
-    """How many numbers the base's largest matrix holds."""
-    return max((math.prod(W.shape) for W in adapted.model.params.values() if len(W.shape) == 2), default=0)
 
 
 # --- steps as graphs --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import rate as factor
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
+from minipeft.engine.fast import compiled
 from minipeft.engine.tensor import replaceable
 from minipeft.engine.weight import held_arrays
 from minipeft.errors import Bad, note
@@ -206,7 +207,7 @@ def fit(
 
     if workers == "auto":
         workers, why = chosen(adapted, data())
-        note(f"{workers} worker{'s' * (workers > 1)}: {why}")
+        note(f"{workers} worker{'s' * (workers > 1)} {why}")
     with exchanging(workers) as exchange:
         if graph and (exchange.size > 1 or recompute):
             other = "recompute" if recompute else "several workers"
@@ -220,6 +221,8 @@ def fit(
         if exchange.size > 1:
             for W in adapted.model.params.values():
                 held_arrays(W)  # what lies in a file is read and converted once, before there are more processes
+            if compiled.single(np.empty(compiled.LEAST, adapted.model.dtype)):
+                compiled.kernels()  # likewise
         state = exchange.begin(state, identity)
         step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange, recompute)
         tokens, started, done = 0, time.perf_counter(), len(state.losses)

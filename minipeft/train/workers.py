@@ -146,14 +146,16 @@ def _why_not() -> str:
     return ""
 
 
-def chosen(adapted: Adapted, batches: Sequence[Batch]) -> tuple[int, str]:
-    """As many workers as pay, and why: one for each core, of at least a row each, where a step has enough to do."""
+def chosen(adapted: Adapted, batches: Sequence[Batch], most: int | None = None) -> tuple[int, str]:
+    """As many workers as pay, and why: each has a row at least, and enough to do. `most`: of cores, those of this process if not given."""
     if no := _why_not():
         return 1, no
     rows = max((b.rows for b in batches), default=1)
-    work = 3.0 * adapted.model.size * max((b.tokens for b in batches), default=1)
-    most, n = cores(), min(cores(), rows)
-    about = f"{most} core{'s'[: most > 1]}, {rows} row{'s'[: rows > 1]} a batch"
-    if n > 1 and work < PAYS:
-        return 1, f"{about}: a step is too short to be shared out"
-    return n, about
+    tokens = max((b.tokens for b in batches), default=1)
+    most = cores() if most is None else most
+    pay = int(min(most, rows, 3.0 * adapted.model.size * tokens / PAYS)) or 1
+    n = next(n for n in range(1, pay + 1) if -(-rows // n) == -(-rows // pay))  # fewer would have more rows each
+    each = max(1, most // n)
+    why = f"{most} core{'s'[: most > 1]}, {rows} row{'s'[: rows > 1]} a batch"
+    short = ": a step is too short to be shared out" if n == 1 and min(most, rows) > 1 else ""
+    return n, f"of {each} thread{'s'[: each > 1]}{' each' * (n > 1)}: {why}{short}"

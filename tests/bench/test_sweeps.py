@@ -9,7 +9,7 @@ from minipeft.bench import turns
 from minipeft.cli import main
 
 
-def measured(task, method, size, plan):
+def measured(task, method, size, threads, plan):
     """In place of a measurement, a process each, which other tests see."""
     return dict(task=task, method=method, size=size, against=plan.against, ours_ms=12.5, ours_peak=1e6, share=0.5)
 
@@ -28,7 +28,7 @@ def test_sweep_draws(tmp_path, monkeypatch, capsys):
 def test_what_was_measured_is_kept_when_it_is_interrupted(tmp_path, monkeypatch, capsys):
     """A line for each row as it is there; then the file and the plots of those."""
 
-    def until_ctrl_c(task, method, size, plan):
+    def until_ctrl_c(task, method, size, threads, plan):
         if size == "M,t=512,b=1":
             said = capsys.readouterr()
             assert "10 measurements, 7 turns of ours each: roughly" in said.err
@@ -37,7 +37,7 @@ def test_what_was_measured_is_kept_when_it_is_interrupted(tmp_path, monkeypatch,
                 *(f"M,t={t},b=1" for t in (64, 128, 256)),
             ]
             raise KeyboardInterrupt
-        return measured(task, method, size, plan)
+        return measured(task, method, size, threads, plan)
 
     monkeypatch.setattr(turns, "_measure", until_ctrl_c)
     with pytest.raises(SystemExit) as ended:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minipeft.conformance.laws import LAWS
-from minipeft.processes import _descendants, deaf_to_interrupts
+from minipeft.processes import deaf_to_interrupts, descendants
 
 PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
@@ -31,7 +31,7 @@ def ended(process, said, number=signal.SIGINT):
         heard.append(line.decode())
         if said in heard[-1]:
             break
-    below = _descendants(process.pid)
+    below = descendants(process.pid)
     begun = time.monotonic()
     process.send_signal(number)  # to it alone, as `kill` does: what it started does not hear it
     status = process.wait(timeout=20)

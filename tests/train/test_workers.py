@@ -132,12 +132,14 @@ def test_what_all_ranks_find_is_told_as_one_process_tells_it():
 def test_auto_says_how_many_and_why(monkeypatch):
     adapted, data = begun()
     monkeypatch.setattr(workers, "cores", lambda: 4)
-    assert workers.chosen(adapted, data) == (1, "4 cores, 5 rows a batch: a step is too short to be shared out")
-    monkeypatch.setattr(workers, "PAYS", 0)
-    assert workers.chosen(adapted, data) == (4, "4 cores, 5 rows a batch")
-    assert workers.chosen(adapted, data[1:2]) == (1, "4 cores, 1 row a batch")
-    with pytest.warns(Note, match="^4 workers: 4 cores, 5 rows a batch$"):
-        assert fit(adapted, data, steps=1, workers="auto").ranks == 4
+    short = "of 4 threads: 4 cores, 5 rows a batch: a step is too short to be shared out"
+    assert workers.chosen(adapted, data) == (1, short)
+    monkeypatch.setattr(workers, "PAYS", 1e-9)
+    assert workers.chosen(adapted, data) == (3, "of 1 thread each: 4 cores, 5 rows a batch")  # two rows, as four have
+    assert workers.chosen(adapted, data, 16) == (5, "of 3 threads each: 16 cores, 5 rows a batch")
+    assert workers.chosen(adapted, data[1:2]) == (1, "of 4 threads: 4 cores, 1 row a batch")
+    with pytest.warns(Note, match="^3 workers of 1 thread each: 4 cores, 5 rows a batch$"):
+        assert fit(adapted, data, steps=1, workers="auto").ranks == 3
 
 
 def test_there_are_none_elsewhere(monkeypatch):

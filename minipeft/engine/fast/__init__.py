@@ -16,16 +16,23 @@ from minipeft.engine import backend
 from minipeft.engine.fast import blocks
 from minipeft.engine.tensor import Replacement, take, taking
 
-FILES = {"numpy": ("host",), "cupy": ("cuda", "host")}  # of this folder, which register a backend's replacements
+FILES = {
+    "numpy": ("host", "compiled"),
+    "cupy": ("cuda", "host"),
+}  # of this folder, which register a backend's replacements
 REPLACEMENTS: dict[str, dict[str, Replacement]] = {}  # backend -> name -> replacement
 
 
 def replaces(text: Callable, backend: str, when: Callable[..., bool] | None = None) -> Callable:
-    """Register the function below as a replacement of `text` on a backend, where `when`, called as it is, says that it may."""
+    """Register the function below as a replacement of `text` on a backend, where `when`, called as it is, says that it may.
+
+    Where it may not, the one that was registered before it is asked.
+    """
 
     def register(by: Callable) -> Callable:
         asks = "wanted" in signature(by).parameters
-        REPLACEMENTS.setdefault(backend, {})[text.__name__] = Replacement(by, when, asks)
+        known = REPLACEMENTS.setdefault(backend, {})
+        known[text.__name__] = Replacement(by, when, asks, known.get(text.__name__))
         return by
 
     return register

@@ -29,9 +29,12 @@ from minipeft.engine import backend
 BLOCK = 1 << 20  # bytes of one operand in a block
 PAYS = 1 << 21  # bytes of one operand from which on another thread gains more than waking it costs
 PAYS_FLOPS = 3e7  # the same for matrix products
+EACH = 1 << 20  # bytes of one operand for each thread that shares an op: with fewer, more threads are no faster
+EACH_FLOPS = 1e8  # the same for matrix products
 UNPACKED = 10**6  # multiplications of a product that OpenBLAS takes as small
 FEW = 24  # rows
 PAYS_SHARING = 1e8  # operations of the largest product from which on to share at all
+OF_LIBRARY = 4e6  # operations of the largest product for each of the library's own threads, where ours do not share
 
 # how many share the work: 0 outside of in_turn() and sharing_cores(), 1 where nobody does
 _threads: ContextVar[int] = ContextVar("threads", default=0)
@@ -42,7 +45,7 @@ def over_rows(f: Callable[[slice], None], rows: int, nbytes: int) -> None:
 
     f writes its own rows of arrays made before; `nbytes` is the size of one operand.
     """
-    _share(f, rows, _blocks(nbytes), nbytes >= PAYS)
+    _share(f, rows, _blocks(nbytes), _paying(nbytes, EACH) if nbytes >= PAYS else 1)
 
 
 def over_products(f: Callable[[slice], None], rows: int, flops: float, nbytes: int = 0) -> None:
@@ -51,10 +54,16 @@ def over_products(f: Callable[[slice], None], rows: int, flops: float, nbytes: i
     `nbytes` is the size of what f goes over again beside its products. Without threads of our own f is called once, and the
     BLAS library's do the work. Few pieces: each packs the other factor of a product anew.
     """
-    if (threads := _threads.get()) <= 1 or flops < PAYS_FLOPS:
+    threads = _paying(flops, EACH_FLOPS) if flops >= PAYS_FLOPS else 1
+    if threads <= 1:
         f(slice(0, rows))
     else:
-        _share(f, rows, max(_blocks(nbytes), threads), True)
+        _share(f, rows, max(_blocks(nbytes), threads), threads)
+
+
+def _paying(work: float, each: float) -> int:
+    """How many threads are to share so much work."""
+    return min(_threads.get(), max(2, int(work / each))) if each else _threads.get()
 
 
 def pieces(at: slice, size: int) -> list[slice]:
@@ -78,7 +87,7 @@ def _blocks(nbytes: int) -> int:
     return -(-nbytes // BLOCK)
 
 
-def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> None:
+def _share(f: Callable[[slice], None], rows: int, count: int, threads: int) -> None:
     count = max(1, min(count, rows))
     blocks = iter([slice(i * rows // count, (i + 1) * rows // count) for i in range(count)])
 
@@ -86,7 +95,7 @@ def _share(f: Callable[[slice], None], rows: int, count: int, pays: bool) -> Non
         for block in blocks:  # the next block belongs to whichever thread asks for it
             f(block)
 
-    if count == 1 or not pays or (threads := _threads.get()) <= 1:
+    if count == 1 or threads <= 1:
         work()
         return
     others = [_helpers().submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]  # numpy.errstate
@@ -143,30 +152,35 @@ def in_turn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sharing_cores(largest: float = float("inf")) -> Iterator[None]:
-    """Within this context the work is shared out among threads: as many as the BLAS library had, which now has one.
+    """Within this context the work is shared out among threads: as many as the BLAS library had, which now has one, and as pay.
 
     `largest` is the operations of the largest matrix product: where that is small, the library's waiting threads are sooner
-    at work than ours. It is `in_turn` then, and for a library that does not let itself be told (other than OpenBLAS on Linux).
-    Does nothing on a GPU and inside of another such context.
+    at work than ours, as many of them as pay. It is `in_turn` then, where none are to be kept from it, and for a library that does
+    not let itself be told (other than OpenBLAS on Linux). Does nothing on a GPU and inside of another such context.
     """
     if backend.name() != "numpy" or _threads.get():
         yield
         return
-    blas = _openblas() if largest >= PAYS_SHARING else None
-    if blas is None:
+    share, most, blas = largest >= PAYS_SHARING, of_library(largest), _openblas()
+    if blas is None or not (share or most < (os.cpu_count() or 1)):
         with in_turn():
             yield
         return
     get, put = blas
     with _turns.taken(alone=True):
         had = get()
-        token = _threads.set(had)
+        token = _threads.set(had if share else 1)
         try:
-            put(1)
+            put(1 if share else min(had, most))
             yield
         finally:
             put(had)
             _threads.reset(token)
+
+
+def of_library(largest: float) -> int:
+    """How many of the library's threads pay, at most, where the largest product has so many operations."""
+    return int(max(1, min(largest / OF_LIBRARY, 1 << 20))) if OF_LIBRARY else 1 << 20
 
 
 def threads_of_library() -> int:

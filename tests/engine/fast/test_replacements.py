@@ -1,6 +1,6 @@
 """Every replacement against its text: values, all gradients, dtypes, and that one can be done without."""
 
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_ops import CASES, CONDITIONS, K, frozen, gradients
 
 from minipeft.engine import OPS, fast, ops, tensor, value_and_grad
-from minipeft.engine.fast import REPLACEMENTS
+from minipeft.engine.fast import REPLACEMENTS, compiled
 from minipeft.engine.tensor import unbroadcast
 
 np.zeros(())
@@ -29,16 +29,31 @@ def test_what_is_replaced_has_a_bound():
     assert REPLACEMENTS["numpy"].keys() - OPS.keys() == {"add_at", "adamw", "gradients"}  # below; tests/train
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", FAST)
+def every(name):
+    """The replacements of an op, each of which stands for the one after it where it may."""
+    link = REPLACEMENTS["numpy"][name]
+    while link is not None:
+        yield link
+        link = link.other
+
+
+COMPILED = importlib.util.find_spec("numba") is not None  # else those are left to NumPy's
+WAYS = [(n, i, dtype) for n in FAST for i, link in enumerate(every(n)) for dtype in (np.float32, np.float64)
+        if link.when is not compiled.single or (COMPILED and dtype == np.float32)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "way", "dtype"), WAYS)
 @given(data=st.data())
-def test_a_replacement_equals_its_text(name, dtype, data):
+def test_a_replacement_equals_its_text(name, way, dtype, data):
+    link = list(every(name))[way]
+    when = None if link.when is compiled.single else link.when  # few numbers will do here
     case = data.draw(CASES[name][0]).astype(dtype)
     exact, everything = case.astype(np.float64), tuple(range(len(case.args)))
     with fast.text():
         g = frozen(case.cotangent(OPS[name](*case.args, **case.constants).shape).astype(dtype))
         want, want_grads = gradients(OPS[name], exact, everything, g.astype(np.float64))
-    y, grads = gradients(OPS[name], case, everything, g)
+    with tensor.taking({name: link._replace(when=when, other=None)}):
+        y, grads = gradients(OPS[name], case, everything, g)
     bound, bounds = CONDITIONS[name](g.astype(np.float64), *exact.args, **exact.constants)
     u = np.finfo(dtype).eps / 2
     assert (y.shape, y.dtype) == (want.shape, dtype)
@@ -59,6 +74,40 @@ def test_the_comparison_sees_a_replacement_that_is_wrong(name, data):
     bound, _ = CONDITIONS[name](np.ones(want.shape), *case.args, **case.constants)
     off = abs(1e-6 * want) > K * np.finfo(np.float64).eps / 2 * np.broadcast_to(bound, want.shape)
     assert off[abs(want) > 1e-3].all()
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs numba")
+def test_what_is_compiled_is_taken_and_leaves_nan_and_infinity_as_they_are(monkeypatch):
+    x = np.linspace(-110, 110, compiled.LEAST, dtype=np.float32)
+    x[:6] = np.nan, np.inf, -np.inf, 0.0, 88.9, -88.9
+    y, found = np.full_like(x, 2), {}
+    for way in ("compiled", "NumPy's"):
+        with monkeypatch.context() as m, np.errstate(invalid="ignore"):
+            m.setattr(compiled, "installed", lambda way=way: way == "compiled")
+            loss = lambda t: ops.sum(ops.silu_mul(t["x"], t["y"]))
+            found[way] = ops.silu_mul(x, y), *value_and_grad(loss)(dict(x=x, y=y))[1].values()
+    for a, b in zip(found["compiled"], found["NumPy's"], strict=True):
+        assert (np.isnan(a) == np.isnan(b)).all() and a.tobytes() != b.tobytes()
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)  # a slope passes through 0
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs numba")
+def test_adamw_compiled():
+    """Against the text in float64: each entry is made of a few roundings."""
+    from minipeft.train import AdamW, optimisers
+    from minipeft.train.fast import adamw
+
+    rng, o = np.random.default_rng(0), AdamW(weight_decay=0.1)
+    x, g, m, v = (rng.standard_normal(compiled.LEAST) for _ in range(4))
+    given = dict(x=x), dict(x=g), {"m/x": m, "v/x": abs(v)}
+    with fast.text():
+        want, after = optimisers.adamw(*given, 3, dict(x=0.1), o)
+    got, kept = adamw(*[{k: a.astype(np.float32) for k, a in d.items()} for d in given], 3, dict(x=0.1), o)
+    with np.errstate(all="raise"):
+        step = 0.1 * abs(after["m/x"]) / np.sqrt(after["v/x"]) * 20 + abs(x)
+    assert got["x"].dtype == np.float32 and (abs(got["x"] - want["x"]) <= 8 * 2.0**-24 * step).all()
+    for k, a in after.items():
+        assert (abs(kept[k] - a) <= 8 * 2.0**-24 * (abs(given[2][k]) + abs(g) + g * g)).all(), k
 
 
 INDICES = [3, slice(1, 4), (slice(None), 2), (Ellipsis, slice(0, 2)), np.array([0, 2, 2, 0]), (np.array([1, 1]), np.array([3, 3])),
