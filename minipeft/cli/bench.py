@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from minipeft.bench import METHODS, SIZES, TASKS, fits
-from minipeft.cli.options import Backend, Json, Set, Targets, known, many, named, one_of
+from minipeft.cli.options import Backend, Json, Set, Targets, Workers, known, many, named, one_of
 from minipeft.cli.outputs import Outputs
 from minipeft.cli.settings import chosen_settings, settings_not_for
 from minipeft.cli.terminal import Kept, progress
@@ -47,14 +47,7 @@ def bench(
         Optional[list[int]],  # noqa: UP045
         typer.Option(min=1, max=1024, help="Threads for both sides; several numbers one after another (default: 2)."),
     ] = None,
-    workers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="N|auto",
-            help="Share our step, and the threads, out among so many processes; auto: as many as pay.",
-            autocompletion=one_of("auto"),
-        ),
-    ] = None,
+    workers: Workers = None,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure torch.compile beside it.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Where our step's time and bytes go, by op.")] = False,
     tf32: Annotated[bool, typer.Option("--tf32", help="On a GPU: products in TensorFloat-32, on both sides.")] = False,

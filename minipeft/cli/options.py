@@ -154,6 +154,15 @@ Weight = Annotated[
         "adapters up in order, and `combine` counts each once.",
     ),
 ]
+Workers = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        metavar="N|auto",
+        help="Processes that share each batch, the base and the threads (Linux); auto: as many as pay. "
+        "`mpiexec -n N minipeft train …` starts them itself.",
+        autocompletion=one_of("auto"),
+    ),
+]
 Backend = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

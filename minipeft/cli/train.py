@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -22,6 +22,7 @@ from minipeft.cli.options import (
     Seed,
     Set,
     Targets,
+    Workers,
     known,
     many,
     one_of,
@@ -57,15 +58,7 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Keep less for the backward pass, which computes each layer again.")
     ] = False,
-    workers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="N|auto",
-            help="Processes that share each batch and the base (Linux); auto: as many as pay. "
-            "`mpiexec -n N minipeft train …` starts them itself.",
-            autocompletion=one_of("auto"),
-        ),
-    ] = None,
+    workers: Workers = None,
     dtype: Dtype = None,
     backend: Backend = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""On the host, by loops that Numba compiles, where it is installed (`pip install "minipeft[fast]"`): float32, and not too few numbers.
+"""On the host, by loops that Numba compiles, where it is installed (`pip install numba`): float32, and not too few numbers.
 
 What they compute is said in `kernels.py`, which is read when the first of them is called. MINIPEFT_NUMBA=0 does without.
 """
