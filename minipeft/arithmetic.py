@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted, Adapter
+from minipeft.arrays import declared
 from minipeft.changes import Change, Sum
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.factors import singular
 from minipeft.errors import Bad
-from minipeft.method import Method, change_of, is_weight, is_whole, low_rank_method, ties
+from minipeft.method import METHODS, Method, change_of, is_weight, is_whole, load_methods, ties
 from minipeft.model.batch import Batch
 from minipeft.model.parts import tied
 from minipeft.settings import Settings, check, choice, such_that, within
@@ -110,6 +111,17 @@ def combine(
     options = {k: v for n in weights for k, v in adapted.adapter(n).options.items()} | _tied(adapted, weights, at)
     adapter = Adapter(name, first, at, arrays, frozenset(arrays), options)
     return Adapted(adapted.model, (adapter,))
+
+
+def low_rank_method() -> type[Method]:
+    """The method of the package of which W' = W + s B A and b' = b + s c are all: what adapters are made into when they are combined."""
+    load_methods()
+    trio = {"A": ("r", "in"), "B": ("out", "r"), "c": ("out",)}
+    for cls in METHODS.values():
+        arrays = {k: a.shape for k, a in declared(cls).arrays.items() if a.trained}
+        if cls.__mro__[1] is Method and cls.__module__.startswith(f"{__package__}.") and arrays == trio:
+            return cls
+    raise LookupError("no method trains A (r, in), B (out, r) and c (out) alone")
 
 
 def _tied(adapted: Adapted, names: Iterable[str], at: Mapping[str, Method]) -> dict[str, Any]:

@@ -88,6 +88,16 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Network:
+    """The trained parameters of a network of the base's kind, which sites share: `of(method, site)` is its architecture and
+
+    {name of an array: the parameter that it is}.
+    """
+
+    of: Callable[..., tuple[Any, Mapping[str, str]]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Size:
     """A letter of shapes."""
 
@@ -178,6 +188,14 @@ def of_parts(setting: str, trained: str = "", same_sites: bool = False, **starts
     return Parts(setting, trained, same_sites, tuple(starts.items()))
 
 
+def network(of: Callable[..., tuple[Any, Mapping[str, str]]]) -> Any:
+    """The parameters of a network of the base's kind: `of(method, site)` is its architecture and {name of an array: its parameter}.
+
+    They are trained and shared by all sites; norms begin at 1, biases at 0, all else at N(0, 0.02²).
+    """
+    return Network(of)
+
+
 def size(expression: str) -> Any:
     """A letter of shapes, from settings and the site."""
     return Size(expression)
@@ -227,7 +245,7 @@ class Declared:
     arrays: Mapping[str, Array]
     parts: Mapping[str, Parts]
     groups: tuple[Each, ...]
-    order: tuple[Any, ...]  # (name, Array, Each or Parts), as they are drawn
+    order: tuple[Any, ...]  # (name, Array, Each, Parts or Network), as they are drawn
     letters: Mapping[str, Size | Fact]
     required: tuple[Requires, ...]
     held: Held | None
@@ -248,7 +266,7 @@ def _read(cls: Any) -> Declared:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         for name, it in base.__dict__.items():
-            if isinstance(it, Array | Each | Parts | Size | Fact | Requires | Held | Kept) or name in found:
+            if isinstance(it, Array | Each | Parts | Network | Size | Fact | Requires | Held | Kept) or name in found:
                 found[name] = it
 
     def of(*kinds: type) -> dict[str, Any]:
@@ -257,7 +275,7 @@ def _read(cls: Any) -> Declared:
     last = list(of(Held).values())
     groups = tuple(of(Each).values())
     arrays = of(Array) | {name: a for group in groups for name, a in group.arrays}
-    order = tuple(of(Array, Each, Parts).items())
+    order = tuple(of(Array, Each, Parts, Network).items())
     required = tuple(of(Requires).values())
     return Declared(arrays, of(Parts), groups, order, of(Size, Fact), required, last[-1] if last else None, of(Kept))
 

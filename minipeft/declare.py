@@ -1,6 +1,20 @@
 """All that a method file needs, by one import."""
 
-from minipeft.arrays import divides, each, fact, held, in_layers, keeps, of_parts, requires, size, stored, trained, when
+from minipeft.arrays import (
+    divides,
+    each,
+    fact,
+    held,
+    in_layers,
+    keeps,
+    network,
+    of_parts,
+    requires,
+    size,
+    stored,
+    trained,
+    when,
+)
 from minipeft.changes import lowrank, mapped, replaced, rotated, scaled, shift, steady, swapped, through
 from minipeft.errors import Bad, Unfit
 from minipeft.matrices import cayley, circulant, qr, skew, tucker
@@ -19,7 +33,7 @@ __all__ = [
     "DOWN", "FAST_PART", "QR_PART", "QUERY_VALUE", "SVD_PART", "UP", "Bad", "Base", "Here", "Method", "OverAdapters",
     "Site", "Step", "Unfit", "at_least", "beginning", "by", "cayley", "choice", "circulant", "common_width", "count",
     "distinct", "divides", "each", "either", "extremes", "fact", "fill", "found", "found_together", "free",
-    "globbed", "held", "in_layers", "inverse", "keeps", "lowrank", "mapped", "memory", "normal", "norms", "of_parts",
+    "globbed", "held", "in_layers", "inverse", "keeps", "lowrank", "mapped", "memory", "network", "normal", "norms", "of_parts",
     "orthonormal", "parts", "places", "positive", "qr", "replaced", "requires", "rotated", "same", "scaled",
     "setting", "shift", "size", "skew", "steady", "stored", "such_that", "swapped", "through", "trained", "tucker", "uniform",
     "when", "within", "words", "xavier", "zero_if",

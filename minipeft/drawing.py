@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.arrays import Array, Each, Fact, Parts, declared, held_for, hold, settings_of
+from minipeft.arrays import Array, Each, Fact, Network, Parts, declared, held_for, hold, settings_of
 from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.expressions import evaluate, names
 from minipeft.method import Method, Site
+from minipeft.model.parts import kind_of, shapes
+from minipeft.starts import ZERO, fill, normal
 
 
 class Facts:
@@ -120,6 +122,8 @@ def there(facts: Facts, shared: bool = False) -> Iterator[There]:
     for own, it in declared(type(facts.method)).order:
         if isinstance(it, Parts):
             yield from _of_parts(facts, it) if not shared else ()
+        elif isinstance(it, Network):
+            yield from _of_network(facts, it) if shared else ()
         elif isinstance(it, Each):
             if it.arrays[0][1].shared == shared:
                 for n in range(int(facts.value(it.how_many))):
@@ -164,6 +168,18 @@ def _of_parts(facts: Facts, part: Parts) -> Iterator[There]:
             told = inner.with_letter(**settings_of(facts.method)) if it.name in starts else inner  # whose start it is
             trained = bool(part.trained) and bool(facts.value(part.trained))
             yield There(name, it.shape, array, told, trained, it.own, None if given or part.same_sites else k)
+
+
+BEGINS = {"norm": fill(1), "bias": ZERO}  # parameters of a network; all others are drawn
+DRAWN = normal(0.02)
+
+
+def _of_network(facts: Facts, network: Network) -> Iterator[There]:
+    arch, named = network.of(facts.method, facts.site)
+    every = shapes(arch)
+    for name, param in named.items():
+        start = BEGINS.get(kind_of(param, every[param]), DRAWN)
+        yield There(name, every[param], Array(every[param], True, start, shared=True), facts, True, name)
 
 
 def given_to(method: Method) -> Mapping[str, Mapping[str, Any]]:
@@ -221,10 +237,9 @@ def demand(method: Method, facts: Facts) -> None:
 def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
     """{name: (array, whether it is trained)} as a method begins at a site, or what its sites share.
 
-    Raises `Bad` for what the method requires at the site and is not so, or where a start has another shape than declared.
+    Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
     """
-    if not shared:
-        demand(facts.method, facts)
+    demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
     given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))

@@ -148,10 +148,9 @@ class Here:
             raise Bad(f"{self.site}: this method needs {name}; the batch has none")
         return self.run.batch.host(name)
 
-    def add_loss(self, weight: float, h: Any) -> None:
-        """Add to the loss of this pass `weight` times that of the head on h, (b, t, d): of a model of next tokens, with labels."""
-        if weight and self.arch.head == "lm":
-            self.run.add_loss(weight, h)
+    def add_loss(self, weight: float, logits: Callable[[], Any]) -> None:
+        """Add to the loss of this pass `weight` times that of these logits, shaped as the head's; made only with labels."""
+        self.run.add_loss(weight, logits)
 
     @property
     def past(self) -> int:
@@ -347,17 +346,6 @@ def whole_method() -> Method:
     """The method that brings any parameter whole: what trains whole modules, biases and heads."""
     load_methods()
     return next(cls for cls in METHODS.values() if is_whole(cls) and cls().takes in ("parameters", ""))()
-
-
-def low_rank_method() -> type[Method]:
-    """The method of the package of which W' = W + s B A and b' = b + s c are all: what adapters are made into when they are combined."""
-    load_methods()
-    trio = {"A": ("r", "in"), "B": ("out", "r"), "c": ("out",)}
-    for cls in METHODS.values():
-        arrays = {k: a.shape for k, a in declared(cls).arrays.items() if a.trained}
-        if cls.__mro__[1] is Method and cls.__module__.startswith(f"{__package__}.") and arrays == trio:
-            return cls
-    raise LookupError("no method trains A (r, in), B (out, r) and c (out) alone")
 
 
 def ties(method: Method) -> bool:

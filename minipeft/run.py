@@ -320,10 +320,10 @@ class Run:
         self.added = []
         return model_forward(self, batch, past)
 
-    def add_loss(self, weight: float, h: Any) -> None:
-        """Keep `weight` times the loss of the head on h, if there are labels: it is part of this pass's loss."""
-        if self.tokens.labels is not None:
-            self.added.append(weight * judged(self, h, self.tokens, None)[3])
+    def add_loss(self, weight: float, logits: Callable[[], Any]) -> None:
+        """Keep `weight` times the loss of these logits, if there are labels: it is part of this pass's loss."""
+        if weight and (self.tokens.labels if self.arch.per_token else self.batch.labels) is not None:
+            self.added.append(weight * judged(self.arch, logits(), self.tokens, self.batch.labels))
 
     def prepare(self, forward: Callable[[], Any]) -> None:
         """What methods do before a pass; `forward()` is a pass of the model as it stands."""

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from minipeft.adapted import Adapted
-from minipeft.conformance.laws import K, sensitivity
+from minipeft.conformance.laws import K
 from minipeft.engine import ops
 from minipeft.engine.tensor import value, value_and_grad
 from minipeft.model.base import Model
 from minipeft.model.batch import batch
+from minipeft.model.sensitivity import sensitivities
 
 PLACES = {"embeds": "inputs_embeds", "decoder_embeds": "decoder_inputs_embeds", "pixels": "pixel_values"}
 
@@ -55,19 +56,21 @@ def ratios(model: Model, given: Mapping[str, np.ndarray], want: Mapping[str, np.
     cond of a result is how much it moves for a relative change of 1 in every number of the model (`sensitivity`). Outputs
     are compared at the tokens that the mask shows.
     """
+    shown = given.get("attention_mask")
+
+    def seen(a: np.ndarray) -> np.ndarray:
+        return a[shown == 1] if shown is not None and a.shape[:2] == shown.shape else a
+
     got = compute(model, given)
     assert set(got) == set(want)
-    shown = given.get("attention_mask")
+    cond = sensitivities(lambda m, _: {k: seen(a) for k, a in compute(m, given).items()}, model, {})
     out = {}
     for name, mine in got.items():
         assert mine.dtype == model.dtype, f"{name} is {mine.dtype} in a model in {model.dtype}"
-        per_token = shown is not None and mine.shape[:2] == shown.shape
-        seen = (lambda a: a[shown == 1]) if per_token else (lambda a: a)
         assert mine.shape == want[name].shape, name
         assert np.isfinite(seen(mine)).all(), name
-        cond = sensitivity(lambda m, _, name=name, seen=seen: seen(compute(m, given)[name]), model, {})
         u = float(np.finfo(model.dtype).eps) / 2
-        out[name] = float(abs(seen(mine).astype(np.float64) - seen(want[name])).max()) / (u * cond)
+        out[name] = float(abs(seen(mine).astype(np.float64) - seen(want[name])).max()) / (u * cond[name])
     return out
 
 

@@ -1,5 +1,7 @@
 """Settings that every test shares."""
 
+import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -11,7 +13,10 @@ if sys.dont_write_bytecode:  # some hundred processes that tests start would eac
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
+import typer.main
 from hypothesis import HealthCheck, settings
+
+typer.main.get_command = functools.cache(typer.main.get_command)  # of one command line, which hundreds of tests call
 
 collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries are no tests
 
@@ -24,3 +29,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault of the test
 )
 settings.load_profile("default")
+
+
+def pytest_collection_finish():
+    """What is there for all of the run need not be looked through each time that garbage is collected."""
+    gc.collect()
+    gc.freeze()

@@ -1,14 +1,15 @@
 """What the tests of ranks share: ranks that are threads of this process, and micro-batches as a batch is cut into them."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from minipeft.train import fit
-from minipeft.train.exchange import Exchange, Packed, refuse_failures
+from minipeft.train.exchange import Exchange, Packed, added, refuse_failures
 
 
 class Thread(Exchange):
-    """One of several ranks in one process: they meet at a barrier, and gradients travel as bytes."""
+    """One of several ranks in one process: they meet at a barrier."""
 
     def __init__(self, rank, size, barrier, table):
         self.rank, self.size, self.barrier, self.table = rank, size, barrier, table
@@ -25,27 +26,42 @@ class Thread(Exchange):
         refuse_failures(words)
         return words
 
-    def gathered(self, mine, count, word, mark):
-        memory = bytearray(self.packed.nbytes * len(mine))
-        for i, arrays in enumerate(mine):
-            self.packed.put(arrays, memory, i)
-        self.sent += len(memory)
-        every = self.met((memory, word), mark)
-        found = [self.packed.taken(m, i) for m, _ in every for i in range(len(m) // self.packed.nbytes)]
-        assert len(found) == count
-        return found, [word for _, word in every]
+    def summed(self, mine, count, word, mark):
+        self.sent += self.packed.given(self.rank, self.size, len(mine))
+        every = self.met((list(map(self.packed.together, mine)), word), mark)
+        parts = [part for some, _ in every for part in some]
+        assert len(parts) == count
+        return added(parts), [word for _, word in every]
 
 
-def together(n, adapted, batches, **how):
+class Handing:
+    """A barrier of threads of which one runs at a time: who waits lets others run."""
+
+    def __init__(self, n):
+        self.barrier, self.running = threading.Barrier(n), threading.Lock()
+
+    def wait(self, seconds):
+        self.running.release()
+        try:
+            self.barrier.wait(seconds)
+        finally:
+            self.running.acquire()
+
+    def abort(self):
+        self.barrier.abort()
+
+
+def together(n, adapted, batches, one_at_a_time=False, **how):
     """What each of n ranks gets of one training."""
-    barrier, table = threading.Barrier(n), [None] * n
+    barrier, table = Handing(n) if one_at_a_time else threading.Barrier(n), [None] * n
 
     def of_rank(rank):
-        try:
-            return fit(adapted, batches, workers=Thread(rank, n, barrier, table), **how)
-        except BaseException as why:
-            barrier.abort()
-            return why
+        with barrier.running if one_at_a_time else contextlib.nullcontext():
+            try:
+                return fit(adapted, batches, workers=Thread(rank, n, barrier, table), **how)
+            except BaseException as why:
+                barrier.abort()
+                return why
 
     with ThreadPoolExecutor(n) as pool:
         found = list(pool.map(of_rank, range(n)))

@@ -299,6 +299,6 @@ def test_a_sum_travels_to_peft(tmp_path):
 
 
 def test_what_it_becomes_does_not_depend_on_which_methods_were_imported_first():
-    program = "import minipeft.methods.orthogonal.psoft, minipeft.method as m; print(m.low_rank_method().name)"
+    program = "import minipeft.methods.orthogonal.psoft, minipeft.arithmetic as a; print(a.low_rank_method().name)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "lora"

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=[pytest.mark.wide] if "fine_tune" in p.stem else [], id=p.stem) for p in EXAMPLES]
+)
 def test_it_runs(path, tmp_path):
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     few = ["4"] if path.stem.startswith("03") else []  # steps of training

@@ -15,7 +15,6 @@ build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(build)
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-QUICK = "03"  # executed in the default suite; the others, six to twelve seconds each, in the one with the libraries
 
 
 def committed(source):
@@ -76,10 +75,8 @@ def test_its_cells_are_those_of_its_source(source):
     assert all(o.get("name") != "stderr" for c in book.cells for o in c.get("outputs", ()))
 
 
-@pytest.mark.parametrize(
-    "source",
-    [pytest.param(s, marks=() if s.stem.startswith(QUICK) else pytest.mark.hf, id=s.stem) for s in build.SOURCES],
-)
+@pytest.mark.wide  # six to twelve seconds each
+@pytest.mark.parametrize("source", build.SOURCES, ids=lambda s: s.stem)
 def test_it_gives_what_it_shows(source):
     shown, found = outputs(committed(source)), outputs(build.built(source))
     assert [len(cell) for cell in shown] == [len(cell) for cell in found]

@@ -23,20 +23,31 @@ def test_its_session_runs(tmp_path, monkeypatch):
     assert (tmp_path / "adapter" / "adapter.json").exists()
 
 
-def test_its_lines_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    """What is below "On the command line", pasted; two steps of training stand for more."""
+FEW = "text,label,split\n" + "".join(f"text {i},{'ab'[i % 2]},{'test' if i % 4 else 'train'}\n" for i in range(24))
+QUICK = {"train": ["--data", "few.csv"], "check": ["--family", "llama"], "verify": ["--case", "*.forward.*"]}
+
+
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.wide)], ids=["quick", "pasted"])
+def test_its_lines_run_one_after_the_other(quick, tmp_path, monkeypatch, capsys):
+    """What is below "On the command line", pasted; two steps of training stand for more. Quick: on a part of their data."""
     block = README.split("On the command line")[1].split("```sh\n")[1].split("```")[0]
     block += README.split("Who computes what it says?")[1].split("```sh\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    lines = [line.partition("#")[0] for line in block.splitlines() if line.strip()]
+    (tmp_path / "few.csv").write_text(FEW)
+    lines = [line.partition("#") for line in block.splitlines() if line.strip()]
     assert len(lines) >= 8
-    for line in lines:
-        words = [w for word in line.split()[1:] for w in (sorted(glob.glob(word)) if "*" in word else [word])]
+    for line, _, remark in lines:
+        some = slice(3 if quick else None)
+        words = [w for word in line.split()[1:] for w in (sorted(glob.glob(word))[some] if "*" in word else [word])]
         less = {"train": ["--steps", "2"], "bench": ["--help"]}.get(words[0], [])  # bench: tests/cli/test_help.py
+        if quick and "new" not in words and "--require" not in words:
+            less = less + QUICK.get(words[0], [])
         with pytest.raises(SystemExit) as ended:
             main([*words, *less])
-        assert ended.value.code == 0, (line, capsys.readouterr().err)
+        shown = capsys.readouterr()
+        assert ended.value.code == 0, (line, shown.err)
+        assert all(verdict in shown.out for verdict in re.findall(r"PASS \d+ of \d+", remark)), (line, remark)
 
 
 def test_what_it_leaves_behind_is_ignored():

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_json, read_tensors
@@ -18,7 +19,7 @@ TEXTS = {
     "so": ["it is a day", "rain is wet"],
     "good": ["I love rain", "a good day"],
 }
-METHODS = ["lora", "dora", "ia3", "vera"]
+METHODS = in_turn(["lora", "dora", "ia3", "vera"], every=2)
 MODULES = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "down": "mlp.down_proj"}
 
 

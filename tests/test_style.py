@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,13 @@ def test_tools_find_nothing(words):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@cache
 def imports(path):
     """(module, whether at the top of the file) of every import."""
+    return list(_imports(path))
+
+
+def _imports(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     tops = set(map(id, tree.body))
     for node in ast.walk(tree):
@@ -45,12 +51,11 @@ def imports(path):
                 yield alias.name, id(node) in tops
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_optional_libraries_are_imported_where_they_are_used(path):
-    lazy = LAZY - ({"typer"} if path.parent.name == "cli" else set())  # which begins by asking for it
-    lazy = set() if "skeletons" in path.parts else lazy  # programs of their own
-    early = {m for m, top in imports(path) if top and m.split(".")[0] in lazy}
-    assert not early
+def test_optional_libraries_are_imported_where_they_are_used():
+    for path in FILES:
+        lazy = LAZY - ({"typer"} if path.parent.name == "cli" else set())  # which begins by asking for it
+        lazy = set() if "skeletons" in path.parts else lazy  # programs of their own
+        assert not {m for m, top in imports(path) if top and m.split(".")[0] in lazy}, path
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def check(
     ] = None,
     python: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The interpreter that the library is installed for (default: this one)."),
+        typer.Option(
+            help="The interpreter that the library is installed for (default: this one); minipeft need not be."
+        ),
     ] = None,
     json_: Json = None,
     backend: Backend = None,
@@ -122,16 +124,27 @@ def _beside(classes: list[Any], settings: Any, library: str, python: str | None,
     import dataclasses
 
     from minipeft.conformance.beside import beside
+    from minipeft.conformance.program import interpreters
     from minipeft.conformance.report import STYLES
 
+    if python is not None:
+        interpreters([python], [library])
     found, caption = {}, "difference: err/(u·cond) in float64, the larger of two sizes"
     with progress("comparing", len(classes)) as tick:
         for cls in classes:
             tick.doing(cls.name)
             found[cls.name] = beside(cls, settings[cls.name], library, python)
             tick(cls.name)
-    for name, rows in found.items():
-        shown = table(name, "difference", "bound", "verdict", right=("difference", "bound"), caption=caption)
+    for name, seen in found.items():
+        rows, taken = seen.rows, ", ".join(f"{f}={v}" for f, v in seen.readings.items())
+        shown = table(
+            f"{name}, {taken}" if taken else name,
+            "difference",
+            "bound",
+            "verdict",
+            right=("difference", "bound"),
+            caption=caption,
+        )
         for r in rows:
             ratio = "–" if r.ratio is None else f"{r.ratio:.2g}"
             shown.add_row(
@@ -142,7 +155,7 @@ def _beside(classes: list[Any], settings: Any, library: str, python: str | None,
             )
         why = dict.fromkeys(f"{r.quantity}: {r.reason}{f' ({r.known})' if r.known else ''}" for r in rows if r.reason)
         outputs.show(shown, *why)
-    outputs.json({name: [dataclasses.asdict(r) for r in rows] for name, rows in found.items()})
-    new = {r.outcome for rows in found.values() for r in rows if not r.known}
+    outputs.json({name: [dataclasses.asdict(r) for r in seen.rows] for name, seen in found.items()})
+    new = {r.outcome for seen in found.values() for r in seen.rows if not r.known}
     if new & {"FAIL", "ERROR"} or not new & {"PASS", "READING"}:
         raise typer.Exit(1)

@@ -82,6 +82,12 @@ def _required(incomplete: str) -> list[str]:
     return [before + comma + word for word in one_of(*dict.fromkeys([*GROUP_OF, *GROUPS]))(last)]
 
 
+Python = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        help="The interpreter that a harness runs under, PATH or NAME=PATH; minipeft need not be installed there."
+    ),
+]
 Case = Annotated[str, typer.Option("--case", help="The id of a case.", autocompletion=_cases)]
 
 
@@ -114,9 +120,7 @@ def verify(
     ] = 3,
     jobs: Jobs = None,
     limit: Limit = 20.0,
-    python: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH: the interpreter that a harness runs under.")
-    ] = None,
+    python: Python = None,
     strict: Strict = False,
     dtype: Annotated[
         str | None, typer.Option(help="float64 or float32 (default: the best it has).", autocompletion=one_of(*DTYPES))
@@ -160,7 +164,7 @@ def verify(
     from minipeft.conformance import expect as known_failures
     from minipeft.conformance import findings, report, verdicts
     from minipeft.conformance import verify as job
-    from minipeft.conformance.program import NotStarted, command_of
+    from minipeft.conformance.program import NotStarted, command_of, interpreters
     from minipeft.conformance.results import Result, to_lines
     from minipeft.processes import orphans_ended
 
@@ -169,13 +173,8 @@ def verify(
         known("--dtype", dtype, DTYPES)
     if update and expect is None:
         raise Bad("--expect-update: expected --expect FILE beside it")
-    pythons = {}
-    for word in python or ():
-        name, eq, path = word.partition("=")
-        if not eq or not name or not path:
-            raise Bad(f"--python {word}: expected NAME=PATH")
-        pythons[name] = path
     names = list(dict.fromkeys(implementation or ["minipeft"]))
+    pythons = interpreters(python or (), names)
     for name in names:
         command_of(name, pythons.get(name))
     try:

@@ -13,7 +13,7 @@ from minipeft.conformance import docstrings, verify
 from minipeft.conformance.cases import Case
 from minipeft.conformance.expect import explained, of_harness
 from minipeft.conformance.places import ARCH, OTHER_ARCH, OTHERS, place_of
-from minipeft.conformance.program import PEERS
+from minipeft.conformance.program import PEERS, START, Broken, NotStarted, Programs, command_of
 from minipeft.conformance.record.more import drawn
 from minipeft.conformance.record.of_method import SIZES, passes, weights
 from minipeft.conformance.record.one import generator
@@ -61,20 +61,33 @@ def cases_of(cls: type[Method], settings: Mapping[str, Any]) -> Iterator[Case]:
         raise unfit
 
 
-def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python: str | None = None) -> list[Row]:
-    """A row for every quantity, the worst over the sizes. Raises `Bad` for what is no library, is not installed, has no such method, or
-    not with these settings."""
+@dataclass(frozen=True)
+class Beside:
+    """A method and a library's: a row for every quantity, and the library's readings that were taken for the method."""
+
+    rows: list[Row]
+    readings: dict[str, str]
+
+
+def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python: str | None = None) -> Beside:
+    """The worst over the sizes of every quantity, in the library's readings where the settings do not say others. Raises `Bad` for what is
+    no library, is not installed, has no such method, or not with these settings."""
     if library not in PEERS:
         raise Bad(f"--against {library}: expected one of {', '.join(PEERS)}{near(library, PEERS)}")
-    made = list(cases_of(cls, settings))
-    chosen = verify.Chosen(tuple(made), {cls.name: {f: str(getattr(usual(cls), f)) for f in readings(cls)}})
     try:
-        results = verify.run(library, chosen, jobs=1, python=python, dtype=np.dtype(np.float64).name, limit=60.0)
-    except verify.NotStarted as why:
-        absent = "No module named" in str(why) or "PackageNotFoundError" in str(why)
-        raise Bad(f"{library}: it is not installed here" if absent else why) from None
-    if any(r.absent for r in results):
-        raise Bad(f"{library}: its harness has no {cls.name}")
+        with Programs(command_of(library, python), START) as programs:
+            about = programs.started(library)[1]
+    except (Broken, NotStarted) as why:
+        absent = any(word in str(why) for word in ("No module named", "PackageNotFoundError"))
+        elsewhere = f"{library}: it is not installed here; --python PATH names an interpreter that has it"
+        raise Bad(elsewhere if absent and not python else f"{library}: {why}") from None
+    if cls.name not in about["methods"]:
+        raise Bad(f"{library}: its harness has no {cls.name}; it has {', '.join(about['methods'])}")
+    followed = {f: v for f, v in about["readings"].get(cls.name, {}).items() if f not in settings and v != "*"}
+    followed = {f: v for f, v in followed.items() if v != str(getattr(usual(cls), f))}
+    made = list(cases_of(cls, {**followed, **settings}))
+    chosen = verify.Chosen(tuple(made), {cls.name: {f: str(getattr(usual(cls), f)) for f in readings(cls)}})
+    results = verify.run(library, chosen, jobs=1, python=python, dtype=np.dtype(np.float64).name, limit=60.0)
     reasons = {r.reason for r in results if r.outcome in ("SKIP", "N/A")}
     if len(reasons) == 1 and all(r.outcome in ("SKIP", "N/A") for r in results):
         raise Bad(f"{library} beside {cls.name} with these settings: {reasons.pop()}")
@@ -82,7 +95,7 @@ def beside(cls: type[Method], settings: Mapping[str, Any], library: str, python:
         dataclasses.replace(r, id=r.id.rpartition("-")[0]) for r in results
     )  # known by the cases that are recorded
     told = zip(results, explained(list(whole), of_harness(library)), strict=True)
-    return rows(made, [dataclasses.replace(found, id=r.id) for r, found in told])
+    return Beside(rows(made, [dataclasses.replace(found, id=r.id) for r, found in told]), followed)
 
 
 def rows(made: list[Case], results: list[Result]) -> list[Row]:

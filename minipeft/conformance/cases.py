@@ -113,9 +113,9 @@ def encode(case: Case) -> dict[str, bytes]:
     """The files of a case, by name."""
     from safetensors.numpy import save
 
-    files = {"in.safetensors": save({k: np.ascontiguousarray(v) for k, v in case.inputs.items()})}
+    files = {"in.safetensors": save({k: np.asarray(v, order="C") for k, v in case.inputs.items()})}
     if case.want:
-        files["want.safetensors"] = save({k: np.ascontiguousarray(v) for k, v in case.want.items()})
+        files["want.safetensors"] = save({k: np.asarray(v, order="C") for k, v in case.want.items()})
     files |= {f"adapter/{name}": data for name, data in case.files.items()}
     about = dict(
         format=FORMAT, id=case.id, since=case.since, method=case.method, check=case.check, variant=case.variant, ask=case.ask,

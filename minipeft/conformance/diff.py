@@ -18,6 +18,8 @@ from minipeft.errors import Bad
 from minipeft.limits import WORDS
 from minipeft.plain import cell
 
+NONE: Mapping[str, str] = {}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -36,9 +38,12 @@ class Row:
         return not self.reason and self.relative <= 1e-6  # of NaN it is not
 
 
-def diff(first: str, second: str, case: Case, limit: float = LIMIT) -> list[Row]:
-    """What two implementations give for a case: intermediates in the order of the first, if both can trace, and results."""
-    return _rows([_traced(name, case, limit) for name in (first, second)], second)
+def diff(first: str, second: str, case: Case, limit: float = LIMIT, pythons: Mapping[str, str] = NONE) -> list[Row]:
+    """What two implementations give for a case: intermediates in the order of the first, if both can trace, and results.
+
+    `pythons` are the interpreters of those that have one of their own.
+    """
+    return _rows([_traced(name, case, limit, pythons.get(name)) for name in (first, second)], second)
 
 
 def _rows(given: Sequence[Mapping[str, Mapping[str, np.ndarray]]], second: str) -> list[Row]:
@@ -54,7 +59,7 @@ def _rows(given: Sequence[Mapping[str, Mapping[str, np.ndarray]]], second: str) 
     return rows
 
 
-def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], str]:
+def bisect(name: str, case: Case, limit: float = LIMIT, pythons: Mapping[str, str] = NONE) -> tuple[list[Row], str]:
     """The intermediates that an implementation shares with minipeft, and the results; and where it first departs, in words.
 
     Raises `Bad` if there are none to compare: minipeft traces none of the case, or the implementation does not.
@@ -63,11 +68,13 @@ def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], str]
     mine = _traced("minipeft", case, limit)
     if not mine["trace"]:
         raise Bad(f"case {case.id}: minipeft traces no intermediate of it; {instead}")
-    given = [mine, _traced(name, case, limit)]
+    given = [mine, _traced(name, case, limit, pythons.get(name))]
     rows = _rows(given, name)
     steps = [r.name for r in rows if r.kind == "trace"]
+    own = [step for step in given[1]["trace"] if step not in steps]
     if not steps:
-        raise Bad(f"implementation {name} traces no intermediate of {case.id}; {instead}")
+        found = f"traces {', '.join(own)}, none of minipeft's {', '.join(mine['trace'])}" if own else "traces none"
+        raise Bad(f"implementation {name}: expected intermediates of {case.id}, {found}; {instead}")
     if case.tolerance in ("SHAPES", "SUBSPACE"):  # their values are not one
         rows = [r for r in rows if r.kind == "trace"]
     departed = next((r for r in rows if not r.same), None)
@@ -78,7 +85,8 @@ def bisect(name: str, case: Case, limit: float = LIMIT) -> tuple[list[Row], str]
     else:
         said = f"the same in all {len(steps)} intermediates"
     left = [step for step in mine["trace"] if step not in steps]
-    return rows, said + (f"; not traced: {', '.join(left)}" if left else "")
+    said += f"; not traced: {', '.join(left)}" if left else ""
+    return rows, said + (f"; minipeft has no {', '.join(own)}" if own else "")
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
@@ -93,11 +101,11 @@ def _row(name: str, a: np.ndarray, b: np.ndarray) -> Row:
     return Row(name, float(off[worst]) / largest, worst, (float(a[worst]), float(b[worst])))
 
 
-def _traced(name: str, case: Case, limit: float) -> dict[str, dict[str, np.ndarray]]:
+def _traced(name: str, case: Case, limit: float, python: str | None = None) -> dict[str, dict[str, np.ndarray]]:
     """The results of one implementation for a case, and its intermediates if it writes any. Raises `Bad` if it has none."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-        Programs(command_of(name), limit) as programs,
+        Programs(command_of(name, python), limit) as programs,
     ):
         folder, out, trace = (Path(scratch) / what for what in ("case", "out.safetensors", "trace.safetensors"))
         put(case, folder)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from minipeft.arrays import Array, Each, Parts, declared
+from minipeft.arrays import Array, Each, Network, Parts, declared
 from minipeft.drawing import Facts, There, there
 from minipeft.errors import Bad, Unfit
 from minipeft.expressions import plainly
@@ -102,6 +102,15 @@ def rows(method: type[Method]) -> Iterator[Row]:
             there_are = f"n < {it.how_many}"
             whens = ((own, a, f"{there_are} and ({a.when})" if a.when else there_are) for own, a in it.arrays)
             yield from (_row(f"{own}{{n}}", a, when) for own, a, when in whens)
+        elif isinstance(it, Network):
+            yield Row(
+                f"{name}, a network",
+                ("as the base's",),
+                True,
+                "1 in norms, 0 in biases, else N(0, 0.02²)",
+                "",
+                "all sites",
+            )
         elif isinstance(it, Parts):
             starts = dict(it.starts)
             for own, a in declared(_part(method, it)).arrays.items():

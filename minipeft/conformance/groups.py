@@ -11,7 +11,7 @@ GROUPS = {
     "files": ("load",),
     "combine": ("combine",),
     "init": ("init", "start"),
-    "train": ("train",),
+    "train": ("train", "fit"),
 }
 GROUP_OF = {check: group for group, checks in GROUPS.items() for check in checks}
 LETTERS = dict(zip(GROUPS, "FGMLCIT", strict=True))

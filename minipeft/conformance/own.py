@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import minipeft
+from minipeft.arrays import rate
 from minipeft.checkpoints.native import decode, encode
 from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
 from minipeft.conformance.places import Arrays, Place, arrays_at, bias_of, held, place_at
@@ -16,8 +17,9 @@ from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import Tensor, value
 from minipeft.errors import Bad
 from minipeft.interop.peft.layer import load_layer
-from minipeft.method import METHODS, Method, is_weight, load_methods, weight_of
+from minipeft.method import METHODS, Method, Step, is_weight, load_methods, weight_of
 from minipeft.train import SGD, AdamW
+from minipeft.train.optimisers import clipped
 
 
 def method_of(case: Case) -> Method:
@@ -57,6 +59,10 @@ def as_asked(case: Case, method: Method, arrays: Arrays) -> Case:
 
 class Own:
     """Every ask, by the engine and the methods' own files."""
+
+    asks: frozenset[str] = (
+        frozenset()
+    )  # of a mutant: what alone it answers otherwise, none if that is told by its functions
 
     def info(self) -> dict[str, Any]:
         load_methods()
@@ -147,24 +153,64 @@ class Own:
         return {"sgd": SGD, "adamw": AdamW}[kind]
 
     def train(self, case: Case) -> Arrays:
+        return self.trained(case)
+
+    def fit(self, case: Case) -> Arrays:
+        return self.trained(case, whole=True)
+
+    def trained(self, case: Case, whole: bool = False) -> Arrays:
+        """The arrays after some steps; with `whole` of all that belongs to the method's training, not of its outputs alone."""
         theta, target = placed(case.named("array")), placed(case.named("target"))
         fixed, inputs = placed(case.named("stored")), placed(case.named("input", "base"))
         settings = dict(case.options["optimiser"])
-        steps, kind = settings.pop("steps"), settings.pop("kind")
+        steps, kind, limit = settings.pop("steps"), settings.pop("kind"), settings.pop("clip", None)
         optimiser: Any = self.optimiser(kind)(**settings)
-        state = optimiser.init(theta)
+        method, site = self.method(case), self.place(case).sites[0].name
+        rates = {k: optimiser.lr * (self.rate(method, k) if whole else 1.0) for k in theta}
+        state, own = optimiser.init(theta), dict[str, Any]()
 
         def f(theta: Arrays) -> Any:
             total: Any = 0.0
             for name, y in self.outputs(case, inputs, {**fixed, **theta}).items():
                 off = y - target[f"target.{name}"]
                 total = total + 0.5 * ops.sum(off * off)
-            return total
+            more = self.penalty(method, {site: theta}) if whole else None
+            return total if more is None else total + more
 
         for t in range(1, steps + 1):
             grads = {k: value(g) for k, g in value_and_grad(f)(theta)[1].items()}
-            theta, state = optimiser.step(theta, grads, state, t, dict.fromkeys(theta, optimiser.lr))
+            if whole:
+                step = Step(t, steps, {site: dict(theta)}, {site: grads}, {site: fixed}, own)
+                self.after_backward(method, step)
+                grads = step.grads[site]
+            if limit is not None:
+                grads = self.clipped(grads, limit)
+            theta, state = optimiser.step(theta, grads, state, t, rates)
+            if whole:
+                step = Step(t, steps, {site: dict(theta)}, {site: grads}, {site: fixed}, own)
+                self.after_step(method, step)
+                theta = step.theta[site]
         return fetched(theta) | {k: v for k, v in case.named("base").items() if k == "W"}
+
+    # what belongs to the training of a method beside its outputs
+
+    def rate(self, method: Method, name: str) -> float:
+        """The factor on an array's learning rate."""
+        return rate(method, name)
+
+    def penalty(self, method: Method, arrays: dict[str, Arrays]) -> Any:
+        """What is added to the loss."""
+        return method.penalty(arrays)
+
+    def after_backward(self, method: Method, step: Step) -> None:
+        method.after_backward(step)
+
+    def after_step(self, method: Method, step: Step) -> None:
+        method.after_step(step)
+
+    def clipped(self, grads: Arrays, limit: float) -> Arrays:
+        """The gradients, clipped."""
+        return clipped(grads, limit)
 
     def trace(self, case: Case) -> Arrays:
         """Intermediates of the outputs of a linear, in the order of their names: docs/format.md, section 8."""

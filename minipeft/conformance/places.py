@@ -3,13 +3,13 @@
 A `Place` is a model of one part, and names the arrays that meet a method there; the method is run there as everywhere, by
 `Run`. Sizes are distinct, so that no transposition passes: batch 3, time 4, in 14, out 10; 4 heads over 2 of keys and values,
 of width 5; 11 words. At other sizes, in 12, out 8 and heads of width 4, blocks of more than two elements fit both ways: a block
-of two may be its own transpose.
+of two may be its own transpose. Some methods need a linear of 18 outputs, or of 16 inputs, beside.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import array_of, declared, needs
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine import ops
-from minipeft.engine.backend import to_host
+from minipeft.engine.backend import to_device, to_host, xp
 from minipeft.engine.tensor import value
 from minipeft.engine.weight import widened
 from minipeft.errors import Unfit
@@ -30,6 +30,8 @@ from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.batch import Batch
 from minipeft.model.blocks import norm
+from minipeft.model.cache import Growing
+from minipeft.model.generate import carried
 from minipeft.model.tokens import Tokens
 from minipeft.run import Run
 
@@ -37,6 +39,10 @@ B, T, IN, OUT, WORDS = 3, 4, 14, 10, 11
 ARCH = Arch("llama", d=IN, layers=1, heads=4, kv_heads=2, head_dim=5, ff=22, vocab=WORDS, norm="rms", eps=1e-5)
 OTHER_ARCH, OTHER_OUT = dataclasses.replace(ARCH, d=12, head_dim=4), 8
 TALL_OUT = 18  # more than there are inputs
+EIGHTS = 16  # inputs in which runs of eight fit twice
+LONG = 5  # tokens of a padded text
+IN_DECODER = {"embedded": "embed.tokens.out", "prompts": "embed.tokens.out", "keys": "attn.kv", "heads": "attn.heads"}
+DECODER = "A decoder, below, with what the method does where the first word says."
 Q, NORM = "layers.0.attn.q", "layers.0.attn.norm"
 Arrays = dict[str, Any]
 
@@ -183,6 +189,54 @@ def _wrapped(arch: Arch, method: Any, inputs: Arrays, arrays: Arrays) -> Arrays:
     return dict(y=h)
 
 
+LAYER = dict(
+    norm="attn.norm", Wq="attn.q", Wk="attn.k", Wv="attn.v", Wo="attn.o"
+)  # of a decoder; these of every layer, numbered
+
+
+def _decoder(of: str) -> Callable[[Arch, Method, Arrays, Arrays], Arrays]:
+    """In a decoder of attention alone, at the site `of` of the text or of every layer."""
+
+    def act(arch: Arch, method: Method, inputs: Arrays, arrays: Arrays) -> Arrays:
+        d, dtype = arch.d, inputs["table"].dtype
+        params: Arrays = {
+            "embed.tokens.weight": inputs["table"],
+            "final.norm.weight": inputs["norm"],
+            "head.weight": inputs["head"],
+        }
+        own: dict[str, Arrays] = {site: {} for site in _sites_of(of, arch)}
+        for name, a in arrays.items():
+            to = [s for s in own if name.startswith(f"{s.replace('.', '_')}_")] if len(own) > 1 else []
+            for site in to or own:
+                own[site][name.removeprefix(f"{site.replace('.', '_')}_") if to else name] = a
+        for i in range(arch.layers):
+            params |= {f"layers.{i}.{module}.weight": inputs[f"{k}{i}"] for k, module in LAYER.items()}
+            params |= {f"layers.{i}.mlp.norm.weight": xp.ones(d, dtype)}
+            params |= {
+                f"layers.{i}.mlp.{k}.weight": xp.zeros(shape, dtype) for k, shape in (("up", (1, d)), ("down", (d, 1)))
+            }
+        first = int(inputs.get("past", inputs["ids"].shape[1]))
+        run = one(method, {}, params, own, arch, cache=Growing() if "past" in inputs else None)
+        mask, at = to_host(inputs["mask"])[:, :first].astype(bool), to_host(inputs["position_ids"])[:, :first]
+        text, labels, past, found = inputs["ids"][:, :first], None if "past" in inputs else inputs["labels"], 0, []
+        for j in range(first, inputs["ids"].shape[1] + 1):
+            told = run.forward(
+                Batch(text, to_device(mask), labels, position_ids=to_device(at), task_ids=inputs.get("task_ids")), past
+            )
+            found.append(told.logits[:, -text.shape[1] :])
+            past, mask, at = carried(told.tokens, past, mask, at)
+            text = inputs["ids"][:, j : j + 1]
+        y = ops.concatenate(*found, axis=1) if len(found) > 1 else found[0]
+        out = dict(y=y * inputs["mask"].astype(dtype)[:, :, None])
+        return out if labels is None else out | dict(loss=told.loss)
+
+    return act
+
+
+def _sites_of(end: str, arch: Arch) -> list[str]:
+    return [end] if end.startswith("embed.") else [f"layers.{i}.{end}" for i in range(arch.layers)]
+
+
 def _places(arch: Arch, out: int) -> dict[str, Place]:
     """Every kind of place, at the sizes of an architecture and the width of a linear's output."""
     d, joined, kv, e = arch.d, arch.heads * arch.dh, arch.kv * arch.dh, arch.dh
@@ -227,10 +281,36 @@ def _places(arch: Arch, out: int) -> dict[str, Place]:
         Place("wrapped", tuple(site(n, d) for n in ("embed.out", "layers.0", "layers.1")), dict(h=x, f0=x, f1=x), _wrapped, (),
               "h after the embedding goes through two layers, whose methods see layer n as h ↦ h ⊙ fn; y leaves the second."),
     )  # fmt: skip
-    return {p.name: p for p in found}
+    return {p.name: p for p in (*found, *_in_decoder(arch, found))}
 
 
-PLACES, OTHERS, TALL = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT), _places(ARCH, TALL_OUT)
+def _in_decoder(arch: Arch, found: tuple[Place, ...]) -> Iterator[Place]:
+    """The places of methods with virtual tokens in a decoder, at the widths of an architecture."""
+    deep, d = dataclasses.replace(arch, layers=2, head_dim=4, ff=1, positions="rope"), arch.d
+    joined, kv = deep.heads * deep.dh, deep.kv * deep.dh
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("ids", "mask", "position_ids"), (B, LONG))
+    shapes |= dict(table=(WORDS, d), norm=(d,), head=(WORDS, d))
+    for i in range(deep.layers):
+        layer = dict(norm=(d,), Wq=(joined, d), Wk=(kv, d), Wv=(kv, d), Wo=(d, joined))
+        shapes |= {f"{k}{i}": shape for k, shape in layer.items()}
+    for base, of in IN_DECODER.items():
+        site = _like(found, base, deep)
+        sites = tuple(dataclasses.replace(site, name=name, arch=deep) for name in _sites_of(of, deep))
+        own = shapes | ({"task_ids": (B,)} if base == "prompts" else {})
+        yield Place(f"{base}_in_decoder", sites, own, _decoder(of), tuple(own), DECODER)
+
+
+def _like(found: tuple[Place, ...], base: str, arch: Arch) -> Site:
+    """The site of a place, in another architecture."""
+    site = next(p for p in found if p.name == base).sites[0]
+    shape = {"keys": (arch.kv, arch.dh), "heads": (arch.heads * arch.dh,)}.get(base, site.shape)
+    return dataclasses.replace(site, shape=shape)
+
+
+PLACES, OTHERS = _places(ARCH, OUT), _places(OTHER_ARCH, OTHER_OUT)
+SIZED = {  # the places at several sizes
+    "": PLACES, "other": OTHERS, "tall": _places(ARCH, TALL_OUT), "eights": _places(dataclasses.replace(ARCH, d=EIGHTS), OUT),
+}  # fmt: skip
 BY_SITE = {
     "layers.0": "wrapped",
     "attn.q.weight": "linear", "mlp.out": "output", "attn.out": "output", "attn.heads": "heads", "attn.kv": "keys", "embed.tokens.out": "embedded",
@@ -245,7 +325,7 @@ def place_at(name: str, inputs: Mapping[str, Any]) -> Place:
     def fits(place: Place) -> bool:
         return all(k in inputs and np.shape(inputs[k]) == shape for k, shape in place.inputs.items())
 
-    return next((sized[name] for sized in (OTHERS, TALL) if fits(sized[name])), PLACES[name])
+    return next((sized[name] for sized in SIZED.values() if fits(sized[name])), PLACES[name])
 
 
 def place_of(method: Method) -> Place:

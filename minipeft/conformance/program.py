@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,13 +26,18 @@ from minipeft.errors import Bad, near
 from minipeft.limits import LINE_BYTES, LINES, NAME, SAID, STARTS
 from minipeft.processes import end_group, own_group
 
-INTEROP = Path(__file__).parents[1] / "interop"
+ROOT = Path(__file__).parents[2]  # where this package lies
+INTEROP = ROOT / "minipeft" / "interop"
 PEERS = tuple(sorted(p.parent.name.replace("_", "-") for p in INTEROP.glob("*/harness.py")))
 LIMIT = 20.0  # seconds a case may take, by default
 START = 60.0  # seconds that an implementation may take to say what it is, at least: it may load a library
 ENDING = 0.5  # seconds that a process may take to end after its standard output has
 CAUSE = re.compile(
     r"(thread '.*' (\(\d+\) )?panicked at |panic: |(.*: )?[Ff]atal error: |[A-Z][\w.]*(Error|Exception): )"
+)
+SERVE = (  # another interpreter may have no minipeft: this one then, and what else is missing there from beside it
+    "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
+    "runpy.run_module('minipeft.conformance.serve', run_name='__main__', alter_sys=True)"
 )
 READINGS = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
 
@@ -200,7 +206,7 @@ class Programs:
 def command_of(name: str, python: str | None = None) -> list[str]:
     """How to start an implementation. Raises `Bad`, with near misses, for a name that is none."""
     kind, _, rest = name.partition(":")
-    serve = [python or sys.executable, "-m", "minipeft.conformance.serve"]
+    serve = [python, "-c", SERVE, str(ROOT)] if python else [sys.executable, "-m", "minipeft.conformance.serve"]
     if kind == "exec" and rest.strip():
         try:
             return shlex.split(rest)
@@ -214,6 +220,22 @@ def command_of(name: str, python: str | None = None) -> list[str]:
         return [*serve, f"minipeft.interop.{name.replace('-', '_')}.harness:implementation"]
     known = ["minipeft", *PEERS, "python:module:object", "exec:command"]
     raise Bad(f"implementation {name!r}: expected one of {', '.join(known)}{near(name, known)}")
+
+
+def interpreters(words: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """{implementation: its interpreter} of what --python says: PATH, for all but minipeft, or NAME=PATH for one.
+
+    Raises `Bad` where NAME is not judged, and where PATH is no file.
+    """
+    out: dict[str, str] = {}
+    for word in words:
+        name, _, path = word.rpartition("=")
+        of, path = ([name], path) if name in names else ([n for n in names if n != "minipeft"], word)
+        if not shutil.which(path):
+            told = f"a file, or NAME=PATH with NAME of {', '.join(names)}"
+            raise Bad(f"--python {word}: expected {told}, found none{near(name, names) if name else ''}")
+        out |= dict.fromkeys(of, path)
+    return out
 
 
 def _signal(number: int) -> str:

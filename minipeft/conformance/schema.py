@@ -21,6 +21,7 @@ ASKS = {
     "unmerge_bfloat16": "weight and bias after merging and taking the adapter out again, the base being held in bfloat16",
     "init": "the arrays as training starts",
     "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
+    "fit": "the same in the method's own training: with its learning rates and penalty, what it does between steps, and clipped gradients",
     "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
     "quantize": "the four-bit codes, two in a byte, and the constants of the blocks",
     "dequantize": "the weight that a block-wise quantised one stands for",

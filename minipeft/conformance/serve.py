@@ -62,7 +62,7 @@ def _arrays(ask: str, given: Any) -> dict[str, np.ndarray]:
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         found = f"keys {', '.join(map(repr, given))}" if isinstance(given, Mapping) else type(given).__name__
         raise TypeError(f"expected {ask} to give a dict of arrays by their names, found {found}")
-    return {k: np.ascontiguousarray(v) for k, v in given.items()}
+    return {k: np.asarray(v, order="C") for k, v in given.items()}
 
 
 def main(argv: list[str]) -> None:

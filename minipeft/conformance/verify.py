@@ -90,7 +90,8 @@ def run(
         try:
             first, about = programs.started(name)
         except Broken as why:
-            raise NotStarted(f"implementation {name}: it does not start: {why}") from None
+            elsewhere = " (--python PATH names another interpreter)" if "No module named" in str(why) else ""
+            raise NotStarted(f"implementation {name}: it does not start: {why}{elsewhere}") from None
         about |= dict(strict=strict)
 
         def work(i: int) -> list[Result]:

@@ -23,11 +23,20 @@ from minipeft.model.tokens import Tokens, visibility
 
 @dataclass(frozen=True)
 class Bare:
-    """What the functions here ask of a run, for parameters that no method is at: a method's own network may be a `stack`."""
+    """What the functions here ask of a run, for parameters that no method is at: a method's own network may be a `stack`.
+
+    Before it stands what embeds a `batch`, perhaps.
+    """
 
     arch: Arch
     params: Mapping[str, Any]
+    batch: Any = None
     cache = None
+
+    @property
+    def dtype(self) -> Any:
+        """What it computes in."""
+        return next(iter(self.params.values())).dtype
 
     def has(self, name: str) -> bool:
         """Whether there is a parameter of this name."""
@@ -40,6 +49,10 @@ class Bare:
     def linear(self, module: str, x: Any) -> Any:
         """x Wᵀ + b."""
         return ops.linear(x, self.params[f"{module}.weight"], self.params.get(f"{module}.bias"))
+
+    def lookup(self, module: str, ids: Any) -> Any:
+        """Rows `ids` of a table."""
+        return ops.take(self.params[f"{module}.weight"], ids=ids)
 
     def at(self, site: str, h: Any, **facts: Any) -> Any:
         """h as it is."""

@@ -13,6 +13,7 @@ from minipeft.errors import Bad
 from minipeft.model.batch import Batch
 from minipeft.model.cache import Fixed, Growing
 from minipeft.model.graph import Replay, recorder
+from minipeft.model.tokens import Tokens
 from minipeft.settings import at_least, check, within
 
 
@@ -121,11 +122,8 @@ def generate(
         if replay is not None:  # the mask shows all room that there will be
             past, fresh, positions = past + 1, new, None if positions is None else positions + 1
         elif use_cache:
-            past, fresh = past + out.tokens.t, new
-            if out.tokens.virtual:  # they are in the bookkeeping of the pass
-                mask, positions = (None if x is None else to_host(x) for x in (out.tokens.mask, out.tokens.positions))
-            mask = None if mask is None else grown(mask, new_tokens if graph else 1)
-            positions = None if positions is None else positions[:, -1:] + 1
+            fresh = new
+            past, mask, positions = carried(out.tokens, past, mask, positions, new_tokens if graph else 1)
             if graph:
                 if positions is None and not seq2seq:
                     positions = np.full((rows, 1), past)
@@ -137,6 +135,15 @@ def generate(
             mask = None if mask is None else grown(mask)
             positions = None if mask is None else counted(mask)
     return np.stack(made, axis=1) if made else np.zeros((rows, 0), int)
+
+
+def carried(tokens: Tokens, past: int, mask: Any, positions: Any, more: int = 1) -> tuple[int, Any, Any]:
+    """After a pass, of which these are the tokens: how many there are in the cache, the mask with `more` visible ones, and the position
+    of the next token (b, 1); None where no mask, or no position, was given."""
+    if tokens.virtual:  # they are in the bookkeeping of the pass
+        mask, positions = (None if x is None else to_host(x) for x in (tokens.mask, tokens.positions))
+    mask = None if mask is None else grown(mask, more)
+    return past + tokens.t, mask, None if positions is None else positions[:, -1:] + 1
 
 
 def _token_by_token(run: Any, room: int) -> Replay:

@@ -31,6 +31,22 @@ def recorder() -> Any:
     return importlib.import_module(RECORDERS.get(backend.name(), backend.name()))
 
 
+def recorded(f: Callable[[], Any], changes: Sequence[Any] = (), pool: Any = None) -> Any:
+    """f as a graph, which a call replays; `changes` are arrays that it writes to, now as they were. Raises `Bad` for what cannot be recorded."""
+    before = [(x, x.copy()) for x in changes]
+    try:
+        graph = recorder().Graph(f, pool)
+    except RuntimeError as why:
+        if "captur" not in str(why):  # what CUDA, CuPy and the stand-in say of anything that a graph cannot hold
+            raise
+        raise Bad(
+            f"graph: something here waits for the host, copies from it or calls what cannot be recorded: {why}"
+        ) from None
+    for x, was in before:  # what was made before the recording was a rehearsal
+        x[...] = was
+    return graph
+
+
 class Replay:
     """f as graphs, one for all batches that look alike to the host; a call records one where none fits, and replays it.
 
@@ -67,22 +83,12 @@ class Replay:
         if len(self.known) == self.MOST:
             raise Bad(f"graph: batches of more than {self.MOST} shapes or masks; pad them alike, or go without graph")
         held, drawn = _Watched.of(batch), _Drawn(rng)
-        before = [(x, x.copy()) for x in self.changes]
 
         def f() -> Any:
             drawn.used = 0
             return self.f(held, drawn)
 
-        try:
-            graph = recorder().Graph(f, self.known[0][2].pool if self.known else None)
-        except RuntimeError as why:
-            if "captur" not in str(why):  # what CUDA, CuPy and the stand-in say of anything that a graph cannot hold
-                raise
-            raise Bad(
-                f"graph: something here waits for the host, copies from it or calls what cannot be recorded: {why}"
-            ) from None
-        for x, was in before:  # what was made before the recording was a rehearsal
-            x[...] = was
+        graph = recorded(f, self.changes, self.known[0][2].pool if self.known else None)
         self.known.append((held, drawn, graph))
         return graph
 

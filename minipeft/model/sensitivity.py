@@ -19,6 +19,13 @@ def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[st
 
     A base held in bfloat16 is widened for that.
     """
+    return sensitivities(lambda m, t: {"": f(m, t)}, model, theta)[""]
+
+
+def sensitivities(
+    f: Callable[[Model, dict], Mapping[str, Any]], model: Model, theta: Mapping[str, Any]
+) -> dict[str, float]:
+    """The same of each of several results."""
     model = model.astype(model.dtype)
     rng = np.random.default_rng(11)
     half = float(np.finfo(next(iter(theta.values())).dtype if theta else model.dtype).eps) ** 0.5
@@ -29,10 +36,10 @@ def sensitivity(f: Callable[[Model, dict], Any], model: Model, theta: Mapping[st
         x = widened(x)
         return x * to_device((1 + half * rng.choice([-1.0, 1.0], x.shape)).astype(x.dtype))
 
-    at = to_host(value(f(model, dict(theta))))
-    worst = float(abs(at).max())
+    at = {k: to_host(value(x)) for k, x in f(model, dict(theta)).items()}
+    worst = {k: float(abs(x).max()) for k, x in at.items()}
     for _ in range(3):
         other = dataclasses.replace(model, params={k: nudge(v) for k, v in model.params.items()})
-        there = to_host(value(f(other, {k: nudge(v) for k, v in theta.items()})))
-        worst = max(worst, float(abs(there - at).max()) / half)
+        for k, there in f(other, {k: nudge(v) for k, v in theta.items()}).items():
+            worst[k] = max(worst[k], float(abs(to_host(value(there)) - at[k]).max()) / half)
     return worst

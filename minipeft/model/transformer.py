@@ -12,6 +12,7 @@ from typing import Any
 
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad
+from minipeft.model.arch import Arch
 from minipeft.model.batch import Batch
 from minipeft.model.blocks import stack
 from minipeft.model.ends import embed, embed_image, head, loss_of, shifted_right
@@ -51,15 +52,14 @@ def forward(run: Any, batch: Batch, past: int = 0) -> Output:
         given = _placed(batch) | dict(labels=labels if arch.per_token else None)
         tokens, h = _begun(run, batch, "", batch.input_ids, batch.inputs_embeds, "attention_mask", past=past, **given)
         h = stack(run, "", h, tokens)
-    return Output(*judged(run, h, tokens, labels))
-
-
-def judged(run: Any, h: Any, tokens: Tokens, labels: Any) -> tuple[Any, Any, Tokens, Any]:
-    """logits of the hidden state h, (b, t, d), h itself, the tokens, and the loss; None without a head, and without labels."""
     logits = head(run, h, tokens)
-    labels = tokens.labels if run.arch.per_token else labels
-    loss = None if labels is None or logits is None else loss_of(run.arch, logits, labels, tokens.weights)
-    return logits, h, tokens, loss
+    return Output(logits, h, tokens, None if logits is None else judged(run.arch, logits, tokens, labels))
+
+
+def judged(arch: Arch, logits: Any, tokens: Tokens, labels: Any) -> Any:
+    """The loss of logits, None without labels; those of tokens are with the tokens."""
+    labels = tokens.labels if arch.per_token else _wide(labels)
+    return None if labels is None else loss_of(arch, logits, labels, tokens.weights)
 
 
 def _wide(ids: Any) -> Any:

@@ -1,21 +1,22 @@
 """What the ranks of a training tell one another: the gradients of the adapters, and a few words a step.
 
-A training cuts every batch by rows into parts, as many as it began with ranks. A rank computes some of the parts and is given the
-gradients of all; every rank adds them up in the order of the parts and takes the step that follows. So n ranks have bit for
-bit what one has that goes through the n parts as micro-batches, and however many ranks go on with it. The base does not travel,
-nor do batches: every rank is given the same.
+A training cuts every batch by rows into parts, as many as it began with ranks. A rank computes some of the parts; their gradients are
+added up in the order of the parts, each number by one of the ranks, which all are given the sums and take the step that follows. So
+n ranks have bit for bit what one has that goes through the n parts as micro-batches, and however many ranks go on with
+it. The base does not travel, nor do batches: every rank is given the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from minipeft.engine.backend import to_device, to_host
+from minipeft.engine.backend import xp
 from minipeft.errors import Bad
 from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
@@ -28,7 +29,7 @@ class Exchange:
     """
 
     rank, size = 0, 1
-    sent = 0  # bytes of gradients that this rank has given
+    sent = 0  # bytes of gradients and of their sums that this rank has given others
 
     def begin(self, state: State, identity: Callable[[], Mapping[str, str]]) -> State:
         """The state that all ranks go on from: rank 0's. Raises `Bad` where `identity()`, what is trained on what, differs."""
@@ -38,12 +39,12 @@ class Exchange:
         """What each rank says, by rank. Raises `Bad` if one has failed or is gone."""
         return [word]
 
-    def gathered(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[list[Arrays], list[Any]]:
-        """The arrays of all `count` parts, `mine` being those of `share(self, count)`, and what each rank says.
+    def summed(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[Arrays, list[Any]]:
+        """The arrays of all `count` parts added up in their order, `mine` being those of `share(self, count)`, and what each rank says.
 
         Raises `Bad` unless the ranks have one mark, which tells batches apart.
         """
-        return list(mine), [word]
+        return added(mine), [word]
 
     def met(self, word: Any, mark: Any) -> list[Any]:
         """What each rank says, the marks being the same."""
@@ -96,30 +97,75 @@ def refuse_failures(words: Sequence[Any]) -> None:
             raise Bad(f"rank {rank}: {word.line}" if rank else word.line)
 
 
+# --- arrays that lie together ------------------------------------------------------------------------------------------
+
+
 class Packed:
-    """Arrays of known shapes and types in bytes, one behind another: as they travel."""
+    """Where arrays of known shapes and types lie as they travel: those of a type one behind another in a vector."""
 
     def __init__(self, like: Mapping[str, Any]) -> None:
-        self.like = {k: (tuple(x.shape), np.dtype(x.dtype)) for k, x in like.items()}
-        self.nbytes = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.like.values())
+        self.sizes: dict[Any, int] = {}  # of the vectors, by type
+        self.places: dict[str, tuple[Any, slice, tuple[int, ...]]] = {}
+        for k, x in like.items():
+            dtype, shape = np.dtype(x.dtype), tuple(x.shape)
+            start = self.sizes.get(dtype, 0)
+            self.sizes[dtype] = start + math.prod(shape)
+            self.places[k] = dtype, slice(start, self.sizes[dtype]), shape
+        self.nbytes = sum(n * dtype.itemsize for dtype, n in self.sizes.items())
 
-    def views(self, memory: Any, at: int = 0) -> dict[str, np.ndarray]:
-        """The arrays that lie in this memory from byte `at` on."""
-        found, end = {}, at * self.nbytes
-        for k, (shape, dtype) in self.like.items():
-            n = int(np.prod(shape))
-            found[k] = np.frombuffer(memory, dtype, n, end).reshape(shape) if n else np.zeros(shape, dtype)
-            end += n * dtype.itemsize
-        return found
+    def put(self, arrays: Mapping[str, Any], vectors: Mapping[Any, Any]) -> Lying:
+        """Write arrays there, unless they lie in vectors of their own, which are copied whole."""
+        if isinstance(arrays, Lying):
+            for dtype, vector in vectors.items():
+                vector[...] = arrays.vectors[dtype]
+        made = Lying(self, vectors)
+        if not isinstance(arrays, Lying):
+            for k, there in made.items():
+                there[...] = arrays[k]
+        return made
 
-    def put(self, arrays: Mapping[str, Any], memory: Any, at: int) -> None:
-        """Write arrays there, as the part of this number."""
-        for k, there in self.views(memory, at).items():
-            there[...] = to_host(arrays[k])
+    def together(self, arrays: Mapping[str, Any]) -> Lying:
+        """The arrays in vectors, themselves if they lie so."""
+        if isinstance(arrays, Lying):
+            return arrays
+        return self.put(arrays, self.vectors())
 
-    def taken(self, memory: Any, at: int) -> Arrays:
-        """A copy of the part of this number, on the device."""
-        return {k: to_device(x.copy()) for k, x in self.views(memory, at).items()}
+    def vectors(self) -> dict[Any, Any]:
+        """Vectors of the device for them, not filled."""
+        return {dtype: xp.empty(n, dtype) for dtype, n in self.sizes.items()}
+
+    def given(self, rank: int, ranks: int, parts: int) -> int:
+        """Bytes that a rank gives the others, which has so many parts: the shares of those that they add up, and the sums of its own."""
+        own = {dtype: len(shares(ranks, n)[rank]) for dtype, n in self.sizes.items()}
+        return sum(
+            dtype.itemsize * (parts * (n - own[dtype]) + (ranks - 1) * own[dtype]) for dtype, n in self.sizes.items()
+        )
+
+
+class Lying(dict):
+    """Arrays by name, parts of `vectors`, one for each type."""
+
+    def __init__(self, packed: Packed, vectors: Mapping[Any, Any]) -> None:
+        self.packed, self.vectors = packed, vectors
+        super().__init__({k: vectors[dtype][at].reshape(shape) for k, (dtype, at, shape) in packed.places.items()})
+
+
+def scaled(arrays: Arrays, by: float) -> Arrays:
+    """The arrays times a number."""
+    if isinstance(arrays, Lying):
+        return Lying(arrays.packed, {dtype: v * by for dtype, v in arrays.vectors.items()})
+    return {k: x * by for k, x in arrays.items()}
+
+
+def added(parts: Sequence[Arrays]) -> Arrays:
+    """The sum of arrays of the same names, one part after the other."""
+    total = parts[0]
+    for more in parts[1:]:
+        if isinstance(total, Lying) and isinstance(more, Lying):
+            total = Lying(total.packed, {dtype: v + more.vectors[dtype] for dtype, v in total.vectors.items()})
+        else:
+            total = {k: total[k] + x for k, x in more.items()}
+    return total
 
 
 @contextlib.contextmanager

@@ -17,10 +17,10 @@ from minipeft.engine.fast import compiled, replaces
 from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.model.base import largest_matrix
 from minipeft.model.batch import Batch
-from minipeft.model.graph import Replay, recorder
+from minipeft.model.graph import Replay, recorded, recorder
 from minipeft.train import loop, optimisers
-from minipeft.train.exchange import ALONE, Exchange
-from minipeft.train.loop import finite_loss, one
+from minipeft.train.exchange import ALONE, Exchange, Lying, Packed
+from minipeft.train.loop import accumulated, finite_loss, one
 from minipeft.train.optimisers import AdamW, Arrays, clipped
 from minipeft.train.state import State
 
@@ -121,8 +121,9 @@ def gradients(
 class Recorded:
     """The steps of a training by graphs; the arrays that change stay where they are.
 
-    A step of AdamW on one batch, between whose steps no method acts, is one graph. Of any other step a graph holds the loss and
-    the gradients of a micro-batch.
+    A step of AdamW on one batch, between whose steps no method acts, is one graph. Where it is of several micro-batches, or of several
+    ranks, a graph holds the loss and the gradients of one of them, and another what is made of their sum. Of any other
+    optimiser or method the first of the two is a graph.
     """
 
     def __init__(
@@ -132,43 +133,62 @@ class Recorded:
         state: State,
         factors: Mapping[str, float],
         clip: float | None,
-        exchange: Exchange = ALONE,  # of one rank
+        exchange: Exchange = ALONE,
         recompute: bool = False,  # never
     ) -> None:
         self.adapted, self.optimiser, self.state, self.factors, self.clip = adapted, optimiser, state, factors, clip
+        self.exchange = exchange
         # rows first, as `adamw` reads them
         self.theta = {k: xp.empty(x.shape, x.dtype) for k, x in state.theta.items()}
         self.moments = {k: xp.empty(x.shape, x.dtype) for k, x in state.moments.items()}
         self._back_in_place()
         self.t, self.lr = xp.zeros((), xp.int32), xp.zeros((), xp.float64)
-        arch, changes = adapted.model.arch, (*self.theta.values(), *self.moments.values())
-        self.gradients = Replay(arch, self._gradients)
-        self.whole = Replay(arch, self._whole, changes=changes)
+        self.changes = (*self.theta.values(), *self.moments.values())
+        self.packed = Packed(self.theta)
+        self.gradients = Replay(adapted.model.arch, self._gradients)
+        self.whole = Replay(adapted.model.arch, self._whole, changes=self.changes)
+        self.sums: Lying | None = None  # of all parts' gradients, and the graph that reads them
+        self.updates: Any = None
         self.plain = type(optimiser) is AdamW and not any(intervenes(a.method) for a in adapted.in_use)
 
     def __call__(self, micro: Sequence[Batch], at: tuple) -> float:
         """One step; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
         base, _, seed, t, _ = at
-        if not self.plain or len(micro) != 1 or self.state.parts > 1:
-            replayed = lambda adapted, batch, theta, rng: self.gradients(batch, rng)
-            loss = one(self.adapted, micro, self.state, self.optimiser, self.factors, at, replayed)
+        replayed = lambda adapted, batch, theta, rng: self.gradients(batch, rng)
+        if not self.plain:
+            loss = one(self.adapted, micro, self.state, self.optimiser, self.factors, at, replayed, self.exchange)
             self._back_in_place()
             return loss
         self.t.fill(t)
         self.lr.fill(base)
-        return finite_loss(self.whole(micro[0], np.random.default_rng([seed, t, 0])), t)
+        if len(micro) == 1 and self.state.parts == 1:
+            return finite_loss(self.whole(micro[0], np.random.default_rng([seed, t, 0])), t)
+        how: dict[str, Any] = dict(seed=(seed, t), by=replayed, exchange=self.exchange, parts=self.state.parts)
+        value, grads = accumulated(self.adapted, micro, self.theta, **how)
+        loss = finite_loss(value, t)
+        if self.sums is None:
+            self.sums = self.packed.put(grads, self.packed.vectors())
+            self.updates = recorded(lambda: self._update(self.sums), self.changes)
+        else:
+            self.packed.put(grads, self.sums.vectors)
+        self.updates()
+        return loss
 
     def _gradients(self, batch: Batch, rng: Any) -> tuple[Any, Arrays]:
-        return self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)
+        loss, grads = self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)
+        return loss, self.packed.together(grads)
 
     def _whole(self, batch: Batch, rng: Any) -> Any:
-        loss, grads = self._gradients(batch, rng)
+        loss, grads = self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)
+        self._update(grads)
+        return loss
+
+    def _update(self, grads: Any) -> None:
         if self.clip is not None:
             grads = clipped(grads, self.clip)
         for k, x in self.theta.items():
             moments = self.moments[f"m/{k}"], self.moments[f"v/{k}"]
             recorder().adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
-        return loss
 
     def _back_in_place(self) -> None:
         """Copy what the state holds to where the graphs read it."""

@@ -24,7 +24,7 @@ from minipeft.method import Method, Step
 from minipeft.model.batch import IGNORE, Batch
 from minipeft.settings import at_least, check, positive
 from minipeft.shown import shortly
-from minipeft.train.exchange import ALONE, Exchange, agree, exchanging, share
+from minipeft.train.exchange import ALONE, Exchange, Lying, added, agree, exchanging, scaled, share
 from minipeft.train.optimisers import AdamW, Arrays, clipped, rate
 from minipeft.train.resume import Checkpoint, identity_of
 from minipeft.train.state import State, fetched
@@ -36,7 +36,7 @@ class Trained:
     """The outcome of `fit`: the model with its trained arrays, the loss of every step, seconds and tokens of this call.
 
     `penalties` are what the methods' own terms were of each loss, `ranks` how many processes trained, and `sent` the bytes
-    of gradients that a rank tells the others in a step.
+    of gradients and of their sums that rank 0 gives the others in a step.
     """
 
     adapted: Adapted
@@ -84,34 +84,32 @@ def accumulated(
 
     def part(p: int) -> tuple[Any, Arrays]:
         loss: Any = 0.0
-        grads: Arrays = {}
+        grads: list[Arrays] = []
         for i, (pieces, w) in enumerate(zip(cut, weights)):
             if p < len(pieces):
                 rng = np.random.default_rng([*seed, i * parts + p])
                 value, found = (by or gradients)(adapted, pieces[p], theta, rng)
                 loss = loss + w[p] / total * value.astype(xp.float64)
-                weighted = {k: _rows_first(g if alone else g * (w[p] / total)) for k, g in found.items()}
-                grads = {k: grads[k] + g for k, g in weighted.items()} if grads else weighted
-        return loss, grads
+                grads = [added([*grads, _rows_first(found if alone else scaled(found, w[p] / total))])]
+        return loss, grads[0]
 
     count = max(map(len, cut))
     mine = [part(p) for p in share(exchange, count)]
-    if exchange.size == 1:
-        losses, all_parts = [loss for loss, _ in mine], [grads for _, grads in mine]
-    else:
-        word = fetched([loss for loss, _ in mine])
-        all_parts, words = exchange.gathered([grads for _, grads in mine], count, word, _mark(batches))
-        losses = [loss for some in words for loss in some]
-    total_loss, grads = losses[0], all_parts[0]
-    for loss, more in zip(losses[1:], all_parts[1:]):
+    word, mark = [loss for loss, _ in mine], None
+    if exchange.size > 1:
+        word, mark = fetched(word), _mark(batches)
+    grads, words = exchange.summed([grads for _, grads in mine], count, word, mark)
+    total_loss, *losses = [loss for some in words for loss in some]
+    for loss in losses:
         total_loss = total_loss + loss  # not `sum`, which makes up for rounding where these are Python's own numbers
-        grads = {k: grads[k] + g for k, g in more.items()}
     return total_loss, grads
 
 
-def _rows_first(x: Any) -> Any:
-    """x as it travels: what follows adds numbers up in the order in which they lie."""
-    return xp.ascontiguousarray(x) if x.ndim else x
+def _rows_first(arrays: Arrays) -> Arrays:
+    """The arrays as they travel: what follows adds numbers up in the order in which they lie."""
+    if isinstance(arrays, Lying):
+        return arrays
+    return {k: xp.ascontiguousarray(x) if x.ndim else x for k, x in arrays.items()}
 
 
 def _mark(batches: Sequence[Batch]) -> int:
@@ -209,11 +207,8 @@ def fit(
         workers, why = chosen(adapted, data())
         note(f"{workers} worker{'s' * (workers > 1)} {why}")
     with exchanging(workers) as exchange:
-        if graph and (exchange.size > 1 or recompute):
-            other = "recompute" if recompute else "several workers"
-            raise Bad(
-                f"graph beside {other}: expected one of the two; what is recorded is one process, without recomputing"
-            )
+        if graph and recompute:
+            raise Bad("graph beside recompute: expected one of the two; what is recorded computes everything once")
         kept, state.parts = None, exchange.size
         if checkpoint is not None and exchange.rank == 0:
             kept = Checkpoint(Path(checkpoint), adapted, state, identity(), steps)
@@ -225,7 +220,7 @@ def fit(
                 compiled.kernels()  # likewise
         state = exchange.begin(state, identity)
         step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange, recompute)
-        tokens, started, done = 0, time.perf_counter(), len(state.losses)
+        tokens, started, done, sent = 0, time.perf_counter(), len(state.losses), exchange.sent
         for t in range(done + 1, steps + 1):
             micro = give(t)
             at = (optimiser.lr * rate(schedule, t, steps, warmup), clip, seed, t, steps)
@@ -245,7 +240,7 @@ def fit(
         _refuse_lost(state, steps)
         used = sum(m.nbytes for m in state.moments.values())
         after = adapted.replace(state.theta)
-        sent = exchange.sent // max(steps - done, 1)
+        sent = (exchange.sent - sent) // max(steps - done, 1)
         return Trained(after, state.losses, seconds, tokens, used, fetched(state.penalties), exchange.size, sent)
 
 

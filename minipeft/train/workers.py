@@ -13,6 +13,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from minipeft.adapted import Adapted
 from minipeft.engine import backend
 from minipeft.engine.fast import blocks
@@ -20,7 +22,7 @@ from minipeft.errors import Bad, near
 from minipeft.model.batch import Batch
 from minipeft.processes import cores, deaf_to_interrupts, end_with_parent
 from minipeft.shown import shortly
-from minipeft.train.exchange import Exchange, Failure, Packed, failure, refuse_failures, share
+from minipeft.train.exchange import Exchange, Failure, Lying, Packed, failure, refuse_failures, share, shares
 from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
 
@@ -32,8 +34,8 @@ GONE = (EOFError, ConnectionResetError, BrokenPipeError)
 class Workers(Exchange):
     """This process, rank 0, and others that it forks when the training begins. They end with it, each has its share of the cores.
 
-    Gradients lie in memory that all of them see, twice as many as there are parts: while the slowest still reads those of one
-    step, the fastest may write the next. Words go through rank 0.
+    Gradients lie in memory that all of them see, those of every part and their sums; of these each writes its share of the numbers.
+    Words go through rank 0. Twice in a step all have come as far: those before may be written over.
     """
 
     def __init__(self, size: int) -> None:
@@ -45,11 +47,10 @@ class Workers(Exchange):
         self.size = size
         self.others: list[tuple[int, Connection]] = []  # of rank 0: the processes
         self.up: Connection | None = None  # of the others: to rank 0
-        self.turn = 0
 
     def begin(self, state: State, identity: Callable[[], Mapping[str, str]]) -> State:
         self.packed, self.parts = Packed(state.theta), state.parts
-        self.memory = mmap.mmap(-1, max(2 * self.parts * self.packed.nbytes, 1))  # it ends with the processes
+        self.tables = {dtype: self._seen_by_all(self.parts + 1, n, dtype) for dtype, n in self.packed.sizes.items()}
         self.threads = blocks.threads_of_library()
         blocks.set_threads_of_library(min(self.threads, max(1, cores() // self.size)))
         for rank in range(1, self.size):
@@ -65,6 +66,12 @@ class Workers(Exchange):
             there.close()
             self.others.append((pid, here))
         return state
+
+    @staticmethod
+    def _seen_by_all(rows: int, n: int, dtype: Any) -> np.ndarray:
+        """An array (rows, n) in memory that processes share, and that ends with them."""
+        memory = mmap.mmap(-1, max(rows * n * dtype.itemsize, 1))
+        return np.frombuffer(memory, dtype, rows * n).reshape(rows, n)
 
     def _is(self, rank: int, up: Connection) -> None:
         """In a new process: be this rank. Nothing interrupts it but its parent, or its parent's end."""
@@ -95,14 +102,19 @@ class Workers(Exchange):
             other.close()
             return Failure(f"its process {_ended(pid)}; the training ends with it")
 
-    def gathered(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[list[Arrays], list[Any]]:
-        first = self.turn * self.parts
-        self.turn = 1 - self.turn
+    def summed(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[Arrays, list[Any]]:
         for i, arrays in zip(share(self, count), mine, strict=True):
-            self.packed.put(arrays, self.memory, first + i)
-            self.sent += self.packed.nbytes
+            self.packed.put(arrays, {dtype: table[i] for dtype, table in self.tables.items()})
         words = self.met(word, mark)
-        return [self.packed.taken(self.memory, first + i) for i in range(count)], words
+        for table in self.tables.values():
+            own = shares(self.size, table.shape[1])[self.rank]
+            at = slice(own.start, own.stop)
+            table[-1, at] = table[0, at]
+            for p in range(1, count):
+                table[-1, at] += table[p, at]
+        self.sent += self.packed.given(self.rank, self.size, len(mine))
+        self.told(None)  # the sums are there
+        return Lying(self.packed, {dtype: table[-1].copy() for dtype, table in self.tables.items()}), words
 
     def __enter__(self) -> Workers:
         return self

@@ -16,6 +16,7 @@ from minipeft.cli import main
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.wide
 def test_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["bench", "lora", "--size", "S", "--rounds", "1", "--json", str(tmp_path / "out.json")])

@@ -14,6 +14,7 @@ def measured(task, method, size, threads, plan):
     return dict(task=task, method=method, size=size, against=plan.against, ours_ms=12.5, ours_peak=1e6, share=0.5)
 
 
+@pytest.mark.wide
 def test_sweep_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(turns, "_measure", measured)
     with pytest.raises(SystemExit) as ended:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minipeft import attach, load, load_adapter, load_peft, save_adapter, save_peft
 from minipeft.adapted import Adapted
@@ -27,8 +28,16 @@ def adapter(folder, save=save_adapter, method=LoRA(r=2)):
     return adapted.replace(moved)
 
 
-def test_train_then_merge_then_convert(call, tmp_path):
-    words = ["train", "lora", tmp_path / "a", "--set", "r=2", "--steps", "2"]
+@pytest.fixture
+def few(tmp_path):
+    """Few texts to train and to judge on."""
+    rows = [f"{'good' if i % 2 else 'bad'} {i},{'ab'[i % 2]},{'test' if i % 8 == 7 else 'train'}" for i in range(40)]
+    (tmp_path / "few.csv").write_text("\n".join(["text,label,split", *rows]))
+    return ["--data", tmp_path / "few.csv"]
+
+
+def test_train_then_merge_then_convert(call, few, tmp_path):
+    words = ["train", "lora", tmp_path / "a", "--set", "r=2", "--steps", "2", *few]
     status, out, _ = call(*words)
     assert status == 0 and "accuracy" in out
     before = (tmp_path / "a" / "adapter.safetensors").read_bytes()
@@ -72,14 +81,14 @@ def test_combine(call, mistake, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_base_in_bfloat16(call, mistake, tmp_path):
+def test_a_base_in_bfloat16(call, mistake, few, tmp_path):
     half = attach(load(BASE, "bfloat16"), LoRA(r=2), targets="q_proj")
     save_adapter(half, tmp_path / "a")
     assert "another base" in mistake("convert", tmp_path / "a", tmp_path / "b", "--dtype", "float32")
     status, out, _ = call("merge", tmp_path / "a", tmp_path / "b", "--dtype", "bfloat16")
     assert status == 0 and load(tmp_path / "b", "bfloat16").digest() == half.model.digest()
     assert (tmp_path / "b" / "model.safetensors").stat().st_size < 2.1 * half.model.size
-    words = ["train", "lora", tmp_path / "t", "--set", "r=2", "--steps", "1", "--dtype", "bfloat16"]
+    words = ["train", "lora", tmp_path / "t", "--set", "r=2", "--steps", "1", "--dtype", "bfloat16", *few]
     assert call(*words)[0] == 0
     about = json.loads((tmp_path / "t" / "adapter.json").read_text())
     labels = next(shape[0] for site, shape, _ in about["at"] if site == "score.weight")

@@ -42,14 +42,12 @@ def examples():
         assert lines, words
         for line in lines:
             line = line.replace("METHOD", "lora").replace("OTHER", "dora")
-            marks = [pytest.mark.hf] if " peft" in line else []
-            if words in (
-                ("compare",),
-                ("bench",),
-                ("site",),
-                ("verify", "field"),
-            ):  # many seconds; environments made by pip
+            if " peft" in line:
+                marks = [pytest.mark.hf]
+            elif words == ("verify", "field"):  # environments made by pip
                 marks = [pytest.mark.slow]
+            else:
+                marks = [pytest.mark.wide] if len(found) % 3 or words in (("compare",), ("bench",), ("site",)) else []
             found.append(pytest.param(line, marks=marks, id=line))
     return found
 

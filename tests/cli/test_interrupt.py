@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sampled import in_turn
 
 from minipeft.conformance.laws import LAWS
 from minipeft.processes import deaf_to_interrupts, descendants
@@ -60,9 +61,7 @@ SLOWER = (
 
 
 @linux
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "status"), in_turn([(signal.SIGINT, 130), (signal.SIGTERM, 143)], every=2))
 def test_check_shows_the_methods_it_has_checked(started, tmp_path, number, status):
     process = started("check", "ia3", *SLOWER, "--json", tmp_path / "out.json")
     got, out, _ = ended(process, f"ia3: {5 * len(LAWS)} hold", number)
@@ -78,6 +77,7 @@ def test_replay_shows_the_cases_it_has_replayed(started):
     assert status == 130 and 2 <= len(json.loads(out)) < 400
 
 
+@pytest.mark.wide
 @linux
 def test_train_keeps_what_it_has_trained(started, tmp_path):
     process = started("train", "lora", tmp_path / "a", "--steps", "5000")
@@ -85,6 +85,7 @@ def test_train_keeps_what_it_has_trained(started, tmp_path):
     assert status == 130 and not out and not (tmp_path / "a" / "adapter.json").exists()
 
 
+@pytest.mark.wide
 @linux
 def test_compare_shows_the_rows_it_has_and_its_processes_end_with_it(started):
     process = started("compare", "lora", "ia3", "--steps", "5000", "--seeds", "1", "--jobs", "2")

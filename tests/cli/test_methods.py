@@ -99,9 +99,14 @@ def test_check_against_a_library(call, mistake, monkeypatch):
     from minipeft.conformance import beside
 
     rows = [beside.Row("output y", 0.5, 8.0, "PASS"), beside.Row("gradient of l", 9.5, 8.0, "FAIL", "l is off by 0.1")]
-    monkeypatch.setattr(beside, "beside", lambda cls, settings, library, python: rows)
+    monkeypatch.setattr(beside, "beside", lambda *of: beside.Beside(rows, {"kind": "theirs"}))
     status, out, _ = call("check", "ia3", "--against", "peft")
-    assert status == 1 and "gradient of l: l is off by 0.1" in out and re.search(r"output y +0.5 +8 +PASS", out)
+    assert (
+        status == 1
+        and "gradient of l: l is off by 0.1" in out
+        and "ia3, kind=theirs" in out
+        and re.search(r"output y +0.5 +8 +PASS", out)
+    )
     assert max(map(len, out.splitlines())) <= 80
     rows[1] = dataclasses.replace(rows[1], known="deviations.md#it")
     status, out, _ = call("check", "ia3", "--against", "peft")
@@ -110,6 +115,7 @@ def test_check_against_a_library(call, mistake, monkeypatch):
     assert call("check", "ia3", "--against", "peft")[0] == 1
     assert "expected the methods to compare" in mistake("check", "--against", "peft")
     monkeypatch.undo()
+    assert "--python nonesuch: expected a file" in mistake("check", "ia3", "--against", "peft", "--python", "nonesuch")
     assert "did you mean peft" in mistake("check", "ia3", "--against", "pfet")
 
 

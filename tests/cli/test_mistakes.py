@@ -94,7 +94,7 @@ PEFT_CASES = Path(__file__).parents[1] / "data" / "peft" / "llama"
         (["verify", "--dtype", "float16"], "expected one of float64, float32"),
         (["verify", "--limit", "nan"], "--limit nan: expected a number above 0"),
         (["verify", "--limit", "0"], "--limit 0: expected a number above 0"),
-        (["verify", "--python", "peft"], "expected NAME=PATH"),
+        (["verify", "--python", "peft"], "expected a file, or NAME=PATH with NAME of minipeft"),
         (["verify", "--expect-update"], "expected --expect FILE"),
         (["verify", "diff", "minipeft", "minipeft", "--case", "lora.gard"], "did you mean lora.grad"),
         (["--backend", "numpi", "list"], "expected one of numpy, cupy"),

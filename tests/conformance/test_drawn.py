@@ -66,7 +66,7 @@ def test_what_is_allowed_is_drawn():
     assert len({m.over[0].r for m in seen}) > 2
 
 
-@pytest.mark.parametrize("name", in_turn(SHIPPED, every=4))
+@pytest.mark.parametrize("name", in_turn(SHIPPED, every=8))
 def test_enough_of_what_is_drawn_stands_on_a_model(name):
     """The others are told, on one line, why they do not go together or do not fit."""
     seen: Counter = Counter()

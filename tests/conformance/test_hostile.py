@@ -93,6 +93,7 @@ def state(folder):
     return {str(p): hashlib.sha256(p.read_bytes()).digest() for p in sorted(folder.rglob("*.*")) if p.is_file()}
 
 
+@pytest.mark.wide
 def test_every_case_is_reported_whatever_the_program_does(chosen, tmp_path, monkeypatch):
     """One case after another is answered in another way; those between them are right, and are said to be."""
     (tmp_path / "scratch").mkdir()

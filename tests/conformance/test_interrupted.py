@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sampled import in_turn
 
 from minipeft.conformance import verify
 
@@ -73,7 +74,7 @@ def ended(tmp_path, words, number=signal.SIGINT, **env):
     return process.returncode, seconds, out, errors
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", in_turn([(signal.SIGTERM, 143), (signal.SIGINT, 130)], every=2))
 def test_what_was_judged_is_kept(number, status, tmp_path):
     words = ["verify", "ia3", "loha", "lora", "-i", NAME, "--jobs", "1", "--json", "r.json", "--html", "r.html"]
     code, seconds, out, errors = ended(tmp_path, [*words, "--markdown", "r.md", "--junit", "r.xml"], number)
@@ -92,11 +93,12 @@ def test_what_was_judged_is_kept(number, status, tmp_path):
 @pytest.mark.parametrize(
     "words, env",
     [
-        (["verify", "-i", NAME], {"NEVER": "1"}),
-        (["verify", "diff", "minipeft", NAME, "--case", "loha.forward.usual"], {}),
-        (["verify", "bisect", NAME, "--case", "loha.forward.usual"], {}),
+        pytest.param(["verify", "-i", NAME], {"NEVER": "1"}, id="while it starts", marks=pytest.mark.wide),
+        pytest.param(
+            ["verify", "diff", "minipeft", NAME, "--case", "loha.forward.usual"], {}, id="diff", marks=pytest.mark.wide
+        ),
+        pytest.param(["verify", "bisect", NAME, "--case", "loha.forward.usual"], {}, id="bisect"),
     ],
-    ids=["while it starts", "diff", "bisect"],
 )
 def test_nobody_is_left_behind(words, env, tmp_path):
     code, seconds, out, errors = ended(tmp_path, words, **env)

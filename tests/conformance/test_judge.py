@@ -86,6 +86,7 @@ def test_right_answers(exported, right, tmp_path):
     assert set(found.values()) == {"PASS"} and len(found) > 100
 
 
+@pytest.mark.wide
 def test_wrong_answers_each_in_a_way_of_its_own(exported, right, tmp_path):
     answers = shutil.copytree(right, tmp_path / "answers")
 

@@ -8,7 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors
+import scipy
+from sampled import in_turn
 
 from minipeft.cli import main
 from minipeft.conformance import diff, expect, field, serve, verify
@@ -55,9 +59,6 @@ class Odd(Own):
 """
 
 
-together = pytest.mark.xdist_group("odd")  # its answers take seconds: one process waits for them
-
-
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory):
     """The name of the odd implementation, which processes that are started find."""
@@ -71,17 +72,11 @@ def harness(tmp_path_factory):
         os.environ["PYTHONPATH"] = before
 
 
-@pytest.fixture(scope="module")
-def odd(harness):
-    """What is said of it."""
+def test_what_happened_is_said(harness):
+    """In one test, for it waits for an answer that does not come."""
     chosen = verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"])
-    return {r.id: r for r in verify.run(harness, chosen, jobs=2, limit=4.0)}
-
-
-@together
-@pytest.mark.parametrize(
-    "case, outcome, reason",
-    [
+    odd = {r.id: r for r in verify.run(harness, chosen, jobs=1, limit=4.0)}
+    for case, outcome, reason in (
         ("lora.forward.usual", "ERROR", "the process ended with status 7"),
         ("ia3.forward.usual", "ERROR", "no answer within 4 s"),
         ("loha.forward.usual", "FAIL", "y has NaN or infinite values"),
@@ -96,27 +91,15 @@ def odd(harness):
         ("lora.unmerge.usual", "ERROR", "ValueError: two lines"),
         ("lora.load.missing", "PASS", "lacks"),
         ("vera.forward.usual", "SKIP", "this method is not there"),
-    ],
-)
-def test_what_happened_is_said(case, outcome, reason, odd):
-    assert (odd[case].outcome, reason in odd[case].reason) == (outcome, True), odd[case]
-
-
-@together
-def test_every_case_is_judged(odd):
-    assert len(odd) == len(verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"]).cases)
+    ):
+        assert (odd[case].outcome, reason in odd[case].reason) == (outcome, True), odd[case]
+    assert len(odd) == len(chosen.cases)
     assert odd["lora.delta.usual"].url == "https://example.org/1"
 
 
-@pytest.mark.parametrize(
-    ("kernels", "dtype"),
-    [
-        pytest.param("", "float64", id="these"),
-        pytest.param("", "float32", id="these in float32", marks=pytest.mark.slow),
-        pytest.param("Prescott", "float64", id="of 2004", marks=pytest.mark.slow),
-        pytest.param("Prescott", "float32", id="of 2004 in float32", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.wide
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kernels", ["", "Prescott"], ids=["these", "of 2004"])
 def test_minipeft_passes_all_and_nothing_is_near_its_bound(kernels, dtype, monkeypatch):
     """No verdict turns on the order in which a processor's kernels add: with twice the error, and with half the bound, it is the same."""
     if kernels:
@@ -208,6 +191,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2 and "did you mean peft" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_what_is_required_and_not_answered_is_a_failure_of_the_run(tmp_path, capsys, harness):
     """Whatever is expected of the cases: a line for each method, status 1, and a test case that fails."""
     words = [
@@ -286,24 +270,31 @@ class Hostile(Own):
 """
 
 
-def test_what_an_implementation_says_does_nothing_to_the_terminal(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words",
+    in_turn(
+        [
+            "verify ia3 -i NAME",
+            "verify ia3 lora -i NAME -i minipeft",
+            "verify diff NAME NAME --case ia3.delta.usual",
+            "verify bisect NAME --case ia3.delta.usual",
+        ],
+        every=4,
+    ),
+)
+def test_what_an_implementation_says_does_nothing_to_the_terminal(words, tmp_path, monkeypatch, capsys):
     (tmp_path / "hostile.py").write_text(HOSTILE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     name = "python:hostile:Hostile"
-    for words in (
-        ["verify", "ia3", "lora", "-i", name, "-i", "minipeft"],
-        ["verify", "diff", name, name, "--case", "ia3.delta.usual"],
-        ["verify", "bisect", name, "--case", "ia3.delta.usual"],
-    ):
-        with pytest.raises(SystemExit):
-            main(words)
-        shown = capsys.readouterr()
-        for text in (shown.out, shown.err):
-            assert not {c for c in text if ord(c) < 32 or c in "\x7f\u202e"} - {"\n"}
-        lines = [line for line in shown.out.splitlines() if not line.startswith(name)]  # one a failure, to be searched
-        assert max(map(len, lines)) <= 80
-        if words[1] == "ia3":
-            assert "[blink]" in shown.out and "[/nothing]" in shown.out
+    with pytest.raises(SystemExit):
+        main(words.replace("NAME", name).split())
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert not {c for c in text if ord(c) < 32 or c in "\x7f\u202e"} - {"\n"}
+    lines = [line for line in shown.out.splitlines() if not line.startswith(name)]  # one a failure, to be searched
+    assert max(map(len, lines)) <= 80
+    if "ia3 " in words:
+        assert "[blink]" in shown.out and "[/nothing]" in shown.out
 
 
 def test_two_implementations_side_by_side(capsys):
@@ -351,23 +342,75 @@ class Mute(Own):
 """
 
 
-def test_the_first_intermediate_that_departs(harness, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def wrong(tmp_path, monkeypatch):
     (tmp_path / "wrong_norm.py").write_text(WRONG_NORM)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
-    for name, code, said in (
-        ("minipeft", 0, "the same in all 7 intermediates"), ("python:wrong_norm:Wrong", 1, "departs at 4.norm"),
-    ):  # fmt: skip
-        with pytest.raises(SystemExit) as ended:
-            main(["verify", "bisect", name, "--case", "dora.forward.usual"])
-        assert ended.value.code == code and said in capsys.readouterr().out
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    in_turn(
+        [("python:wrong_norm:Wrong", 1, "departs at 4.norm"), ("minipeft", 0, "the same in all 7 intermediates")],
+        every=2,
+    ),
+)
+def test_the_first_intermediate_that_departs(name, code, said, wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "bisect", name, "--case", "dora.forward.usual"])
+    assert ended.value.code == code and said in capsys.readouterr().out
+
+
+@pytest.mark.wide
+def test_intermediates_that_are_not_traced(wrong):
     usual = verify.choose(ids=["lora.grad.usual"]).cases[0]
     rows, said = diff.bisect("python:wrong_norm:Little", usual)
     assert said == "the same in all 2 intermediates; departs at the result B; not traced: 1.h, 2.low, 5.merged"
     assert [r.name for r in rows if not r.same] == ["B"]
-    with pytest.raises(Bad, match="traces no intermediate of lora"):
+    with pytest.raises(Bad, match=r"expected intermediates of lora\.grad\.usual, traces none"):
         diff.bisect("python:wrong_norm:Mute", usual)
     with pytest.raises(Bad, match="minipeft traces no intermediate of it"):
         diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
+
+
+def test_names_of_intermediates_that_minipeft_has_not_are_told(harness, tmp_path, monkeypatch):
+    text = WRONG_NORM.replace('("0.base", "6.y")', '("0.base", "6.y")} | {"norm": case.tensors["W"]')
+    (tmp_path / "other_names.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    said = diff.bisect("python:other_names:Little", verify.choose(ids=["lora.forward.usual"]).cases[0])[1]
+    assert said == "the same in all 2 intermediates; not traced: 1.h, 2.low, 5.merged; minipeft has no norm"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the interpreter is a shell script")
+def test_an_interpreter_that_has_no_minipeft(harness, tmp_path, monkeypatch, capsys):
+    """One where only NumPy and the like are found: no .pth file is read, and no PYTHONPATH but that of its packages."""
+    (tmp_path / "elsewhere.py").write_text(
+        "import minipeft.conformance.own as own, sys\n"
+        "class Elsewhere(own.Own):\n    def info(self): assert sys.flags.no_site; return super().info()\n"
+    )
+    packages = os.pathsep.join({str(Path(m.__file__).parents[1]) for m in (np, scipy, safetensors)})
+    interpreter = tmp_path / "a python"
+    interpreter.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" -S "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    name = "python:elsewhere:Elsewhere"
+    of_name = ["--python", f"{name}={interpreter}"]
+    for words in (
+        ["verify", "-i", name, "ia3", "--check", "delta", "--python", str(interpreter)],
+        ["verify", "-i", "minipeft", "-i", name, "ia3", "--check", "delta", *of_name],
+        ["verify", "bisect", name, "--case", "lora.forward.usual", *of_name],
+        ["verify", "diff", "minipeft", name, "--case", "lora.forward.usual", "--python", str(interpreter)],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0, capsys.readouterr()
+
+
+def test_a_library_that_is_not_there_is_told_with_the_way_to_name_another_interpreter(harness, tmp_path, monkeypatch):
+    (tmp_path / "needing.py").write_text("import there_is_none_such")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(verify.NotStarted, match=r"No module named 'there_is_none_such' \(--python PATH"):
+        verify.run("python:needing:x", verify.choose(ids=["lora.forward.usual"]))
 
 
 def test_what_has_the_shape_of_no_mutant_is_judged():
@@ -416,6 +459,7 @@ def test_the_field(harness, tmp_path, monkeypatch, capsys):
     assert 'href="deviations.md#odd"' in (tmp_path / "field.html").read_text()
 
 
+@pytest.mark.wide
 def test_the_plugin_and_the_strategies_in_a_project_of_its_own(tmp_path):
     (tmp_path / "test_mine.py").write_text(
         textwrap.dedent("""

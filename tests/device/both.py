@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.conformance.laws import K
 from minipeft.engine import backend, use
@@ -31,9 +32,9 @@ FEW = (
 )
 
 
-def on(light: list, heavy: list) -> list:
-    """Parameters (device, …): the light ones on the stand-in, in the default suite, the heavy ones on a GPU."""
-    return [pytest.param("strict", *p) for p in light] + [
+def on(light: list, heavy: list, every: int = 1) -> list:
+    """Parameters (device, …): the light ones on the stand-in, every so many of them in the default suite, the heavy ones on a GPU."""
+    return in_turn([("strict", *p) for p in light], every) + [
         pytest.param("cupy", *p, marks=pytest.mark.gpu) for p in heavy
     ]
 

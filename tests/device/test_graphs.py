@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 from both import FEW, computed, conditions, on
+from ranks import in_turn, together
 
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
@@ -98,7 +99,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(
-    "device, name", on([(n,) for n in [*TRAININGS][::2]], [(n,) for n in TRAININGS]), indirect=["device"]
+    "device, name", on([(n,) for n in [*TRAININGS][::2]], [(n,) for n in TRAININGS], every=2), indirect=["device"]
 )
 def test_training_by_a_graph_is_training(device, name, made, measured):
     family, method, optimiser = TRAININGS[name]
@@ -116,13 +117,36 @@ def test_training_by_a_graph_is_training(device, name, made, measured):
 
     before = start.model.digest(), {k: to_host(x) for k, x in start.theta.items()}
     measured("training by a graph", equal_without(trained, start))
-    single, every = (STEPS // 3, STEPS + 2) if name == "micro-batches" else (STEPS, STEPS)
-    assert sorted(g.runs for g in made) == ([single, every] if name == "micro-batches" else [every])
+    single, several, every = (
+        STEPS // 3,
+        STEPS - STEPS // 3,
+        STEPS + 2,
+    )  # of two micro-batches, then what their sum makes
+    assert sorted(g.runs for g in made) == ([single, several, every] if name == "micro-batches" else [STEPS])
     losses_and_gradients = [isinstance(g.result, tuple) for g in made]
-    assert losses_and_gradients == ([True, False] if name == "micro-batches" else [name not in PLAIN])
+    assert losses_and_gradients == ([True, False, False] if name == "micro-batches" else [name not in PLAIN])
     assert start.model.digest() == before[0]
     for k, x in start.theta.items():  # what was given is not what is written to
         np.testing.assert_array_equal(to_host(x), before[1][k])
+
+
+@pytest.mark.parametrize(
+    "device, name", on([("llama",), ("adalora",)], [("llama",), ("adalora",)]), indirect=["device"]
+)
+def test_ranks_by_graphs_are_one_process_with_micro_batches(device, name, made):
+    """The graphs stay whole up to the exchange: the gradients of a part are one, what their sum makes another."""
+    family, method, optimiser = TRAININGS[name]
+    start = laws.moved(attach(tiny.model(family), method))
+    data = [tiny.example(start.model, rows=rows, seed=rows) for rows in (6, 2, 4)]
+    how = dict(steps=4, optimiser=optimiser, clip=1.0, seed=3, graph=True)
+    ranks = together(2, start, data, one_at_a_time=True, **how)
+    runs = sum(g.runs for g in made)
+    one = fit(start, in_turn(data, 2), **how)
+    for done in ranks:
+        assert done.losses == one.losses
+        for k, x in one.adapted.theta.items():
+            assert to_host(x).tobytes() == to_host(done.adapted.theta[k]).tobytes(), k
+    assert runs == sum(g.runs for g in made) - runs + (4 if name in PLAIN else 0)  # each rank makes its own of the sum
 
 
 @pytest.mark.parametrize("device", on([()], [()]), indirect=True)
@@ -196,7 +220,7 @@ WITH = ["base", "lora", "dora", "prefix_tuning", "prompt_tuning", "cartridge", "
 GENERATED = [(f, m) for f in ("llama", "gpt2", "t5") for m in WITH]
 
 
-@pytest.mark.parametrize("device, family, method", on(GENERATED[::2], GENERATED), indirect=["device"])
+@pytest.mark.parametrize("device, family, method", on(GENERATED[::2], GENERATED, every=3), indirect=["device"])
 @pytest.mark.parametrize("padding", ["none", "left"])
 def test_generation_by_a_graph_is_generation(device, family, method, padding, made):
     model = tiny.model(family)
@@ -275,7 +299,7 @@ SHIPPED = sorted(n for n, cls in METHODS.items() if cls.__module__.startswith("m
 UNRECORDED = ("boft", "para", "psoft", "velora")  # of cuBLAS and cuSOLVER what no graph of CuPy's can hold
 
 
-@pytest.mark.parametrize("device, name", on([(n,) for n in FEW], [(n,) for n in SHIPPED]), indirect=["device"])
+@pytest.mark.parametrize("device, name", on([(n,) for n in FEW], [(n,) for n in SHIPPED], every=3), indirect=["device"])
 def test_every_method_by_a_graph(device, name, made):
     """Its forward pass, where nothing is differentiated, and its training; one that decomposes or averages in every pass is told."""
     family = "bert" if name == "bitfit" else "llama"

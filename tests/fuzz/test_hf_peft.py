@@ -5,12 +5,12 @@ import pytest
 pytestmark = pytest.mark.hf
 
 
-def found(draws, seed, tuners=(), shapes=(), deep=False):
+def found(draws, seed, tuners=(), shapes=()):
     import peft_fuzz
 
-    drawn = list(peft_fuzz.run(tuners or peft_fuzz.TUNERS, draws, seed, shapes, deep))
+    drawn = list(peft_fuzz.run(tuners or peft_fuzz.TUNERS, draws, seed, shapes))
     print(peft_fuzz.table(drawn))  # what is refused that PEFT computes: pytest -s
-    defects = [str(d) for d in drawn if d.outcome == "defect"]
+    defects = [f"{d.tuner} {d.seed} on {d.shape}: {d.detail}\n   {d.fields}" for d in drawn if d.outcome == "defect"]
     assert not defects, "\n".join([f"{len(defects)} of {len(drawn)}:", *defects])
     assert sum(d.outcome in ("equal", "float32") for d in drawn) >= 0.5 * len(drawn)
 
@@ -28,5 +28,4 @@ def test_some_drawn_adapters_on_patches(tuner):
 
 @pytest.mark.slow
 def test_many_drawn_adapters():
-    """With losses, gradients, generated tokens, float32 and merging."""
-    found(30, 1000, deep=True)
+    found(30, 1000)

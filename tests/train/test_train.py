@@ -379,7 +379,7 @@ def undisturbed(tmp_path_factory):
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("every", [1, pytest.param(7, marks=pytest.mark.wide)])
 def test_a_killed_training_ends_with_the_same_bytes(every, undisturbed, tmp_path):
     path = tmp_path / "training.safetensors"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

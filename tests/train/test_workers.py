@@ -72,7 +72,9 @@ def stopped(t, *_):
         raise Enough
 
 
-@pytest.mark.parametrize(("first", "then"), [(3, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("first", "then"), [(3, 2), *(pytest.param(*n, marks=pytest.mark.wide) for n in ((2, 3), (3, 1)))]
+)
 def test_a_training_goes_on_with_any_number_of_ranks(first, then, tmp_path):
     adapted, data = begun("adalora")
     how, before = HOW | dict(every=1), _children(os.getpid())
@@ -172,7 +174,7 @@ def alive(pid):
 
 
 @pytest.mark.parametrize(
-    "who", ["interrupted", *(pytest.param(w, marks=pytest.mark.slow) for w in ("worker", "itself"))]
+    "who", ["worker", *(pytest.param(w, marks=pytest.mark.wide) for w in ("interrupted", "itself"))]
 )
 def test_a_command_that_is_ended_leaves_nobody_behind(who, tmp_path):
     words = command(tmp_path, "--steps", 5000, "--workers", 2)

@@ -1,6 +1,6 @@
 """Broken implementations, one for each way in which real ones were wrong: minipeft with one error planted.
 
-`general`, `dropout` and `training` hold those of no one method; a file with the name of a method those of that method, and what it imports of another's.
+`general`, `dropout`, `training` and `virtual` hold those of no one method; a file with the name of a method those of that method, and what it imports of another's.
 To plant an error, write a class over one of those here, its first line saying what is wrong, under `@mutant`. Beside them such a file
 says which `CASES` the method needs beyond its options, which small errors in its code it `SURVIVES`, what is `ALIKE` in all cases, and `WITHOUT` which files it does, and why.
 """
@@ -27,7 +27,7 @@ from minipeft.engine.tensor import value
 from minipeft.method import METHODS, Method, load_methods
 
 Arrays = dict[str, Any]
-GENERAL = ("general", "dropout", "training")  # files of errors of no one method
+GENERAL = ("general", "dropout", "training", "virtual")  # files of errors of no one method
 ALONE = {"forward", "vjp", "init", "train", "load"}  # what is asked and answers nothing else
 
 
@@ -68,7 +68,8 @@ class Mutant:
         """Whether the case's method is one of those, and what is asked may come out otherwise."""
         classes = self.make.__mro__[: self.make.__mro__.index(Own)]
         own = {name for c in classes for name, f in vars(c).items() if callable(f)}
-        return self.where.holds(METHODS[case.method]) and (case.ask in own or not own <= ALONE)
+        asked = case.ask in self.make.asks if self.make.asks else case.ask in own or not own <= ALONE
+        return self.where.holds(METHODS[case.method]) and asked
 
 
 def mutant(
@@ -152,7 +153,8 @@ class Outputs(Own):
         return out
 
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
-        return self.change(case, super().outputs(case, inputs, arrays), inputs, arrays)
+        out = super().outputs(case, inputs, arrays)
+        return out if case.place.endswith("_in_decoder") else self.change(case, out, inputs, arrays)
 
     def merge(self, case: Case) -> Arrays:
         """What a linear merges to that has these outputs: those of no input, and of each alone."""

@@ -26,10 +26,5 @@ class context_twice(Outputs):
 
 
 SURVIVES = {
-    "they weigh tokens in the loss, and outputs alone are recorded": (
-        "apply: self.gamma",
-        "apply: weights",
-        "counted: *",
-    ),
-    "in the later steps of generation with a cache, which no case has": ("apply: h (2), never run",),
+    "where the text begins, its first token has k = 0": ("counted: 1.0*",),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Settings, Tensors, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant("forward grad")
@@ -24,6 +25,8 @@ class hra_not_orthonormal(Settings):
     def change(self, m: Any) -> Mapping[str, Any]:
         return dict(gram_schmidt=False)
 
+
+CASES = {"lam": More(dict(lam=0.5), steps=3)}
 
 SURVIVES = {
     "a reflection is that of its hyperplane: the vector has no length and no sign": (

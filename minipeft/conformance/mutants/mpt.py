@@ -30,7 +30,5 @@ class scaled_beside_one(Outputs):
 
 
 SURVIVES = {
-    "in the later steps of generation with a cache, which no case has": (
-        "apply: super().apply(h, here, P=P), never run",
-    ),
+    "in later passes over a cache the prompt is in it already": ("apply: P",),
 }

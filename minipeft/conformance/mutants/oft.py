@@ -34,10 +34,12 @@ class oft_transposed(Tensors):
         return inputs, arrays | {"Q": arrays["Q"] * -1.0}
 
 
-CASES = {"within": More(dict(coft=True, eps=9.0)), "embedding": More(table=True)}  # rotations within their ball
+CASES = {
+    "within": More(dict(coft=True, eps=9.0)),  # rotations within their ball
+    "embedding": More(table=True),
+    "coft": More(dict(coft=True), steps=3),
+}
 
 SURVIVES = {
     "a norm has no sign": ("_project: Q, other sign",),
 }
-
-WITHOUT = {"witness": "its cases were released with the merged weight for a second witness, and name it"}

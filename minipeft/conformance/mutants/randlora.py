@@ -16,4 +16,4 @@ class randlora_sum_of_products(Tensors):
         return inputs, arrays | {"B": B.swapaxes(1, 2).reshape(B.shape)}
 
 
-CASES = {"tall": More(tall=True)}
+CASES = {"tall": More(sizes="tall")}

@@ -31,8 +31,9 @@ from minipeft.method import METHODS
 
 BESIDE = {  # what methods are made of, and how they are used: of some files a few functions alone
     "minipeft.changes": (), "minipeft.matrices": (), "minipeft.train.optimisers": ("step", "adamw", "clipped", "global_norm"),
-    "minipeft.interop.peft.layer": ("load_layer",), "minipeft.model.tokens": ("insert", "position_ids"),
-    "minipeft.conformance.own": ("merge", "delta", "unmerge", "combine", "train"),
+    "minipeft.interop.peft.layer": ("load_layer",), "minipeft.model.tokens": ("insert", "position_ids", "visibility"),
+    "minipeft.model.ends": ("loss_of",), "minipeft.model.generate": ("carried",),
+    "minipeft.conformance.own": ("merge", "delta", "unmerge", "combine", "trained"),
 }  # fmt: skip
 HELP = "_supposed"  # what rewritten text asks for beside its own names
 LAST = ("softmax", "log_softmax", "layer_norm", "rms_norm")  # functions along the last axis

@@ -208,7 +208,7 @@ def of_arrays(case: Case) -> Iterator[Supposed]:
         if len(shape) > 1 and min(shape[-2:]) > 1 and shape[-1] != shape[-2]:
             yield given(f"{k} is read column by column", k, lambda v: ops.reshape(ops.swapaxes(v), shape=v.shape))
     yield Supposed("the change is {} times what it is", Changed, neutral=1.0)
-    for k in moved if case.ask in ("vjp", "train") else ():
+    for k in moved if case.ask in ("vjp", "train", "fit") else ():
 
         def slope(number: float, k: str = k) -> Own:
             return Given(lambda a: a | {k: number * a[k] + stop_gradient((1 - number) * a[k])})

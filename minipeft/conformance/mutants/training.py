@@ -9,31 +9,38 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.arrays import declared
 from minipeft.conformance.cases import Case
-from minipeft.conformance.mutants import EVERY, Arrays, mutant
+from minipeft.conformance.mutants import EVERY, Arrays, Where, mutant
 from minipeft.conformance.own import Own
+from minipeft.method import Method, Step
 from minipeft.train import SGD, AdamW
+
+STEPS = frozenset(("train", "fit"))
 
 
 class Settings(Own):
     """A mutant that reads the settings of an optimiser otherwise."""
 
+    asks = STEPS
+
     def settings(self, o: Mapping[str, Any]) -> Mapping[str, Any]:
         return o
 
-    def train(self, case: Case) -> Arrays:
+    def trained(self, case: Case, whole: bool = False) -> Arrays:
         o = case.options["optimiser"]
-        return super().train(
-            dataclasses.replace(case, options={**case.options, "optimiser": {**o, **self.settings(o)}})
-        )
+        changed = dataclasses.replace(case, options={**case.options, "optimiser": {**o, **self.settings(o)}})
+        return super().trained(changed, whole)
 
 
 @mutant("train", "", EVERY)
 class base_trained(Own):
     """Weight decay reaches the frozen weight."""
 
-    def train(self, case: Case) -> Arrays:
-        theta = super().train(case)
+    asks = STEPS
+
+    def trained(self, case: Case, whole: bool = False) -> Arrays:
+        theta = super().trained(case, whole)
         return theta | ({"W": theta["W"] * (1 - 1e-3)} if "W" in theta and "W" not in case.trained else {})
 
 
@@ -95,6 +102,8 @@ class momentum_ignored(Settings):
 
 class Stepping(Own):
     """A mutant whose optimisers take other steps. `step` is AdamW's from its settings o, the moments m and v, the gradient g and x."""
+
+    asks = STEPS
 
     def gradient(self, g: Any, x: Any, o: Any) -> Any:
         return g
@@ -226,9 +235,142 @@ class momentum_of_nesterov(Stepping):
 class gradient_of_the_mean(Stepping):
     """The loss is a mean over rows, not a sum: gradients are those divided by the batch."""
 
-    def train(self, case: Case) -> Arrays:
+    def trained(self, case: Case, whole: bool = False) -> Arrays:
         self.rows = next(v.shape[0] for k, v in case.inputs.items() if case.roles[k] == "target")
-        return super().train(case)
+        return super().trained(case, whole)
 
     def gradient(self, g: Any, x: Any, o: Any) -> Any:
         return g / self.rows
+
+
+# --- clipping, and what belongs to a method's own training ------------------------------------------------------------
+
+
+class Clipping(Own):
+    """A mutant that clips otherwise: `factor` is what gradients are multiplied by, from their norm and the limit."""
+
+    asks = frozenset(("fit",))
+
+    def factor(self, norm: float, limit: float) -> float:
+        return min(1.0, limit / norm)
+
+    def clipped(self, grads: Arrays, limit: float) -> Arrays:
+        norm = float(np.sqrt(sum(float((np.float64(g) ** 2).sum()) for g in grads.values())))
+        return {k: g * g.dtype.type(self.factor(norm, limit)) for k, g in grads.items()}
+
+
+@mutant("fit", "", EVERY)
+class clip_ignored(Clipping):
+    """Gradients are not clipped."""
+
+    def factor(self, norm: float, limit: float) -> float:
+        return 1.0
+
+
+@mutant("fit", "", EVERY)
+class clip_always(Clipping):
+    """Gradients are scaled to the limit, up too where they are below it."""
+
+    def factor(self, norm: float, limit: float) -> float:
+        return limit / norm
+
+
+@mutant("fit", "", EVERY)
+class clip_by_the_square(Clipping):
+    """Gradients are clipped by the square of their norm: the root is missing."""
+
+    def factor(self, norm: float, limit: float) -> float:
+        return min(1.0, limit / norm**2)
+
+
+@mutant("fit", "", EVERY)
+class clip_by_value(Clipping):
+    """Gradients are clipped number by number, not by their norm."""
+
+    def clipped(self, grads: Arrays, limit: float) -> Arrays:
+        return {k: np.clip(g, -limit, limit) for k, g in grads.items()}
+
+
+@mutant("fit", "", EVERY)
+class clip_each_array(Clipping):
+    """Each array's gradient is clipped by its own norm, not all by their common norm."""
+
+    def clipped(self, grads: Arrays, limit: float) -> Arrays:
+        return {k: super(clip_each_array, self).clipped({k: g}, limit)[k] for k, g in grads.items()}
+
+
+@mutant("fit", "", EVERY)
+class clip_by_the_largest(Clipping):
+    """Gradients are scaled by their largest number, not by their norm."""
+
+    def clipped(self, grads: Arrays, limit: float) -> Arrays:
+        largest = max(float(abs(g).max(initial=0)) for g in grads.values())
+        return {k: g * g.dtype.type(min(1.0, limit / largest)) for k, g in grads.items()}
+
+
+@mutant("fit", "", EVERY)
+class clip_after_the_step(Clipping):
+    """Gradients are not clipped by the limit of the norm, but what a step moves is: the learning rate is multiplied in."""
+
+    def trained(self, case: Case, whole: bool = False) -> Arrays:
+        self.lr = case.options["optimiser"]["lr"]
+        return super().trained(case, whole)
+
+    def factor(self, norm: float, limit: float) -> float:
+        return min(1.0, limit / (norm * self.lr))
+
+
+RATED = Where("with a learning rate for each array", lambda cls: any(a.rate for a in declared(cls).arrays.values()))
+PENALISED = Where("with a penalty", lambda cls: cls.penalty is not Method.penalty)
+BETWEEN = Where(
+    "that act between steps",
+    lambda cls: (cls.after_step, cls.after_backward) != (Method.after_step, Method.after_backward),
+)
+
+
+@mutant("fit", "", RATED)
+class one_rate_for_all(Own):
+    """All arrays have one learning rate."""
+
+    asks = frozenset(("fit",))
+
+    def rate(self, method: Method, name: str) -> float:
+        return 1.0
+
+
+class Penalty(Own):
+    """A mutant that adds so many times the penalty."""
+
+    asks = frozenset(("fit",))
+    times = 1.0
+
+    def penalty(self, method: Method, arrays: dict[str, Arrays]) -> Any:
+        found = super().penalty(method, arrays)
+        return None if found is None else self.times * found
+
+
+@mutant("fit", "PEFT #432", PENALISED)
+class penalty_ignored(Penalty):
+    """The loss has no penalty."""
+
+    times = 0.0
+
+
+@mutant("fit", "", PENALISED)
+class penalty_subtracted(Penalty):
+    """The penalty is subtracted from the loss."""
+
+    times = -1.0
+
+
+@mutant("fit", "", BETWEEN)
+class nothing_between_steps(Own):
+    """What the method does between steps is not done."""
+
+    asks = frozenset(("fit",))
+
+    def after_backward(self, method: Method, step: Step) -> None:
+        pass
+
+    def after_step(self, method: Method, step: Step) -> None:
+        pass

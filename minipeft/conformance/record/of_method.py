@@ -18,14 +18,16 @@ from minipeft.conformance.places import (
     OTHER_ARCH,
     OTHERS,
     OUT,
-    PLACES,
-    TALL,
+    SIZED,
     Arrays,
     Place,
     arrays_at,
     place_of,
 )  # fmt: skip
+from minipeft.conformance.record.decoders import decoders, otherwise
 from minipeft.conformance.record.files import files_of
+from minipeft.conformance.record.fits import OPTIMISERS as OPTIMISERS_OF_FIT
+from minipeft.conformance.record.fits import fit, fits
 from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
 from minipeft.conformance.record.start import started
@@ -50,17 +52,29 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         yield from of_variant(cls, variant, method, page, place_of(method))
     other = usual(cls, OTHER_ARCH)
     yield from of_variant(cls, SIZES, other, page, OTHERS[place_of(other).name])
+    yield from decoders(cls, page)
     for variant, beside in more(cls).items():
         made = dataclasses.replace(usual(cls), **beside.settings)
         if beside.table:
             yield from on_a_table(cls, made, page)
+        elif beside.steps:
+            yield of_training(cls, variant, made, page, beside)
         else:
             yield from of_more(cls, variant, made, page, beside)
 
 
+def of_training(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Case:
+    """Some steps of the training of a variant that the method's mutants need."""
+    rng, place = generator(cls.name, variant), SIZED[beside.sizes][place_of(method).name]
+    inputs, _, arrays, about = drawn(cls, variant, method, page, place, rng)
+    arrays = {k: single(v) for k, v in beside.arrays(arrays).items()}
+    settings = OPTIMISERS_OF_FIT["adamw"] | dict(steps=beside.steps)
+    return fit(inputs, arrays, about, place.call(method, inputs, arrays), settings)
+
+
 def of_more(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Iterator[Case]:
     """Outputs, gradients and weights of a variant that the method's mutants need."""
-    place, rng = (TALL if beside.tall else PLACES)[place_of(method).name], generator(cls.name, variant)
+    place, rng = SIZED[beside.sizes][place_of(method).name], generator(cls.name, variant)
     inputs, _, drawn_ones, about = drawn(cls, variant, method, page, place, rng)
     about |= dict(since="0.2")
     arrays = {k: v if v is drawn_ones.get(k) else single(v) for k, v in beside.arrays(drawn_ones).items()}
@@ -109,6 +123,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         usually = arrays_at(place, usual(cls), generator(cls.name), inputs)[0]
         alike = {k: v.shape for k, v in usually.items()} == {k: v.shape for k, v in arrays.items()}
         if alike and not any(_tells(case, config_of(usual(cls))) for case in (forward, grad)):
+            yield from otherwise(cls, variant, method, page)
             return  # the option says how training starts, or acts elsewhere
     yield forward
     yield grad
@@ -184,6 +199,7 @@ def checks_of_usual(
             if "A0" in arrays:
                 case = dataclasses.replace(case, want={k: v for k, v in case.want.items() if k != "W"})
             yield dataclasses.replace(case, k=8.0 * settings["steps"])
+    yield from fits(inputs, arrays, about, dict(forward.want))
     dropped = "dropout" in {f.name for f in dataclasses.fields(cls)} and place.name == "linear"
     if dropped and (not hasattr(cls, "forward") or dropped_form(cls.name)):  # which may sample, or drop elsewhere
         keep = {"keep": (rng.random(inputs["x"].shape) < 0.7).astype(np.float64)}

@@ -13,6 +13,7 @@ from minipeft.conformance import places
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import WORDS, Arrays, Place, bias_of
+from minipeft.conformance.record.steps import slopes, trained
 from minipeft.conformance.witnesses import closed_form, dropped_form, removed_by
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
@@ -44,9 +45,26 @@ def inputs_of(place: Place, method: Any, rng: np.random.Generator) -> Arrays:
             out[name] = np.array([[2, 5, 2, 5], [7, 2, 5, 1], [5, 2, 3, 2]])  # what is sought twice, once, and never
         elif name == "task_ids":
             out[name] = np.arange(shape[0]) % method.n_tasks
+        elif name in ("mask", "position_ids"):
+            out[name] = padded(out["ids"])[name]
         else:
             out[name] = single(rng.standard_normal(shape) * (shape[-1] ** -0.5 if name[0] == "W" else 1.0))
     return out
+
+
+def padded(ids: np.ndarray, left: bool = False) -> Arrays:
+    """The mask, positions and labels of texts of several lengths: one without padding, others with one token of it and more.
+
+    One label is passed over; where padding is on the left, so is a text's first token, which nothing but padding could predict.
+    """
+    lengths = [ids.shape[1], *range(ids.shape[1] - 2, ids.shape[1] + len(ids) - 3)]
+    mask = np.array([[int(at < n) for at in range(ids.shape[1])] for n in lengths])
+    mask = mask[:, ::-1].copy() if left else mask
+    labels = np.where(mask, ids, -100)
+    labels[0, 2] = -100
+    if left:
+        labels[np.arange(len(ids)), mask.argmax(axis=1)] = -100
+    return dict(mask=mask, position_ids=np.maximum(np.cumsum(mask, axis=1) - 1, 0), labels=labels)
 
 
 def moved(arrays: Arrays, trained: tuple[str, ...], rng: np.random.Generator) -> Arrays:
@@ -104,6 +122,11 @@ def finished(case: Case) -> Case:
     if case.ask == "vjp":  # what the outputs do not depend on, but for rounding, is not asked for
         largest = max(float(abs(v).max()) for v in want.values())
         want = {k: v for k, v in want.items() if abs(v).max() > 1e-12 * largest}
+    if case.ask == "fit":  # AdamW makes steps of roundings, where a gradient is no more than these
+        sizes = {k: float(abs(v).max(initial=0)) for k, v in slopes(case, case.named("array")).items()}
+        residual = {"W"} if "A0" in case.inputs else set()  # who trains over a residual base may hold that
+        lost = {k for k, v in sizes.items() if v <= 1e-12 * max(sizes.values())} | residual
+        want = {k: v for k, v in want.items() if k not in lost}
     cond = conditions(case)
     done = dataclasses.replace(case, want={k: want[k] for k in sorted(want)}, cond={k: cond.get(k, 0.0) for k in want})
     return dataclasses.replace(done, witnesses=witnesses(done))
@@ -174,7 +197,10 @@ def witnesses(case: Case) -> tuple[str, ...]:
         found.append("the outputs with the merged weight")
     elif case.ask == "train":
         found.append("the optimiser's equations, written apart")
-        agree(case, _trained(case), "optimiser")
+        agree(case, trained(case)[0], "optimiser")
+    elif case.ask == "fit":
+        found.append("the equations of the optimiser and of the method's training, written apart")
+        agree(case, trained(case)[0], "training written apart")
     return tuple(found)
 
 
@@ -184,29 +210,3 @@ def agree(case: Case, other: Mapping[str, np.ndarray], what: str) -> None:
         if k in case.want and not (abs(v - case.want[k]) <= case.k / 2 * 2.0**-53 * case.cond[k]).all():
             worst = float(abs(v - case.want[k]).max())
             raise Bad(f"{case.id}: {k} differs from the {what} by {worst}")
-
-
-def _trained(case: Case) -> Arrays:
-    """SGD and AdamW from their equations, with gradients from the vjp."""
-    o = case.options["optimiser"]
-    theta = {k: v.copy() for k, v in case.named("array").items()}
-    m = {k: np.zeros_like(v) for k, v in theta.items()}
-    v2 = {k: np.zeros_like(v) for k, v in theta.items()}
-    for t in range(1, o["steps"] + 1):
-        now = dataclasses.replace(case, inputs={**case.inputs, **theta})
-        out = OWN.forward(now)
-        g = {f"g.{k}": out[k] - case.inputs[f"target.{k}"] for k in out}
-        asked = dataclasses.replace(
-            now, inputs={**now.inputs, **g}, roles={**now.roles, **dict.fromkeys(g, "cotangent")}
-        )
-        grads = OWN.vjp(asked)
-        for k, x in theta.items():
-            if o["kind"] == "sgd":
-                m[k] = o["momentum"] * m[k] + grads[k]
-                theta[k] = x - o["lr"] * (m[k] + o["weight_decay"] * x)
-            else:
-                m[k] = o["beta1"] * m[k] + (1 - o["beta1"]) * grads[k]
-                v2[k] = o["beta2"] * v2[k] + (1 - o["beta2"]) * grads[k] ** 2
-                step = (m[k] / (1 - o["beta1"] ** t)) / (np.sqrt(v2[k] / (1 - o["beta2"] ** t)) + o["eps"])
-                theta[k] = x - o["lr"] * (step + o["weight_decay"] * x)
-    return theta

@@ -26,9 +26,10 @@ class More:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     arrays: Callable[[Arrays], Arrays] = dict
-    tall: bool = False  # of a linear that has more outputs than inputs
+    sizes: str = ""  # of a linear of these sizes, a word of `places.SIZED`
     training: bool = False  # in training, with a mask for its dropout
     table: bool = False  # of a token table: its outputs and gradients
+    steps: int = 0  # so many steps of its own training, and nothing else
 
 
 def more(cls: type[Method]) -> Mapping[str, More]:

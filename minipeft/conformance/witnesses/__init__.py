@@ -7,6 +7,10 @@ Where dropout does not act on the input of the whole change, `dropped(m, t)` is 
 Where training starts from something computed, `start_NAME(m, t)` gives the array NAME, or what is derived of the arrays under
 that name, as it is then. `removed(m, t)` is what a residual base has lost, where it is not s B₀ A₀. `TINY` are settings, and
 shapes of arrays, for the tiny tier.
+
+What belongs to the training of a method beside its outputs: `rates(m)` are factors on learning rates, {array: factor}; `added(m, a)` the
+gradients of what is added to the loss, by the arrays at one site; `before(m, t, T, a, g, fixed, kept)` gives the gradients as the
+optimiser sees them in step t of T, `after` the arrays after it; `fixed` are the stored arrays, `kept` is theirs from step to step.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,6 +57,15 @@ def starts_of(name: str) -> tuple[str, Callable[..., np.ndarray]] | None:
         if module
         else None
     )
+
+
+def training_of(name: str) -> SimpleNamespace:
+    """What belongs to the training of the method of this name: `rates`, `added`, `before` and `after`, of which it may have none."""
+    plain: dict[str, Any] = dict(
+        rates=lambda m: {}, added=lambda m, a: {}, before=lambda m, t, T, a, g, fixed, kept: g, after=lambda m, t, T, a, g, fixed, kept: a,
+    )  # fmt: skip
+    found = vars(_module(name)) if name and _module(name) else {}
+    return SimpleNamespace(**{k: found.get(k, f) for k, f in plain.items()})
 
 
 def tiny_of(name: str) -> tuple[tuple[dict[str, Any], dict[str, tuple[int, ...]]], ...]:

@@ -17,3 +17,7 @@ def closed(m: Any, t: Tensors) -> Tensors:
         return a + sum(w * (t["Vf"] @ zk) for w, zk in zip(weights, z, strict=True))
 
     return dict(y=each(at, t["a"], t["x"]))
+
+
+def added(m: Any, a: Tensors) -> Tensors:
+    return dict(Vf=2 * m.gamma * (a["Vf"] - np.eye(len(a["Vf"]))))

@@ -22,4 +22,12 @@ def closed(m: Any, t: Tensors) -> Tensors:
     return dict(y=each(y, t["x"]))
 
 
+def added(m: Any, a: Tensors) -> Tensors:
+    """Of λ ‖I − VᵀV‖², columns of u of length one being V: along a column it does not change."""
+    size = np.sqrt((a["u"] ** 2).sum(axis=0))
+    V = a["u"] / size
+    g = -4 * m.lam * V @ (np.eye(m.r) - V.T @ V)
+    return dict(u=(g - V * (V * g).sum(axis=0)) / size) if m.lam else {}
+
+
 TINY = ((dict(r=2), dict(u=(3, 2))),)

@@ -19,3 +19,12 @@ def closed(m: Any, t: Tensors) -> Tensors:
 
 def removed(m: Any, t: Tensors) -> np.ndarray:
     return t["B0"] @ t["A0"]
+
+
+def added(m: Any, a: Tensors) -> Tensors:
+    D, E = a["B"].T @ a["B"] - np.eye(m.r), a["A"] @ a["A"].T - np.eye(m.r)
+    return dict(
+        d=2 * m.beta * a["d"],
+        B=2 * m.gamma * a["B"] @ D / np.sqrt((D**2).sum()),
+        A=2 * m.gamma * E @ a["A"] / np.sqrt((E**2).sum()),
+    )

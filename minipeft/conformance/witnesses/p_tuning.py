@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.witnesses import Tensors, sigmoid
+from minipeft.conformance.witnesses._decoder import decoded
 
 
 def closed(m: Any, t: Tensors) -> Tensors:
@@ -30,4 +31,6 @@ def closed(m: Any, t: Tensors) -> Tensors:
         for n in range(m.layers):
             x = np.concatenate([one_way(x, n, 0), one_way(x, n, 1)], axis=1)
         P = np.maximum(x @ t["U1"].T + t["u1"], 0) @ t["U2"].T + t["u2"]
+    if "ids" in t:
+        return decoded(t, prompt=lambda row: P)
     return dict(y=np.array([np.concatenate([P, h]) for h in t["h"]]))

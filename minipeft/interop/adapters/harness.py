@@ -56,8 +56,10 @@ def packed(case: Case) -> Case:
 
 
 def arch_of(case: Case) -> Arch:
-    """The sizes of the model that the case is a part of."""
-    return place_at(case.place, case.inputs).sites[0].arch
+    """The sizes of the model that the case is a part of, packed or not."""
+    shapes = {k: v for k, v in case.inputs.items() if k != "x"}
+    beside = next((shapes[n] for n in ENDS[case.place][0] if n in shapes), case.inputs.get("x"))  # x is as wide
+    return place_at(case.place, {**shapes, "x": beside}).sites[0].arch
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Shaped(Layer):
 class Adapters(TorchLibrary):
     """adapters as an implementation. LoReFT on given arrays is its NoReFT, the same but that R may be any matrix.
 
-    Where text starts beside a prefix (at 0: positions="zero") shows at no place of a case, so it is not declared.
+    Where text starts beside a prefix (at 0: positions="zero") shows in a decoder alone, which is not there, so it is not declared.
     """
 
     def info(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Source: PEFT 0.21, tuners/tuners_utils.py (check_target_module_exists, _maybe_in
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,8 +115,8 @@ class Naming:
         )
 
     def layer(self, site: str) -> str:
-        """Their name of our layer."""
-        return self.theirs(f"{site}.attn.norm").rpartition(".")[0]
+        """Their name of our layer: up to its number."""
+        return re.sub(r"(\.\d+)\..*", r"\1", self.theirs(f"{site}.attn.norm"))
 
     def layers(self) -> dict[str, str]:
         """{their name: our site} of every layer, in the base's order."""

@@ -81,7 +81,6 @@ SPEC = Spec(
     settled=rows,
     plain=pooled,
     tasked=True,
-    embeds=True,
     on_layer=False,
     trials=(
         Trial("llama", dict(p=3)),

@@ -16,13 +16,11 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config, Field
-from minipeft.interop.peft.names import Naming, by_pattern
+from minipeft.interop.peft.names import by_pattern
 from minipeft.method import Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.parts import PATCHES
-
-ROOT = "base_model.model."  # in front of a module's name in their files, but for prompts
 
 
 def _same(a: Any, arch: Arch) -> Any:
@@ -202,6 +200,7 @@ class Spec:
     root_keys: Keys = field(
         default_factory=dict
     )  # shared arrays, whose keys name no module; parts of one tensor may have one key
+    idle: tuple[str, ...] = ()  # how keys begin of what PEFT trains and no output depends on
     copied: bool = False  # these stand once more under every module; one is enough
 
     packing: Packing | None = None  # what is in parts there
@@ -226,6 +225,9 @@ class Spec:
     named: Callable[[Model, Adapter, Mapping[str, str]], Config] = (
         lambda model, adapter, modules: {}
     )  # target_modules and what goes with them, where the names of the adapter's modules are not enough
+    told: Callable[[Config, Arch, Arrays], Config] = (
+        lambda config, arch, shared: {}
+    )  # settings that arrays of ours tell which sites share
     settled: Callable[[Config, Arch], Config] = (
         lambda config, arch: {}
     )  # fields of this class that a configuration changes
@@ -243,8 +245,6 @@ class Spec:
         False
     )  # whether what its sites share must be in the file, trained or not
 
-    passes: Callable[[Naming, Site], bool] = lambda naming, site: False  # targets that PEFT passes over without a word
-
     # oddities
     on_blocks: bool = (
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
@@ -252,7 +252,6 @@ class Spec:
     on_layers: bool = False  # keys name whole layers: our sites layers.N
     also: tuple[str, ...] = ()  # our sites without arrays that an adapter has beside those that have some
     tasked: bool = False  # PEFT reads it with a task_type only
-    embeds: bool = False  # PEFT looks tokens up itself, in the base's own table (`minipeft.interop.peft.keys.OUTSIDE`)
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
     load: Callable[..., Adapted] | None = None  # reads a folder, in place of the general way
@@ -277,11 +276,6 @@ class Spec:
     def of(self, config: Config, arch: Arch) -> Spec:
         """The same as this configuration has it."""
         return dataclasses.replace(self, **self.settled(config, arch))
-
-    @property
-    def root(self) -> str:
-        """What stands in front of every module's name in its files."""
-        return "base_model." if self.is_prompt else ROOT
 
     @property
     def is_prompt(self) -> bool:

@@ -172,6 +172,7 @@ def test_sharing_is_over_afterwards():
         assert blocks._threads.get() <= 1
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(blocks._openblas() is None, reason="another BLAS library than OpenBLAS")
 def test_trainings_side_by_side_give_the_bits_of_one_after_another():
     """Two share cores, one is too small to, one computes the text: none changes what another computes."""

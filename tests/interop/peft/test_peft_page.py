@@ -143,6 +143,7 @@ def test_rows_of_the_same_cells_are_one():
     assert len(long) == 2
 
 
+@pytest.mark.wide
 def test_another_folder_of_tests(tmp_path):
     """Without recorded adapters nothing is replayed; with one it is that one."""
     assert "llama/" not in page(None) and page(tmp_path / "none") == page(None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft.attaching import attach
 from minipeft.checkpoints import load
@@ -21,7 +22,6 @@ from minipeft.method import METHODS, load_methods
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
 CASES = ("adalora", "adamss", "pvera", "randlora", "tinylora", "unilora", "vblora", "adaption-prompt", "c3a", "fourierft", "frod", "ia3", "lily-stride", "loha", "lokr", "lora", "oft", "osf", "p-tuning-mlp", "poly", "prefix-tuning", "prompt-tuning", "shira", "trainable-tokens", "vera", "xlora-deep")  # fmt: skip
-LONG = ("adalora", "xlora-deep", "lora", "oft")  # by their many fields
 UP = "base_model.model.model.layers.0.mlp.up_proj."
 NORM = "base_model.model.model.layers.0.input_layernorm."
 SLOW = "(.*)*_"
@@ -52,7 +52,7 @@ def is_count(kind):
     return any(kind.holds(n) and is_number(n) for n in (1, 3)) and not kind.holds("")
 
 
-@pytest.mark.parametrize("case", [c if c not in LONG else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize("case", in_turn(CASES, every=8))
 def test_no_number_of_a_configuration_is_made_before_it_is_asked(case, bases, tmp_path):
     """Every number that a configuration declares, at sizes that no array of the file has: a line, or it loads, at once."""
     config = json.loads((ROOT / "llama" / case / "adapter" / "adapter_config.json").read_text())

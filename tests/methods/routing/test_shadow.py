@@ -12,13 +12,14 @@ from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.writing import save_peft
-from minipeft.methods.routing.shadow import PARTS, Shadow
+from minipeft.methods.routing.shadow import Shadow, backbone
 from minipeft.model.batch import batch
 from minipeft.model.generate import generate
 from minipeft.run import Run
 
 TESTS = Path(__file__).parents[2]
 IDS = np.array([[5, 9, 3, 17, 30], [8, 30, 4, 11, 2]])
+FIRST = "embed.tokens.out"
 MASK = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
 
@@ -47,14 +48,13 @@ class Look:
         return f
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "bert-cls"])
 def test_a_backbone_with_the_bases_arrays_is_the_base(family):
     """Every part at its place: rotations, groups of heads, biases, windows, padding, norms; s is the base's last hidden state."""
     model = load(TESTS / "data" / "peft" / family / "base", np.float64)
-    adapted = attach(model, Shadow(r=3, depth=model.arch.layers))
+    adapted = attach(model, Shadow(r=3, depth=model.arch.layers, auxiliary=0.0))
     theta = adapted.theta
-    names = {f"{a}{n}": f"layers.{n}.{part}" for n in range(model.arch.layers) for a, part in PARTS.items()}
-    own = {k: model.params[name] for k, name in (names | {"norm": "final.norm.weight"}).items() if name in model.params}
+    own = {k: model.params[name] for k, name in backbone(adapted.adapters[0].method, model.arch, FIRST)[1].items()}
     assert {f"default/:{k}" for k in own} == {k for k in theta if "/:" in k}
     theta = {k: np.array(own[k.rpartition(":")[2]]) if "/:" in k else v for k, v in theta.items()}
     for mask in (MASK, np.ones_like(MASK)):
@@ -135,11 +135,11 @@ def test_generation_goes_over_the_whole_text_again():
 
 
 def test_where_it_cannot_be():
-    for family in ("gpt2", "bert", "t5"):
-        with pytest.raises(Unfit, match="expected a causal decoder with RMS norms"):
+    for family in ("t5", "vit"):
+        with pytest.raises(Unfit, match="expected one stack over text"):
             attach(tiny.model(family), Shadow())
     alone = attach(tiny.model(), Shadow(), targets="layers.1")
-    with pytest.raises(Bad, match=r"expected embed\.out among the targets"):
+    with pytest.raises(Bad, match=r"expected embed\.tokens\.out among the targets"):
         alone.logits(batch(input_ids=IDS))
     with pytest.raises(Bad, match="no weight but 1"):
         attach(tiny.model(), Shadow()).using(default=0.5)

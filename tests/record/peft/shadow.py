@@ -31,4 +31,35 @@ def cases(on):
         on.mistral(
             "shadow-own", peft.ShadowConfig, r=3, shadow_alpha=0.7, share_embeddings=False, shadow_intermediate_size=9
         ),
+        on.gpt2("shadow", peft.ShadowConfig, "left", r=3, shadow_alpha=0.7, auxiliary_loss_weight=0.3),
+        on.gpt2(
+            "shadow-narrow",
+            peft.ShadowConfig,
+            r=2,
+            shadow_alpha=0.7,
+            shadow_hidden_size=12,
+            shadow_num_attention_heads=3,
+            shadow_num_hidden_layers=2,
+            modules_to_save=["ln_f"],
+            target_modules=["transformer.h.1"],
+        ),
+        on.bert_cls(
+            "shadow",
+            peft.ShadowConfig,
+            r=3,
+            shadow_alpha=0.7,
+            target_modules=r"bert\.encoder\.layer\.\d+",
+            auxiliary_loss_weight=0.4,
+        ),
+        on.bert_cls(
+            "shadow-own",
+            peft.ShadowConfig,
+            r=2,
+            shadow_alpha=0.5,
+            share_embeddings=False,
+            shadow_num_hidden_layers=2,
+            target_modules=["bert.encoder.layer.0"],
+            modules_to_save=["LayerNorm"],
+        ),
+        on.llama_cls("shadow", peft.ShadowConfig, r=3, shadow_alpha=0.7, auxiliary_loss_weight=0.4),
     ]

@@ -80,10 +80,12 @@ const ASKS = {
     const state = Object.fromEntries(names.map((k) => [k, { m: map(() => 0, given[k]), v: map(() => 0, given[k]) }]));
     for (let t = 1; t <= about.options.optimiser.steps; t++) {
       const gradients = method.backward(now, minus(forward(method, now), given["target.y"]));
-      for (const k of names) now[k] = step(about.options.optimiser, now[k], gradients[k], state[k], t);
+      const factor = clipping(names.map((k) => gradients[k]), about.options.optimiser.clip);
+      for (const k of names) now[k] = step(about.options.optimiser, now[k], times(factor, gradients[k]), state[k], t);
     }
     return Object.fromEntries([...names, "W"].map((k) => [k, now[k]]));
   },
+  fit: (asked) => ASKS.train(asked), // these methods have no rates, no penalty, and do nothing between steps
   load({ method, given, about, folder }) {
     const config = JSON.parse(readFileSync(join(folder, "adapter", "adapter_config.json")));
     const settings = {
@@ -94,6 +96,12 @@ const ASKS = {
     return { y: forward(method, { ...given, ...arrays, settings, s: scale(settings) }) };
   },
 };
+
+/** What all gradients are multiplied by, so that their common norm is within the limit. */
+function clipping(gradients, limit = Infinity) {
+  const norm = Math.sqrt(gradients.reduce((sum, { data }) => data.reduce((s, g) => s + g * g, sum), 0));
+  return norm > limit ? limit / norm : 1;
+}
 
 const OPTIMISERS = {
   sgd({ lr, momentum, weight_decay }, theta, g, state) {
