@@ -11,7 +11,7 @@ import numpy as np
 
 from minipeft.adapted import SHARED, Adapted, Adapter
 from minipeft.arrays import declared, needs
-from minipeft.drawing import Facts, draw, draw_all
+from minipeft.drawing import Facts, demand, draw, draw_all
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.weight import quantised
 from minipeft.errors import Bad, near
@@ -97,6 +97,7 @@ def attach(
             trained.update({f"{site}:{key}"} if is_trained else ())
 
     if chosen:
+        demand(first := at[chosen[0].name], Facts(first, chosen[0], rng, chosen))
         take(SHARED, draw(Facts(method, chosen[0], rng, chosen), shared=True))
     drawn = draw_all(method, chosen, rng, at=dict(at))
     for site in chosen:

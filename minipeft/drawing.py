@@ -237,9 +237,10 @@ def demand(method: Method, facts: Facts) -> None:
 def draw(facts: Facts, shared: bool = False) -> dict[str, tuple[Any, bool]]:
     """{name: (array, whether it is trained)} as a method begins at a site, or what its sites share.
 
-    Raises `Bad` for what the method requires and is not so, or where a start has another shape than declared.
+    Raises `Bad` for what the method requires at the site and is not so, or where a start has another shape than declared.
     """
-    demand(facts.method, facts)
+    if not shared:
+        demand(facts.method, facts)
     found: dict[str, tuple[Any, bool]] = {}
     given = given_to(facts.method).get("" if shared else facts.site.name, {})
     every = list(there(facts, shared))

@@ -17,6 +17,7 @@ from minipeft.method import METHODS, load_methods
 from minipeft.methods.lowrank.lora import LoRA
 from minipeft.methods.scaling.ia3 import IA3
 from minipeft.methods.selective.bitfit import BitFit
+from minipeft.methods.structured.fourierft import FourierFT
 from minipeft.methods.structured.vera import VeRA
 
 BASES = Path(__file__).parent / "data" / "bases"
@@ -159,3 +160,13 @@ def test_mistakes_with_names():
         adapted.replace({key: np.zeros(2)})
     with pytest.raises(Bad, match="is no trained array of this model"):
         adapted.replace({"poems/nothing:A": np.zeros(2)})
+
+
+def test_a_setting_that_fits_at_no_site_may_be_another_at_each():
+    model = tiny.model()
+    few = {"layers.*": dict(n_frequency=3)}
+    assert {
+        m.n_frequency for m in attach(model, FourierFT(n_frequency=10**6), patterns=few).adapters[0].at.values()
+    } == {3}
+    with pytest.raises(Bad, match="n_frequency must be at most"):
+        attach(model, FourierFT(n_frequency=10**6))

@@ -31,14 +31,13 @@ warnings.filterwarnings("ignore")
 import peft  # noqa: E402
 import torch  # noqa: E402
 import transformers as tf  # noqa: E402
-from float64 import OnlyFloat64, as_float64  # noqa: E402
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from peft.tuners.adaption_prompt import layer as adaption_layer  # noqa: E402
 from peft.tuners.adaption_prompt import utils as adaption_utils  # noqa: E402
 from peft.tuners.lora import layer as lora_layer  # noqa: E402
 from peft.tuners.osf import utils as osf_utils  # noqa: E402
-from peft.utils import AuxiliaryTrainingWrapper  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from peft_computes import expected  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -239,76 +238,18 @@ def save_adapter(case: Case, folder: Path) -> None:
         model.save_pretrained(folder, save_embedding_layers=True if case.rows else "auto", **options)
 
 
-def gradient(v: torch.Tensor) -> torch.Tensor:
-    """The gradient; zeros for a trained tensor that the loss does not depend on, NaN for one that is not trained."""
-    if v.grad is not None:
-        return v.grad
-    return torch.full(v.shape, 0.0 if v.requires_grad else torch.nan, dtype=torch.float64)
-
-
-def sum_gradients(model: Any) -> None:
-    """What is one weight has one gradient: PEFT's factors of a tied head are parameters of their own over the table's numbers."""
-    table, head = model.get_base_model().get_input_embeddings(), model.get_base_model().lm_head
-    pairs = (table.lora_embedding_B, head.lora_A), (table.lora_embedding_A, head.lora_B)
-    for a, b in ((one["default"], other["default"].weight) for one, other in pairs):
-        assert a.data_ptr() == b.data_ptr()
-        total = a.grad + b.grad.T
-        a.grad, b.grad = total, total.T.contiguous()
-
-
 def expect(case: Case, folder: Path) -> Tensors:
     """Inputs, logits, loss and gradients, from the checkpoint in `folder`."""
-    given = case.inputs
-    with as_float64(*DOWNCASTING):
-        torch.manual_seed(1)  # reading draws an initial value that the file then replaces
-        base, config = load_base(case.base, torch.float64, case), peft.PeftConfig.from_pretrained(folder)
-        if (
-            case.config.peft_type == "XLORA"
-        ):  # PEFT looks for experts where the configuration says, from the working directory
-            config.adapters = {k: str(folder / v) for k, v in config.adapters.items()}
-        model = PeftModel.from_pretrained(base, folder, is_trainable=not case.is_prompt, config=config).double().eval()
-        saved = load_file(folder / "adapter_model.safetensors")
-        read = model.state_dict() | get_peft_model_state_dict(model)
-        saved = {k: v for k, v in saved.items() if not k.endswith(case.remade)}
-        for k, v in saved.items():
-            assert torch.equal(read[k], v.double() if v.is_floating_point() else v), f"PEFT did not read {k}"
-        if case.is_prompt:  # projections are folded on saving, and only the inference mode reads the folded prompt
-            prompt = model.prompt_encoder["default"].embedding.weight
-            for p in [
-                *model.prompt_encoder["default"].parameters(),
-                *(p for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters()),
-            ]:
-                p.requires_grad_(True)
-        torch.set_default_dtype(torch.float64)  # LoHa and FourierFT make constants of it in their forward
-        try:
-            with OnlyFloat64():
-                out = model(**given)
-                # PEFT adds AdaLoRA's penalty to the loss, in eval mode too; one case has the loss of the task alone
-                loss = model.base_model.model(**given).loss if case.name == "adalora" else out.loss
-                loss.backward()
-        finally:
-            torch.set_default_dtype(torch.float32)
-    assert out.logits.dtype == loss.dtype == torch.float64
-    if getattr(config, "target_modules_to_tie", None):
-        sum_gradients(model)
-    grads = {k: gradient(v) for k, v in model.state_dict(keep_vars=True).items()}
-    trained = get_peft_model_state_dict(model, grads, save_embedding_layers=False)  # the names of the file
-    trained |= {k: grads[k] for k in saved if k in grads}
-    if case.is_prompt:
-        own = dict(model.prompt_encoder["default"].named_parameters())
-        trained |= {k: p.grad for k, p in own.items()}
-        parts = [p.grad * (k != "frozen_embedding") for k, p in own.items() if k.endswith("_embedding")]
-        trained["prompt_embeddings"] = torch.cat(parts) if parts else prompt.grad
-    wants = {
-        k: trained[k]
-        for k, v in saved.items()
-        if v.is_floating_point() and k in trained and not trained[k].isnan().any()
-    }
-    assert wants and any(g.any() for g in wants.values()), "nothing is trained"
-    for k, g in wants.items():
-        assert g.shape == saved[k].shape and g.dtype == torch.float64, k
-    expected = given | dict(logits=out.logits, loss=loss) | {f"grad::{k}": g for k, g in wants.items()}
-    return {k: v.detach().clone().contiguous() for k, v in expected.items()}
+    config = peft.PeftConfig.from_pretrained(folder)
+    if (
+        case.config.peft_type == "XLORA"
+    ):  # PEFT looks for experts where the configuration says, from the working directory
+        config.adapters = {k: str(folder / v) for k, v in config.adapters.items()}
+    # PEFT adds AdaLoRA's penalty to the loss, in eval mode too; one case has the loss of the task alone
+    return expected(
+        lambda: load_base(case.base, torch.float64, case), folder, case.inputs, DOWNCASTING, config, case.remade,
+        task_loss=case.name == "adalora",
+    )  # fmt: skip
 
 
 def record(case: Case) -> None:

@@ -37,6 +37,7 @@ KEPT = Kind(
     "null or a dictionary from keys of lora_E to lists of true and false",
     lambda v: v is None or (isinstance(v, dict) and len(v) <= PATTERNS and all(map(_is_kept, v.values()))),
 )
+NONE = "of LoRA's layers; AdaLoRA's pass over it"
 KNOWN = FACTORS | {
     "r": plain("AdaLoRA starts with init_r", 8),
     "init_r": needed(COUNT, 12),
@@ -47,6 +48,13 @@ KNOWN = FACTORS | {
     "use_rslora": plain("AdaLoRA scales by lora_alpha alone", False),
     "lora_bias": plain("AdaLoRA has none", False),
     "init_lora_weights": plain(ONLY_STARTS, True),
+    "qalora_group_size": plain(NONE, 16),
+    "use_qalora": plain(NONE, False),
+    **dict.fromkeys(
+        ("velora_config", "alora_invocation_tokens", "monteclora_config", "use_bdlora", "arrow_config", "kasa_config"),
+        plain(NONE),
+    ),
+    "target_parameters": refused("PEFT itself fails"),
     "use_dora": refused("PEFT has none for AdaLoRA", False),
     "loftq_config": refused("PEFT has none for AdaLoRA", {}),
     "tinit": needed(whole(0), 0),

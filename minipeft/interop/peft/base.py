@@ -19,7 +19,7 @@ from minipeft.checkpoints.native import OF_VOCABULARY
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.weight import again, widened
 from minipeft.errors import Bad, note
-from minipeft.interop.peft.keys import HEAD, TABLE, Parts, body_of, plain_body
+from minipeft.interop.peft.keys import HEAD, TABLE, Parts, plain_body
 from minipeft.interop.peft.names import CLASSIFIERS as PEFT_CLASSIFIERS
 from minipeft.interop.peft.names import Config, Naming
 from minipeft.model.base import Model
@@ -31,12 +31,12 @@ CLASSIFIER = re.compile(rf"({'|'.join(PEFT_CLASSIFIERS)})(\.(dense|out_proj))?\.
 TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens"}
 
 
-def with_fitting_head(model: Model, config: Config, tensors: Mapping[str, np.ndarray], folder: Path) -> Model:
+def with_fitting_head(model: Model, config: Config, bodies: Mapping[str, np.ndarray], folder: Path) -> Model:
     """The base with the head that the adapter's file has tensors of, be it a classifier, which is made out of the file, or an
 
     output matrix. Raises `Bad` where the file does not tell which, or something in front of the classifier is nowhere.
     """
-    brought = {plain_body(SAVED.sub(".", body_of(key)))[0]: a for key, a in tensors.items()}
+    brought = {plain_body(SAVED.sub(".", body))[0]: a for body, a in bodies.items()}
     classifier = {k: a for k, a in brought.items() if CLASSIFIER.fullmatch(k)}
     if any(k.endswith(".weight") for k in classifier):
         return _classifying(model, config, brought, classifier, folder)

@@ -6,23 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.errors import Bad
 from minipeft.interop.peft import prefix_tuning
 from minipeft.interop.peft.fields import PROMPT, Config, needed, whole
 from minipeft.interop.peft.spec import NARROW, Key, Spec, Trial
 from minipeft.model.arch import Arch
 
 KNOWN = PROMPT | {"num_frozen_tokens": needed(whole(0), 1)}
-
-
-def _reads(config: Config, arch: Arch) -> Config:
-    """Raises `Bad` for one of which nothing is trained, which PEFT takes."""
-    p, frozen = config["num_virtual_tokens"], config["num_frozen_tokens"]
-    if frozen >= p:
-        raise Bad(
-            f"adapter_config.json: num_frozen_tokens: expected less than num_virtual_tokens = {p}, found {frozen}"
-        )
-    return prefix_tuning.reads(config, arch)
 
 
 def _parts(config: Config, arch: Arch) -> Config:
@@ -34,7 +23,7 @@ def _parts(config: Config, arch: Arch) -> Config:
 
     first = Key("prompt_embeddings", lambda a, arch: a[:frozen], padded(0, p - frozen))
     rest = Key("prompt_embeddings", lambda a, arch: a[frozen:], padded(frozen, 0))
-    return dict(root_keys=({"F": first} if frozen else {}) | {"E": rest})
+    return dict(root_keys=({"F": first} if frozen else {}) | ({"E": rest} if frozen < p else {}))
 
 
 SPEC = Spec(
@@ -43,7 +32,7 @@ SPEC = Spec(
     root_keys={"F": Key("prompt_embeddings", size="the first num_frozen_tokens of (p, 2 layers kv d_h)"),
                "E": Key("prompt_embeddings", size="the others of (p, 2 layers kv d_h)")},
     settings=dict(p="num_virtual_tokens", frozen="num_frozen_tokens"),
-    reads=_reads,
+    reads=prefix_tuning.reads,
     writes=lambda m, arch: {k: v for k, v in prefix_tuning.writes(m, arch).items() if k in KNOWN},
     settled=_parts,
     plain=prefix_tuning.as_prefixes,

@@ -53,6 +53,7 @@ SPEC = Spec(
     reads=_reads,
     writes=_writes,
     tasked=True,
+    embeds=True,
     on_layer=False,
     trials=(Trial("llama", EXAMPLES), Trial("gpt2", EXAMPLES | dict(gamma=0.5), name="gpt2")),
 )  # fmt: skip

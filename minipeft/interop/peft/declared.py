@@ -61,7 +61,7 @@ def _modules(
         if arch.encoder_layers and any(_ends(stack, name) for stack in STACKS):
             inside[TABLE] = own[TABLE]  # each stack has the table by a name of its own
         heads += [*inside] if name in task else []
-        elsewhere = any(_ends(body_of(key).rpartition(".")[0], name) for key in spare)
+        elsewhere = any(_ends(body_of(key, spec.root).rpartition(".")[0], name) for key in spare)
         if not inside and not elsewhere and name not in ("classifier", "score", "qa_outputs"):
             known = {part for key in own.values() for part in key.split(".")[:-1]}
             yield f"the module {name!r} of modules_to_save, and so does this base{near(name, known)}"

@@ -133,8 +133,9 @@ POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0, float)
 RATE = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1, float)
 COUNT = whole(1)
 RANK = Kind(
-    "an integer of at least 1, a number in (0, 1] or null",
-    lambda v: v is None or COUNT.holds(v) or (isinstance(v, float) and 0 < v <= 1),
+    "a number above 0 or null",
+    lambda v: v is None or (is_number(v) and v > 0),
+    lambda v: v if v is None or (isinstance(v, float) and v <= 1) else int(v),  # a share, or how many
 )
 SEED = Kind(
     "an integer of at most 64 bits", lambda v: isinstance(v, int) and not isinstance(v, bool) and -(2**63) <= v < 2**64

@@ -15,15 +15,15 @@ from minipeft.engine.backend import to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.names import STACKS, Config, Naming, is_whole, unwrapped
-from minipeft.interop.peft.spec import Key, Spec, shared_to_ours
+from minipeft.interop.peft.spec import ROOT, Key, Spec, shared_to_ours
 from minipeft.model.base import Model
 from minipeft.targets import sites
 
-ROOT = "base_model.model."  # in front of every module's name in their files
 TABLE, HEAD = "embed.tokens.weight", "head.weight"
 WRAPPER = re.compile(r"\.(token_adapter\.base_layer|original_module|base_layer|modules_to_save)(?=\.)")  # PEFT's
 SAVED = re.compile(r"\.(modules_to_save(\.[^.]+)?|original_module)\.(?=[^.]+$)")  # around a module of what sites share
 TOKENS_KEY = "token_adapter.trainable_tokens_delta"
+OUTSIDE = "word_embeddings"  # where a prompt's model has the base's table beside the base; what is trained within is not looked up
 WHOLE, TOKENS = "full", "trainable_tokens"  # our methods of what PEFT trains beside another
 
 
@@ -46,10 +46,10 @@ class Parts:
         return {f"{ours}.weight" for m, kind in self.idle.items() if kind in kinds and (ours := naming.ours(m))}
 
 
-def body_of(key: str) -> str:
+def body_of(key: str, root: str = ROOT) -> str:
     """A key without the root and without what torch puts around modules."""
     key = unwrapped(key)
-    return key.removeprefix(ROOT) if key.startswith(ROOT) else key.removeprefix("base_model.")
+    return key.removeprefix(root) if key.startswith(root) else key.removeprefix("base_model.")
 
 
 def _split(body: str, suffixes: Iterable[str]) -> tuple[str, str] | None:
@@ -106,12 +106,12 @@ def _our_site(naming: Naming, spec: Spec, theirs: str, every: Iterable[str]) -> 
     return None if ours is None else f"{ours}.weight"
 
 
-def plain_key(model: Model, key: str) -> str:
+def plain_key(model: Model, key: str, root: str = ROOT) -> str:
     """The one key of what PEFT stores under several: in the base's own names, without the wrapper of a module that is
 
     trained whole, and with the token table's name for trained tokens of what shares it.
     """
-    body = body_of(key)
+    body = body_of(key, root)
     start = unwrapped(key).removesuffix(body)
     own = Naming(model, model.arch.head == "none")
     if ".modules_to_save." in body:
@@ -150,7 +150,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     stacks: list[tuple[str, str, Any]] = []
     strange = []
     roots: dict[str, Any] = {}
-    copied = _copied(naming, config, tensors)
+    copied = _copied(naming, config, [body_of(key, spec.root) for key in tensors])
     empty = tuple(f".{k.suffix}" for k in spec.every_key if k.empty)
 
     def once(key: str, *what: str) -> None:
@@ -172,7 +172,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             once(key, "", name, *re.findall(r"\d+$", key) if spec.root_keys[name].numbered else ())
             roots[plain if spec.root_keys[name].numbered else spec.root_keys[name].suffix] = a
             continue
-        body = body_of(key)
+        body = body_of(key, spec.root)
         body = re.sub(r"(\.\d+)\.base_layer\.", r"\1.", body, count=1) if spec.on_layers else body  # of a layer
         if found := _split(body, suffixes):
             theirs, suffix = found[0].removesuffix(".base_layer"), found[1]  # of a layer that is adapted too
@@ -202,6 +202,13 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
                 if not held:
                     parts.spare[key] = a
             continue
+        if body == f"{OUTSIDE}.weight" and spec.is_prompt and is_whole(config, body):
+            if spec.embeds:
+                once(key, TABLE, "whole")
+                parts.whole[TABLE] = a
+            else:
+                parts.spare[key] = a
+            continue
         param, mark = param_of(naming, body)
         plain = plain_body(body)[0]
         if param is None and plain.rpartition(".")[0] in STACKS and model.arch.encoder_layers:
@@ -210,7 +217,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         kind = _kind(config, param or "", plain, mark)
         if param in copied and naming.ours(plain) == param:
             parts.spare[key] = a
-        elif _is_idle(naming, plain, param, kind):
+        elif _is_idle(naming, plain, param, kind) or (spec.embeds and kind == "whole" and param == TABLE):
             parts.spare[key] = a
             if kind == "whole" and plain.endswith(".weight"):
                 parts.idle[plain.removesuffix(".weight")] = kind
@@ -232,7 +239,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         given = [key for key in roots if k.numbered and key.startswith(f"{k.suffix}.")]
         strange += given[len(parts.shared.get(name, ())) :][:1]
     if strange:
-        known = [ROOT + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
+        known = [spec.root + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
     _tie(parts, model, folder)
     _tie_own(parts, naming, config, folder)
@@ -244,12 +251,12 @@ def _equal(a: Any, b: Any) -> bool:
     return a.shape == b.shape and bool((a == b).all())
 
 
-def _copied(naming: Naming, config: Config, keys: Iterable[str]) -> set[str]:
+def _copied(naming: Naming, config: Config, bodies: Iterable[str]) -> set[str]:
     """The parameters without a module of their own that a module saved whole has a copy of: the bias of a tied head,
 
     which its decoder has too. Nothing reads the first then.
     """
-    plain = [plain_body(body_of(key))[0] for key in keys]
+    plain = [plain_body(body)[0] for body in bodies]
     return {p for name in plain if naming.ours(name) is None and is_whole(config, name) and (p := _param(naming, name))}
 
 

@@ -11,10 +11,9 @@ from minipeft.conformance.cases import Case
 from minipeft.conformance.places import ARCH, PLACES, Arrays, arrays_at
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.keys import ROOT
 from minipeft.interop.peft.reading import read_adapter_tensors, read_config
 from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import Spec, shared_to_ours, shared_to_theirs, to_ours, to_theirs
+from minipeft.interop.peft.spec import ROOT, Spec, shared_to_ours, shared_to_theirs, to_ours, to_theirs
 from minipeft.method import Method, Site, method_class
 
 LAYER = "layer"

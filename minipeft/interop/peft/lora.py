@@ -40,7 +40,6 @@ from minipeft.interop.peft.fields import (
     pattern,
     plain,
     read,
-    refused,
 )  # fmt: skip
 from minipeft.interop.peft.kernels import channels, kernel, point
 from minipeft.interop.peft.spec import Key, Spec, Trial, never, remade, transposed, turned
@@ -81,15 +80,6 @@ FACTORS = COMMON | TARGETS | EXCLUDED | LAYERED | REPEATED | WHOLE | CONV | BIAS
     "eva_config": plain(ONLY_STARTS),
     "corda_config": plain(ONLY_STARTS),
     "lora_ga_config": plain(ONLY_STARTS),
-    "qalora_group_size": plain("goes with use_qalora", 16),
-    "velora_config": refused("another gradient"),
-    "alora_invocation_tokens": refused("acts on the last tokens only"),
-    "use_qalora": refused("A is smaller than its input", False),
-    "monteclora_config": refused("samples the factors"),
-    "target_parameters": refused("PEFT itself fails"),
-    "use_bdlora": refused("the factors are block-diagonal"),
-    "arrow_config": refused("routes between adapters"),
-    "kasa_config": refused("changes the base"),
     "ensure_weight_tying": read(FLAG, False),
 }  # fmt: skip
 

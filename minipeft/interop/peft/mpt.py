@@ -57,6 +57,7 @@ SPEC = Spec(
     of_adapter=_of_adapter,
     plain=_in_the_encoder,
     tasked=True,
+    embeds=True,
     on_layer=False,
     trials=(
         Trial("llama", dict(p=3, r=2, n_tasks=2)),

@@ -44,10 +44,10 @@ KNOWN = COMMON | TARGETS | EXCLUDED | LAYERED | WHOLE | CONV | BIASES | INIT | {
 
 
 def _reads(config: Config, arch: Arch) -> Config:
-    """PEFT's size of blocks holds, not their number, where both are given."""
-    return dict(
-        cayley="neumann" if config["use_cayley_neumann"] else "exact", r=0 if config["oft_block_size"] else config["r"]
-    )
+    """PEFT's size of blocks holds, not their number, where both are given, and its radius with coft alone."""
+    radius = dict(eps=config["eps"]) if config["coft"] else {}
+    cayley = "neumann" if config["use_cayley_neumann"] else "exact"
+    return radius | dict(cayley=cayley, r=0 if config["oft_block_size"] else config["r"])
 
 
 def _at_site(config: Config, arrays: Mapping[str, Any]) -> Config:
@@ -91,12 +91,11 @@ SPEC = Spec(
         terms="num_cayley_neumann_terms",
         block_share="block_share",
         coft="coft",
-        eps="eps",
         block="oft_block_size",
         r="r",
     ),
     reads=_reads,
-    writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann"),
+    writes=lambda m, arch: transposed(arch) | dict(use_cayley_neumann=m.cayley == "neumann", eps=m.eps),
     at_site=_at_site,
     absent=_absent,
     trials=(

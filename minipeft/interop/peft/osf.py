@@ -8,9 +8,10 @@ from typing import Any
 from minipeft.drawing import Facts
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import COMMON, INIT, RANK, TARGETS, WHOLE, Config, pattern, plain, read
-from minipeft.interop.peft.names import HERE
+from minipeft.interop.peft.names import HERE, Naming
 from minipeft.interop.peft.spec import Key, Spec, Trial
 from minipeft.method import Site, method_class
+from minipeft.model.parts import PATCHES
 from minipeft.patterns import matches
 
 KNOWN = COMMON | TARGETS | WHOLE | INIT | {
@@ -37,13 +38,19 @@ def _absent(
     for site, arrays in found.items():
         own_ranks = [rank for rank, names in zip(ranks.values(), named, strict=True) if modules[site] in names]
         rank = own_ranks[0] if own_ranks else config["effective_rank"]
-        wanted = Facts(cls(effective_rank=rank), every[site])["l"]
+        wanted = Facts(cls(effective_rank=RANK.of(rank)), every[site])["l"]
         if "S" in arrays and len(arrays["S"]) != wanted:
             what = "rank_pattern" if own_ranks else "effective_rank"
             raise Bad(
                 f"{HERE}: {what}={rank} leaves {wanted} at {modules[site]}, the file's rank is {len(arrays['S'])}"
             )
     yield from ()
+
+
+def _passes(naming: Naming, site: Site) -> bool:
+    """All but linears that are stored as (out, in)."""
+    module = site.name.removesuffix(".weight")
+    return site.kind != "linear" or site.name == PATCHES or naming.model.names.is_transposed(module)
 
 
 SPEC = Spec(
@@ -58,6 +65,7 @@ SPEC = Spec(
     patterns=dict(rank_pattern="effective_rank"),
     at_site=_at_site,
     absent=_absent,
+    passes=_passes,
     wide=("peft.tuners.osf.utils",),
     trials=(Trial("llama", dict(effective_rank=5), dict(targets="k_proj o_proj")),),
 )

@@ -47,6 +47,7 @@ SPEC = Spec(
     read_as="prompt_tuning",
     plain=_as_prompt,
     tasked=True,
+    embeds=True,
     on_layer=False,
     trials=(
         Trial("gpt2", dict(p=3, hidden=5, encoder="mlp"), name="mlp", inexact=NARROW),

@@ -67,8 +67,8 @@ def as_prefixes(model: Model, adapter: Adapter) -> Adapter:
     plain = dataclasses.replace(method, hidden=0, layout="peft" if arch.encoder_layers else "ordered",
                                 blocks=E.shape[1] // (2 * arch.kv * arch.dh))  # fmt: skip
     frozen = getattr(method, "frozen", 0)
-    parts = {":E": E[frozen:]} | ({":F": E[:frozen]} if frozen else {})
-    return remade(adapter, plain, dict.fromkeys(own, plain), parts)
+    parts = {":F": E[:frozen], ":E": E[frozen:]}
+    return remade(adapter, plain, dict.fromkeys(own, plain), {k: a for k, a in parts.items() if len(a)})
 
 
 SPEC = Spec(

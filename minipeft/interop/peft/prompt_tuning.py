@@ -81,6 +81,7 @@ SPEC = Spec(
     settled=rows,
     plain=pooled,
     tasked=True,
+    embeds=True,
     on_layer=False,
     trials=(
         Trial("llama", dict(p=3)),

@@ -16,7 +16,7 @@ from minipeft.adapted import Adapted
 from minipeft.arrays import held_for
 from minipeft.attaching import attach
 from minipeft.checkpoints.files import existing, read_json, read_tensors
-from minipeft.drawing import There, expected, wrong_in
+from minipeft.drawing import Facts, There, expected, there, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.factors import finite
 from minipeft.errors import Bad, near
@@ -24,11 +24,11 @@ from minipeft.interop.peft.base import with_brought_base, with_fitting_head, wit
 from minipeft.interop.peft.config import checked
 from minipeft.interop.peft.declared import refuse_absent
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, WHOLE, body_of, module_of, sorted_keys
+from minipeft.interop.peft.keys import HEAD, TABLE, TOKENS, WHOLE, body_of, module_of, sorted_keys
 from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
 from minipeft.interop.peft.parameters import targeted_parameters, with_parameters
 from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import Spec
+from minipeft.interop.peft.spec import ROOT, Spec
 from minipeft.method import Method, method_class, refuse_unfit
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
@@ -76,8 +76,8 @@ def load_peft_parts(
     refuse_odd(folder, spec, tensors, adapted.model)
     if spec.load:
         return spec.load(adapted, config, tensors, folder, name)
-    base = with_fitting_head(adapted.model, config, tensors, folder)
-    naming = Naming.of(base, (body_of(key) for key in tensors))
+    base = with_fitting_head(adapted.model, config, {body_of(k, spec.root): a for k, a in tensors.items()}, folder)
+    naming = Naming.of(base, (body_of(key, spec.root) for key in tensors))
     spec = with_parameters(spec, base, targeted_parameters(config, naming))
     parts = sorted_keys(naming, spec, config, tensors, folder)
     base, brought = with_brought_base(base, parts, folder)
@@ -102,7 +102,7 @@ def load_peft_parts(
     method = cls(**settings)
     if not spec.on_blocks and found:
         idle = parts.idle_sites(naming, "whole", "adapted") | ({HEAD} if parts.tied else set())
-        _same_targets(naming, config, spec, found, idle, folder)
+        _same_targets(naming, config, spec, method, found, idle, folder)
     if parts.rows and not isinstance(config.get("trainable_token_indices"), (list, dict)):
         raise Bad(f"{folder / 'adapter_config.json'}: tensors of trained tokens need trainable_token_indices")
     full: Any = method_class(WHOLE)
@@ -174,9 +174,15 @@ def _unpacked(
 
 
 def _same_targets(
-    naming: Naming, config: Config, spec: Spec, found: Mapping[str, Any], idle: Collection[str], folder: Path
+    naming: Naming,
+    config: Config,
+    spec: Spec,
+    method: Method,
+    found: Mapping[str, Any],
+    idle: Collection[str],
+    folder: Path,
 ) -> None:
-    """Raises `Bad` where the sites that target_modules names are not those that have tensors."""
+    """Raises `Bad` where the sites that target_modules names are not those that have tensors; some have none to have."""
     wanted = targeted(config, naming, spec.on_layers)
     if spec.parameters:
         wanted = (wanted or set()) | spec.parameters.keys()
@@ -185,7 +191,8 @@ def _same_targets(
             raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")
         return
     every = sites(naming.model)
-    if lost := [s for s in every if s in wanted and s not in found and s not in idle]:
+    lost = [s for s in every if s in wanted and s not in found and s not in idle and not spec.passes(naming, every[s])]
+    if lost := [s for s in lost if any(there(Facts(method, every[s])))]:
         keys = [k.suffix for n, k in spec.keys_of(every[lost[0]]).items() if n in next(iter(found.values()))]
         first = module_of(naming, spec, lost[0])
         raise Bad(

@@ -16,11 +16,13 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config, Field
-from minipeft.interop.peft.names import by_pattern
+from minipeft.interop.peft.names import Naming, by_pattern
 from minipeft.method import Method, Site
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 from minipeft.model.parts import PATCHES
+
+ROOT = "base_model.model."  # in front of a module's name in their files, but for prompts
 
 
 def _same(a: Any, arch: Arch) -> Any:
@@ -245,6 +247,8 @@ class Spec:
         False
     )  # whether what its sites share must be in the file, trained or not
 
+    passes: Callable[[Naming, Site], bool] = lambda naming, site: False  # targets that PEFT passes over without a word
+
     # oddities
     on_blocks: bool = (
         False  # keys name attention blocks, not linears: our sites attn.heads, and attn.o.out without arrays
@@ -252,6 +256,7 @@ class Spec:
     on_layers: bool = False  # keys name whole layers: our sites layers.N
     also: tuple[str, ...] = ()  # our sites without arrays that an adapter has beside those that have some
     tasked: bool = False  # PEFT reads it with a task_type only
+    embeds: bool = False  # PEFT looks tokens up itself, in the base's own table (`minipeft.interop.peft.keys.OUTSIDE`)
     plain: Callable[[Model, Adapter], Adapter] = lambda model, adapter: adapter  # what PEFT can hold of an adapter
     fixed: tuple[str, ...] = ()  # arrays that PEFT does not train
     load: Callable[..., Adapted] | None = None  # reads a folder, in place of the general way
@@ -276,6 +281,11 @@ class Spec:
     def of(self, config: Config, arch: Arch) -> Spec:
         """The same as this configuration has it."""
         return dataclasses.replace(self, **self.settled(config, arch))
+
+    @property
+    def root(self) -> str:
+        """What stands in front of every module's name in its files."""
+        return "base_model." if self.is_prompt else ROOT
 
     @property
     def is_prompt(self) -> bool:

@@ -19,12 +19,12 @@ from minipeft.engine.weight import widened
 from minipeft.errors import Bad
 from minipeft.interop.peft.base import repeats_of
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.keys import HEAD, ROOT, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
+from minipeft.interop.peft.keys import HEAD, OUTSIDE, TABLE, TOKENS, TOKENS_KEY, WHOLE, body_of, module_of, plain_key
 from minipeft.interop.peft.names import CLASSIFYING, Naming
 from minipeft.interop.peft.parameters import with_parameters
 from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import Keys, Spec, shared_to_theirs, to_theirs
+from minipeft.interop.peft.spec import ROOT, Keys, Spec, shared_to_theirs, to_theirs
 from minipeft.method import Method, Site, ties
 from minipeft.model.base import Model
 from minipeft.targets import sites
@@ -104,6 +104,8 @@ def _parts(spec: Spec, adapter: Adapter, site: str, own: Mapping[str, Any]) -> M
 def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:
     """Their key of a parameter that is trained whole."""
     module, _, leaf = site.rpartition(".")
+    if spec.embeds and site == TABLE:
+        return f"{_outside(model, spec)}.weight"
     beside = adapter.at.get(f"{module}.weight") if leaf == "bias" else None
     copied = beside is not None  # with its module, a tied head's bias too
     theirs = (not copied and model.names.theirs(site)) or f"{their_name(model, module)}.{leaf}"
@@ -111,7 +113,16 @@ def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:
         theirs = theirs.replace(".bias", ".base_layer.bias")
     if spec.on_layers and re.sub(r"(layers\.\d+)\..*", r"\1", site) in adapter.at:
         theirs = re.sub(r"(\.\d+)\.", r"\1.base_layer.", theirs, count=1)
-    return ("base_model." if spec.is_prompt else ROOT) + theirs
+    return spec.root + theirs
+
+
+def _outside(model: Model, spec: Spec) -> str:
+    """What PEFT calls a table in which it looks tokens up beside a prompt. Raises `Bad` where it takes the base's own."""
+    if not (own := their_name(model, "embed.tokens")).endswith(OUTSIDE):
+        raise Bad(
+            f"{spec.peft_type}: beside a prompt PEFT looks tokens up in the base's {own}, whatever was trained of it"
+        )
+    return OUTSIDE
 
 
 def _in_base(model: Model, module: str) -> str:
@@ -142,10 +153,9 @@ def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
         if method is not None and type(method) is type(adapter.method):
             wrapper = "base_layer."
         theirs = model.names.theirs(name) or f"{their_name(model, module)}.{wrapper}{leaf}"
-        start = "base_model." if spec.is_prompt else ROOT
-        out[start + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
+        out[spec.root + theirs] = their_layout(model.names, name, to_host(widened(model.params[name])), model.arch)
         if name == TABLE and model.arch.shares_table and HEAD not in adapter.at:
-            out[f"{start}{their_name(model, 'head')}.{_around(model, adapter)}weight"] = out[start + theirs]
+            out[f"{spec.root}{their_name(model, 'head')}.{_around(model, adapter)}weight"] = out[spec.root + theirs]
     return out
 
 
@@ -181,7 +191,7 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
         field = "target_modules" if kind == "adapted" else "modules_to_save"
         config[field] = sorted({*(config.get(field) or ()), _in_base(model, module)})
     tensors = (
-        {plain_key(model, k): to_host(a) for k, a in adapter.spare.items()}
+        {plain_key(model, k, spec.root): to_host(a) for k, a in adapter.spare.items()}
         | _brought(adapted.model, adapter, spec)
         | tensors
     )
@@ -267,7 +277,9 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
     whole = {s for s, m in adapter.at.items() if m.name == WHOLE}
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
-        config["modules_to_save"] = sorted({_saved_module(model, s) for s in whole - biases})
+        outside = {TABLE} & whole if spec.embeds or f"{OUTSIDE}.weight" in adapter.spare else set()
+        saved = {_saved_module(model, s) for s in whole - biases - outside}
+        config["modules_to_save"] = sorted(saved | {_outside(model, spec) for _ in outside})
         if _follows(model, adapter):
             module = their_name(model, "head")
             if HEAD in adapter.at:

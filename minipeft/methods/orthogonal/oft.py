@@ -67,7 +67,6 @@ class OFT(Method):
     beta = fact(width)
     K = size("1 if block_share else in / beta")
     p = size("beta (beta - 1) / 2")
-    wide = requires("beta > 1", "blocks must be larger than 1, found width {in} in blocks of 1")
     Q = trained("K", "p", when="not embedding")
     Q_emb = trained("K", "p", when="embedding")
 

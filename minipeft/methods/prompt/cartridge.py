@@ -34,10 +34,12 @@ class Cartridge(PrefixTuning):
     frozen: int = count(1, least=0)
 
     A1 = c1 = A2 = c2 = None
-    fewer = requires("frozen < p", "frozen must be below p = {p}, found {frozen}")
+    fewer = requires("frozen <= p", "frozen must be at most p = {p}, found {frozen}")
     F = stored("frozen", "2 n k", start=either(READ, memory("text"), normal()), when="frozen > 0", shared=True)
-    E = trained("p - frozen", "2 n k", start=either(READ, memory("text", "frozen"), normal()), shared=True)
+    E = trained(
+        "p - frozen", "2 n k", start=either(READ, memory("text", "frozen"), normal()), when="frozen < p", shared=True
+    )
 
-    def flat(self, *, E: Any, F: Any = None, **none: Any) -> Any:
+    def flat(self, *, E: Any = None, F: Any = None, **none: Any) -> Any:
         """All rows (p, 2 n G e)."""
-        return E if F is None else ops.concatenate(F, E, axis=0)
+        return E if F is None else F if E is None else ops.concatenate(F, E, axis=0)

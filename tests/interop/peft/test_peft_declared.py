@@ -79,6 +79,25 @@ def test_what_is_declared_beyond_the_file_is_missed(case, change, missed, bases)
         read(bases, ROOT / case / "adapter", **change)
 
 
+IDLE = dict(velora_config=dict(num_groups=2), use_qalora=True, qalora_group_size=2, kasa_config=dict(beta=0.1))
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("llama/osf", dict(target_modules=["k_proj", "o_proj", "embed_tokens"])),  # tables have no layer there, and are passed over
+        ("llama/osf", dict(effective_rank=9.7)),  # PEFT rounds down
+        ("llama/adalora", IDLE | dict(alora_invocation_tokens=[3], use_bdlora=dict(nblocks=2), arrow_config=dict(top_k=1))),
+        ("llama/oft", dict(eps=0.0)),  # of coft alone
+    ],
+)  # fmt: skip
+def test_what_is_declared_and_does_not_count_is_passed_over(case, change, bases):
+    folder = ROOT / case / "adapter"
+    usual, got = read(bases, folder), read(bases, folder, **change)
+    assert usual.adapters[0].at == got.adapters[0].at
+    assert all(np.array_equal(a, got.adapters[0].arrays[k]) for k, a in usual.adapters[0].arrays.items())
+
+
 @pytest.mark.parametrize(
     ("case", "change", "line"),
     [

@@ -4,6 +4,9 @@ import numpy as np
 import one_part
 import pytest
 
+from minipeft.adapted import Adapted
+from minipeft.attaching import attach
+from minipeft.conformance import tiny
 from minipeft.drawing import symbols
 from minipeft.errors import Bad
 from minipeft.method import Step, weight_of
@@ -92,8 +95,6 @@ def test_bad_fields_are_named():
                          (dict(terms=0), "terms"), (dict(coft=True, eps=0.0), "eps")]:  # fmt: skip
         with pytest.raises(Bad, match=word):
             OFT(**fields)
-    with pytest.raises(Bad, match="larger than 1"):
-        one_part.arrays(OFT(block=1), one_part.site(np.zeros((2, 7))), np.random.default_rng())
 
 
 @pytest.mark.hf
@@ -137,3 +138,13 @@ def test_output_gradients_and_merged_weight_are_those_of_peft(theirs, ours, tabl
     np.testing.assert_allclose(y, hf.y, rtol=0, atol=1e-12)
     np.testing.assert_allclose(grads[name], hf.grads[key], rtol=0, atol=1e-12)
     np.testing.assert_allclose(weight_of(method, W, theta), hf.merged(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("settings", "cayley"), [(dict(block=1), "neumann"), (dict(block=0, r=100), "exact")])
+def test_blocks_of_one_turn_nothing(settings, cayley):
+    """PEFT takes the nearest number of blocks that there can be, which is one for each input where more are asked for."""
+    model = tiny.model()
+    adapted = attach(model, OFT(cayley=cayley, **settings))
+    assert {a.shape[1] for a in adapted.adapters[0].arrays.values()} == {0}
+    example = tiny.example(model)
+    np.testing.assert_allclose(adapted.logits(example), Adapted(model).logits(example), rtol=0, atol=1e-13)

@@ -9,6 +9,8 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.conformance import tiny
 from minipeft.errors import Bad, Unfit
+from minipeft.interop.peft.reading import load_peft
+from minipeft.interop.peft.writing import save_peft
 from minipeft.methods.prompt.cartridge import Cartridge
 from minipeft.methods.prompt.prefix_tuning import PrefixTuning
 from minipeft.model.batch import batch
@@ -31,6 +33,15 @@ def test_the_first_tokens_stay(frozen):
     moved = rows(fit(start, [tiny.example(start.model)], steps=2, optimiser=AdamW(lr=0.1, weight_decay=0.5)).adapted)
     differ = (moved != rows(start)).all(axis=1)
     assert differ.tolist() == [False] * frozen + [True] * (4 - frozen)
+
+
+def test_all_of_it_may_stay(tmp_path):
+    """PEFT takes as many frozen tokens as there are: of one virtual token the usual one."""
+    one = attach(tiny.model(), Cartridge(p=2, frozen=2))
+    assert one.adapters[0].size == 0 and list(one.adapters[0].arrays) == [":F"]
+    save_peft(one, tmp_path)
+    again = load_peft(one.model, tmp_path)
+    np.testing.assert_array_equal(again.logits(tiny.example(one.model)), one.logits(tiny.example(one.model)))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -64,7 +75,7 @@ def test_two_in_use_are_one_of_all_rows():
 
 def test_what_does_not_fit_is_refused():
     for fields, word in [
-        (dict(p=2, frozen=2), "frozen must be below p = 2, found 2"),
+        (dict(p=2, frozen=3), "frozen must be at most p = 2, found 3"),
         (dict(frozen=-1), "frozen must be at least 0"),
         (dict(hidden=3), "hidden must be at most 0"),
         (dict(start="zero"), "start must be 'normal' or 'text', found 'zero'"),

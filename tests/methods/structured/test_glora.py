@@ -164,3 +164,24 @@ def test_zeros_of_a_path_are_passed_over_and_others_refused(tmp_path):
     save_file(full | {key: full[key] + 1}, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Bad, match=r"unexpected tensor .*glora_.\.zeros"):
         load_peft(model, tmp_path)
+
+
+def test_a_target_without_a_bias_may_have_nothing(tmp_path):
+    """Where no path is of the weight: PEFT names the target all the same, and writes zeros."""
+    from minipeft.checkpoints.files import read_json, write_json
+    from minipeft.interop.peft.reading import load_peft
+    from minipeft.interop.peft.writing import save_peft
+
+    model = tiny.model("gpt2")
+    model = dataclasses.replace(model, arch=dataclasses.replace(model.arch, biased=("up", "down")))
+    bare = [n for n in model.params if n.endswith("attn.o.bias")]
+    model = dataclasses.replace(model, params={k: v for k, v in model.params.items() if k not in bare})
+    one = attach(model, GLoRA(path_AB="none"), targets="attn.o.weight mlp.up.weight")
+    assert all("mlp.up" in name for name in one.adapters[0].arrays)
+    save_peft(one, tmp_path)
+    config = read_json(tmp_path / "adapter_config.json")
+    write_json(tmp_path / "adapter_config.json", config | dict(target_modules=["attn.c_proj", "c_fc"]))
+    assert load_peft(model, tmp_path).theta.keys() == one.theta.keys()
+    write_json(tmp_path / "adapter_config.json", config | dict(target_modules=["c_proj", "c_fc"]))
+    with pytest.raises(Bad, match=r"target modules have no tensors, the first .*mlp\.c_proj"):
+        load_peft(model, tmp_path)
