@@ -109,6 +109,13 @@ class Replacement(NamedTuple):
     asks: bool = False
     other: Any = None  # Replacement | None
 
+    def of(self, args: tuple, constants: dict[str, Any]) -> Replacement | None:
+        """The one that is taken here: this, or the next that may; None for the text."""
+        found: Replacement | None = self
+        while found is not None and found.when is not None and not found.when(*args, **constants):
+            found = found.other
+        return found
+
 
 class _Unchosen(dict):
     """Stands for the replacements until a backend is chosen, which it then is."""
@@ -147,9 +154,7 @@ def taking(replacements: dict[str, Replacement]) -> Iterator[None]:
 
 def _instead(name: str, args: tuple, constants: dict[str, Any]) -> Replacement | None:
     found = taken().get(name)
-    while found is not None and found.when is not None and not found.when(*args, **constants):
-        found = found.other
-    return found
+    return None if found is None else found.of(args, constants)
 
 
 def op(f: Callable) -> Callable:

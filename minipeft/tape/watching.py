@@ -76,16 +76,24 @@ class _Noting(dict):
 
     def get(self, name: str, default: Any = None) -> Any:
         found = self.real.get(name)
-        if name not in OPS:
-            return found
+        return found if name not in OPS else _Noted(name, found, self.note)
 
-        def when(*args: Any, **constants: Any) -> bool:
-            fits = found is not None and (found.when is None or found.when(*args, **constants))
-            if fits or name not in COMPOSED:  # one that is composed, and is not replaced, is the ops it is written in
-                self.note(name, args)
-            return fits
 
-        return Replacement(found.by, when, found.asks) if found else Replacement(OPS[name], when)
+class _Noted(NamedTuple):
+    """Stands for the replacement of an op."""
+
+    name: str
+    found: Replacement | None
+    note: Callable[[str, tuple], None]
+
+    def of(self, args: tuple, constants: dict[str, Any]) -> Replacement | None:
+        """The one that is taken, of which is told."""
+        way = None if self.found is None else self.found.of(args, constants)
+        if (
+            way is not None or self.name not in COMPOSED
+        ):  # one that is composed, and is not replaced, is the ops it is written in
+            self.note(self.name, args)
+        return way
 
 
 @dataclass(frozen=True)
