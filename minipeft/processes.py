@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def end_children() -> None:
     for pid in descendants(os.getpid()):
         if pid != _tracker():
             _signal(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def pool(jobs: int, begin: Callable[..., object] | None = None, *given: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that `begin(*given)` before their first piece of work, each on one thread; ended at once when this one is."""
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    before = {k: os.environ.get(k) for k in threads}
+    os.environ |= threads  # a process reads these when it starts
+    made = ProcessPoolExecutor(jobs, get_context("spawn"), begin, given)
+    try:
+        yield made
+    except BaseException:
+        made.shutdown(wait=False, cancel_futures=True)
+        end_children()
+        raise
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k) if v is None else os.environ.update({k: v})
+    made.shutdown()
 
 
 def _tracker() -> int | None:

@@ -6,13 +6,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from minipeft.engine.backend import name as backend_name
 from minipeft.errors import Bad
 from minipeft.merging import merge
 from minipeft.method import METHODS, Method, is_weight, load_methods, method_class
-from minipeft.processes import deaf_to_interrupts, end_children
+from minipeft.processes import deaf_to_interrupts
+from minipeft.processes import pool as processes
 from minipeft.settings import part_of, small
 from minipeft.train import AdamW, fit
 
@@ -194,7 +193,7 @@ def compare(
         raise Bad(f"seeds: expected one or more, each once, found {', '.join(map(str, seeds)) or 'none'}")
     cores = len(os.sched_getaffinity(0)) if backend_name() == "numpy" else 1
     found: dict[str, dict[int, Outcome]] = {name: {} for name in wanted}
-    with _pool(jobs or cores, setting) as pool:
+    with processes(jobs or cores, _start_worker, dict(setting)) as pool:
         running: dict[Future[Outcome], tuple[str, int]] = {}
         with deaf_to_interrupts():  # processes start as they get work
             for name, m, seed in ((name, m, seed) for name, m in wanted.items() for seed in seeds):
@@ -210,25 +209,6 @@ def compare(
             if progress is not None:
                 progress(found[name][seed])
     return {name: [by_seed[s] for s in seeds] for name, by_seed in found.items()}
-
-
-@contextmanager
-def _pool(jobs: int, setting: Mapping[str, Any]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that prepare the task when they first need it, each on one thread; ended at once when this one is."""
-    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    before = {k: os.environ.get(k) for k in threads}
-    os.environ |= threads  # a process reads these when it starts
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (dict(setting),))
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        end_children()
-        raise
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k) if v is None else os.environ.update({k: v})
-    pool.shutdown()
 
 
 _setting: dict[str, Any] = {}  # of a worker process

@@ -7,6 +7,7 @@
     annotated   a method's file, prose beside code
     method      a method's page
     claims      what is said of such methods, each with a measurement
+    pages       those that are no method's: of docs/, families, the tape, notebooks
     build       all pages, and the site of them
 
 A page holds nothing that is written for it alone: docstrings, declarations, recorded cases, and the pages of docs/.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Collection
 
 from minipeft.errors import Bad
 
@@ -31,14 +32,29 @@ RAISED = dict(
 LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₋₊", "0123456789-+"))
 ACCENTS = {"̄": r"\bar", "̂": r"\hat", "̃": r"\tilde"}
 FUNCTIONS = ("max", "min", "exp", "log", "cos", "sin", "tanh", "det")
+NAMED = {
+    *FUNCTIONS,
+    "mod",
+    "and",
+    "else",
+    "hence",
+    "diag",
+    "gelu",
+    "softmax",
+    "tr",
+    "in",
+    "out",
+}  # words that are no prose
+SHORT = ("as", "at", "by", "is", "of", "on", "or", "to")  # what else has two letters is an array: bd, kz
 LETTERS = {name.removeprefix("var"): name for name in GREEK.values()}
 
 
-def is_note(cell: str) -> bool:
-    """Whether a column reads as words: a remark beside an equation, a condition, a source."""
-    if re.match(r"\(?(paper|eqs?\.|§)|as [A-Z]", cell) or "http" in cell:
+def is_note(cell: str, names: Collection[str] = ()) -> bool:
+    """Whether a column reads as words: a remark beside an equation, a condition, a source. `names` stand in equations."""
+    if re.match(r"\(?(paper|eqs?\.|§)|as [A-Z]|with ", cell) or "http" in cell or '"' in cell:
         return True
-    words = [w for w in re.findall(r"(?<![_^\w.])[a-z]{2,}(?![\w(_])", cell) if w not in LETTERS]
+    words = [w for w in re.findall(r"(?<![_^\w.])[a-z]{2,}(?![\w(_])", cell) if w not in (*LETTERS, *NAMED, *names)]
+    words = [w for w in words if len(w) > 2 or w in SHORT]
     return len(words) > 1 or bool(words and not re.search(r"[=←]", cell))
 
 
@@ -49,6 +65,8 @@ def latex(cell: str) -> str:
     rest = re.sub(r"Σ(?=_\w+(?!\w*/))", "∑", re.sub(r"(?<=U)((_\w+)? )Σ", r"\1𝚺", rest))  # U Σ V is a matrix, Σ_i a sum
     while rest:
         taken, made = _token(rest)
+        if made == " " and re.search(r"[\w}')\] ]$", out[-1]) and "mathrm" in out[-1] + _token(rest[taken:])[1]:
+            made = r"\; "  # a word beside a letter
         out.append(made)
         rest = rest[taken:]
     return "".join(out)
@@ -102,7 +120,7 @@ def _word(w: str) -> str:
         return rf"\{w} "
     if len(w) == 2 and w not in ("Re", "Im") and w[0].isupper() and w[1].islower():
         return f"{w[0]}_{{{w[1]}}}"  # Wd: W of the way down
-    if w in ("bd", "bu"):
+    if re.fullmatch("b[a-z]", w):
         return f"b_{{{w[1]}}}"
     return rf"\mathrm{{{w}}}"
 
@@ -117,30 +135,39 @@ def mathml(cell: str) -> str:
         return f"<code>{html.escape(cell)}</code>"
 
 
-def typeset(text: str) -> str:
-    """A docstring's equations as HTML: lines that stand further in as a table of equations and notes, others as paragraphs."""
+def typeset(text: str, names: Collection[str] = ()) -> str:
+    """A docstring's equations as HTML: lines that stand further in as a table of equations and notes, others as paragraphs.
+
+    `names` are those of settings and arrays.
+    """
     out = []
     for block in text.split("\n\n"):
         lines = block.splitlines()
         if all(line.startswith("    ") or not line.strip() for line in lines):
-            out.append(_table(lines))
+            out.append(_table(lines, names))
         else:
-            out.append(f"<p>{html.escape(' '.join(block.split()))}</p>")
+            out.append(f"<p>{prose(block)}</p>")
     return "\n".join(out)
+
+
+def prose(text: str) -> str:
+    """Words as HTML: what stands in backticks or two stars is set as that."""
+    said = html.escape(" ".join(text.split()))
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", re.sub(r"`(.+?)`", r"<code>\1</code>", said))
 
 
 def columns(line: str) -> list[str]:
     """A line's columns; what begins with = belongs to the one before it, and "as …" is a remark of its own."""
     said = re.sub(r"\s{2,}(?=[=←])", " ", line.strip())
-    said = re.sub(r",? as (?=[A-Z])", "   as ", said)
+    said = re.sub(r",? (as (?=[A-Z])|for every |with )", r"   \1", said)
     return re.split(r"\s{2,}", said)
 
 
-def _table(lines: list[str]) -> str:
+def _table(lines: list[str], names: Collection[str]) -> str:
     rows = []
     for line in filter(str.strip, lines):
         cells = columns(line)
-        notes = [c for c in cells if is_note(c)]
+        notes = [c for c in cells if is_note(c, names)]
         shown = "<span class='gap'></span>".join(mathml(c) for c in cells if c not in notes)
-        rows.append(f"<tr><td>{shown}</td><td class='note'>{html.escape('; '.join(notes))}</td></tr>")
+        rows.append(f"<tr><td>{shown}</td><td class='note'>{prose('; '.join(notes))}</td></tr>")
     return f"<table class='equations'>{''.join(rows)}</table>"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import inspect
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,28 +15,28 @@ from typing import Any
 from minipeft.conformance import cases as files
 from minipeft.conformance import docstrings
 from minipeft.conformance.witnesses import closed_form
-from minipeft.method import Method
+from minipeft.method import Method, is_weight
 from minipeft.settings import choices
 from minipeft.site.annotated import parts
-from minipeft.site.effects import effects
-from minipeft.site.equations import typeset
-from minipeft.site.pictures import caption, svg
+from minipeft.site.effects import effects, sliders
+from minipeft.site.equations import prose, typeset
+from minipeft.site.pictures import caption, svgs
 from minipeft.site.trained import STEPS, Seen
 
 ROOT = Path(__file__).parents[2]
 
 
-def page(cls: type[Method], seen: Seen | str, beside: str, cost: dict[str, float] | None, tape: str = "") -> str:
+def page(cls: type[Method], seen: Seen | str, beside: str, first: Seen | str, tape: str = "") -> str:
     """The page: equations, picture, arrays, settings, effects, cost, readings, what others compute, witnesses, cases, file.
 
-    `seen` is what the trained method does, or why that cannot be shown. `cost` are its time and bytes in a step, in those of
-    the method `beside`. `tape` is where the picture of its tape lies.
+    `seen` is what the trained method does, or why that cannot be shown; `first` that of the method `beside`, whose cost stands beside
+    its own. `tape` is HTML of its tape.
     """
     about = docstrings.read(cls)
     blocks = [
         f"# {cls.name}",
         f"**{about.title}.** {_linked(about.source)}",
-        typeset(about.equations),
+        typeset(about.equations, {f.name for f in fields(cls)} | {row.name for row in about.rows}),
         "## What it does",
         _picture(seen),
     ]
@@ -53,19 +53,16 @@ def page(cls: type[Method], seen: Seen | str, beside: str, cost: dict[str, float
     blocks.append(f"Trained: {docstrings.size(cls)}.")
     blocks += ["## Settings", table(("setting", "may be"), [(f"`{n}`", said) for n, said in about.settings])]
     if found := effects(cls):
-        blocks += ["## What a setting changes", _sliders(found)]
+        blocks += ["## What a setting changes", _changing(is_weight(cls)), sliders(cls, found)]
     if tape:
         blocks += [
             "## Its tape",
-            "One training step of a tiny model: what is kept for the way back, and where gradients stop.",
-            f"![The tape of {cls.name}]({tape})",
+            "One training step of a tiny model: what is kept for the way back, and where the gradient ends. "
+            "[The tape](../tape.md) has others beside it.",
+            tape,
         ]
-    if cost:
-        rows = [(what, f"{ratio:.2f}") for what, ratio in cost.items()]
-        blocks += [
-            f"## Cost beside {beside}",
-            table(("of a step of training the package's base", f"{beside} = 1"), rows),
-        ]
+    if not (isinstance(seen, str) or isinstance(first, str)):
+        blocks += [f"## Cost beside {beside}", _costs(cls.name, seen, beside, first)]
     blocks += [f"## {head}\n\n{_linked(said)}" for head, said in about.sections.items()]
     if readings := {n: c for n, c in choices(cls).items() if c.reading}:
         blocks += [
@@ -92,36 +89,55 @@ def _picture(seen: Seen | str) -> str:
     trained = (
         f"Trained for {STEPS} steps on the package's task, from loss {seen.losses[0]:.2f} to {seen.losses[-1]:.2f}. "
     )
-    return f"<figure class='picture'>{svg(seen)}</figure>\n\n{trained}{caption(seen)}"
+    return f"<figure class='picture'>{''.join(svgs(seen))}</figure>\n\n{trained}{caption(seen)}"
+
+
+def _changing(weight: bool) -> str:
+    at = "W′ − W at the first matrix that it changes" if weight else "h′ − h of the last hidden state, of one text"
+    return (
+        f"In a tiny model, with its arrays as if trained: how many numbers are trained, and {at}, as a picture (blue below 0, red above) and by "
+        "its singular values."
+    )
+
+
+def _costs(name: str, seen: Seen, beside: str, first: Seen) -> str:
+    """A table of what a step takes, here and there."""
+    rows = [
+        (
+            "processor time",
+            f"{1e3 * seen.seconds:.0f} ms",
+            f"{1e3 * first.seconds:.0f} ms",
+            seen.seconds / first.seconds,
+        ),
+        ("most memory at once", f"{seen.peak / 1e6:.1f} MB", f"{first.peak / 1e6:.1f} MB", seen.peak / first.peak),
+        ("numbers trained", f"{seen.trained:,}", f"{first.trained:,}", seen.trained / first.trained),
+    ]
+    if name == beside:
+        return table(("a step of training the package's base", name), [row[:2] for row in rows])
+    told = [(*row, f"{ratio:.2f}") for *row, ratio in rows]
+    return table(("a step of training the package's base", name, beside, "ratio"), told)
 
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [
         " | ".join(heads),
         " | ".join("---" for _ in heads),
-        *(" | ".join(c.replace("|", "\\|") for c in row) for row in rows),
+        *(" | ".join(_cell(c) for c in row) for row in rows),
     ]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A cell's text; a bar in it ends no column, also in what is set as code."""
+    if "|" not in text:
+        return text
+    return re.sub(r"`([^`]*)`", lambda m: f"<code>{html.escape(m[1])}</code>", text).replace("|", "&#124;")
 
 
 def _linked(text: str) -> str:
     """Text with its addresses as links, and what would be markup as it stands."""
     said = re.sub(r"([*_<\[\]])", r"\\\1", text)
     return re.sub(r"https?://\S+?(?=[.,;)]*(\s|$))", lambda m: f"<{m[0].replace(chr(92), '')}>", said)
-
-
-def _sliders(found: dict[str, list[Any]]) -> str:
-    """A slider for each setting; what it says is computed already."""
-    out = [
-        "At one matrix of a tiny model, with arrays as if trained: numbers trained, ‖W′ − W‖/‖W‖, and the rank of W′ − W."
-    ]
-    for name, tried in found.items():
-        data = html.escape(json.dumps([[str(e.value), f"{e.trained:,}", f"{e.share:.3g}", str(e.rank)] for e in tried]))
-        out.append(
-            f'<div class="effect" data-rows="{data}"><label>{name} <input type="range" min="0" max="{len(tried) - 1}" value="{len(tried) // 2}">'
-            "</label> <output></output></div>"
-        )
-    return "\n".join(out)
 
 
 def _others(name: str) -> str:
@@ -174,10 +190,5 @@ def _annotated(cls: type[Method]) -> list[str]:
     rows = []
     for part in parts(cls):
         code = highlight(part.code, PythonLexer(), HtmlFormatter(cssclass="highlight"))
-        rows.append(f"<div class='prose'><p>{_inline(part.prose)}</p></div><div class='code'>{code}</div>")
+        rows.append(f"<div class='prose'><p>{prose(part.prose)}</p></div><div class='code'>{code}</div>")
     return [f"`{path}`", "<div class='annotated'>" + "".join(rows) + "</div>"]
-
-
-def _inline(text: str) -> str:
-    said = html.escape(" ".join(text.split()))
-    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", re.sub(r"`(.+?)`", r"<code>\1</code>", said))

@@ -1,8 +1,11 @@
-"""What a method does to a matrix or an activation, as one SVG: heat maps before, of the change and after; singular values."""
+"""What a method does to a matrix or an activation, an SVG each: heat maps before, of the change and after; singular values."""
 
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,32 +19,35 @@ SEEN = dict(
 )  # apart for most colour-blind eyes, and by their dashes
 
 
-def svg(seen: Seen) -> str:
-    """The picture of a method as an SVG element."""
+def svgs(seen: Seen) -> list[str]:
+    """The pictures of a method as SVG elements, which a page may put beside or below one another."""
+    names = ("W", "ΔW", "W′") if seen.weight else ("h", "h′ − h", "h′")
+    of = dict(zip(("before", "change", "after"), (seen.before, seen.change, seen.after)))
+    drawn = [partial(_heat, name=n, a=a) for n, a in zip(names, of.values()) if a is not None]
+    if min(seen.before.shape) > 1:
+        drawn.append(partial(_spectra, parts=of, names=names))
+    return [_svg(draw, f"{seen.site} {i}") for i, draw in enumerate(drawn)]
+
+
+def _svg(draw: Callable[[Any], None], salt: str) -> str:
+    """One drawing; `salt` makes names in it differ from those of others on the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    names = ("W", "ΔW", "W′") if seen.weight else ("h", "h′ − h", "h′")
-    parts = [(n, a) for n, a in zip(names, (seen.before, seen.change, seen.after)) if a is not None]
     style: Any = {
         "svg.fonttype": "none",
         "font.size": 9,
         "text.color": INK,
         "axes.edgecolor": INK,
-        "svg.hashsalt": seen.site,
+        "svg.hashsalt": salt,
     }
     style |= {f"{axis}tick.color": INK for axis in "xy"} | {"axes.labelcolor": INK, "axes.titlecolor": INK}
     with mpl.rc_context(style):
-        wide = min(seen.before.shape) > 1
-        figure = Figure(figsize=(2.5 * (len(parts) + wide), 2.6), layout="constrained")
-        axes = figure.subplots(1, len(parts) + wide, squeeze=False)[0]
-        for ax, (name, a) in zip(axes, parts):
-            _heat(ax, name, a)
-        if wide:
-            _spectra(axes[-1], dict(zip(("before", "change", "after"), (seen.before, seen.change, seen.after))), names)
+        figure = Figure(figsize=(2.5, 2.6), layout="constrained")
+        draw(figure.subplots())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
+    text = re.sub(r' id="\w+_\d+"', "", out.getvalue())  # of groups, the same in every drawing
     return text[text.index("<svg") :]
 
 

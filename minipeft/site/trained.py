@@ -18,8 +18,8 @@ from minipeft.compare.outcomes import sized
 from minipeft.compare.task import start
 from minipeft.engine.backend import peak_memory, to_host
 from minipeft.engine.tensor import value
-from minipeft.errors import Unfit
-from minipeft.method import Method, is_weight
+from minipeft.errors import Bad, Unfit
+from minipeft.method import METHODS, Method, is_weight
 from minipeft.model.batch import Batch
 from minipeft.run import Run, is_layer
 from minipeft.settings import small
@@ -79,6 +79,14 @@ def shown(cls: type[Method], steps: int = STEPS) -> Seen:
     losses = [loss - more for loss, more in zip(done.losses, done.penalties, strict=True)]
     found = seen(done.adapted, text)
     return dataclasses.replace(found, losses=losses, seconds=float(np.median(np.diff(stamps))), peak=peak[0])
+
+
+def looked_at(name: str) -> Seen | str:
+    """What `shown` gives for a method of this name, or why it cannot be shown."""
+    try:
+        return shown(METHODS[name])
+    except Bad as why:
+        return str(why)
 
 
 class _Watched(Run):

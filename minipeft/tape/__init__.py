@@ -6,7 +6,7 @@
     examples   tapes of methods on tiny models: `example("name")`, `by_layer`, `side_by_side`
     text       in a terminal
     svg        as a drawing
-    page       as a page, with a switch and a slider; its fragments `panel`, `sides` and `legend` want `STYLE`
+    page       as a page, with a switch and a slider; its fragments, `choosing`, `panel`, `sides` and `legend`, want `RULES`
 
 >>> tape = example(USUAL[0].method, layers=1)
 >>> len(tape.taped), tape.kept, tape.end.name
@@ -14,14 +14,16 @@
 """
 
 from minipeft.tape.examples import USUAL, Example, by_layer, example, side_by_side
-from minipeft.tape.page import STYLE, legend, page, panel, sides
+from minipeft.tape.page import INTRO, RULES, SCRIPT, choosing, legend, page, panel, sides
 from minipeft.tape.record import Array, Op, Part, Stop, Tape, record
 from minipeft.tape.svg import svg
 from minipeft.tape.text import ROLES, WIDTH, lines, text, totals
 
 __all__ = [
+    "INTRO",
     "ROLES",
-    "STYLE",
+    "RULES",
+    "SCRIPT",
     "USUAL",
     "WIDTH",
     "Array",
@@ -31,6 +33,7 @@ __all__ = [
     "Stop",
     "Tape",
     "by_layer",
+    "choosing",
     "example",
     "legend",
     "lines",

@@ -10,47 +10,51 @@ from minipeft.tape.record import TAPED, Array, Part, Tape
 from minipeft.tape.svg import COLOURS, DARK, LEGEND
 from minipeft.tape.text import chips, kept_in, kib, part_names, shape_of, told, totals
 
-STYLE = f"""
+BODY = f"""
 :root{{color-scheme:light dark;{COLOURS}}}
 @media(prefers-color-scheme:dark){{:root{{{DARK}}}}}
 *{{box-sizing:border-box}}
 body{{margin:0 auto;max-width:64rem;padding:1.2rem 1rem 3rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back)}}
 h1{{font-size:1.5rem;margin:.2rem 0}}h2{{font-size:1.15rem;margin:2rem 0 .4rem}}
-p{{margin:.4rem 0;max-width:46rem}}.about{{color:var(--faint);font-size:.85rem;overflow-wrap:anywhere}}
-.tape,.sides{{font:12.5px/1.35 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}}
-.pick{{position:sticky;top:0;background:var(--back);padding:.5rem 0;border-bottom:1px solid var(--line);z-index:2}}
-.pick div{{display:flex;flex-wrap:wrap;gap:.35rem;align-items:center}}
-.pick button{{font:inherit;font-size:.9rem;padding:.25rem .7rem;border:1px solid var(--line);border-radius:2rem;background:none;color:inherit;cursor:pointer}}
-.pick button[aria-pressed=true]{{background:var(--tape);border-color:var(--tape);color:var(--back);font-weight:600}}
-.pick label{{display:flex;flex:1 1 100%;align-items:center;gap:.6rem;font-size:.9rem;margin-top:.5rem}}
-.pick input{{flex:0 1 14rem;min-width:5rem;accent-color:var(--tape)}}
-.sums{{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.2rem 1rem;margin:.8rem 0}}
-.sums div{{font-size:.85rem;color:var(--faint)}}.sums b{{display:block;font-size:1.35rem;line-height:1.2;color:var(--ink)}}
-ol{{list-style:none;margin:0;padding:0}}
-.tape li{{display:grid;grid-template-columns:7.5rem 1fr 7.5rem;gap:.15rem .6rem;align-items:start;padding:.16rem .3rem .16rem .7rem;border-left:4px solid var(--line);color:var(--faint)}}
-.tape li.taped{{border-color:var(--tape);color:var(--ink)}}
-.tape li.layer{{display:block;font:600 13px system-ui,sans-serif;color:var(--ink);border-color:transparent;padding-top:.6rem}}
-.tape li.end{{display:flex;gap:.6rem;align-items:center;border:0;color:var(--end);font:600 13px system-ui,sans-serif;padding-left:0}}
-.tape li.end::before,.tape li.end::after{{content:'';height:3px;background:var(--end);flex:0 0 1.2rem}}.tape li.end::after{{flex:1}}
-.ops{{display:flex;flex-wrap:wrap;gap:.2rem}}.ops span{{padding:0 .4rem;border-radius:.25rem;background:var(--frozen);color:var(--faint)}}
-.ops .taped{{background:var(--soft);color:var(--ink)}}.ops .dropped{{background:var(--offsoft);color:var(--off);text-decoration:line-through}}
-.ops .array{{background:var(--trainsoft);color:var(--train)}}.cut{{flex:1 1 100%;color:var(--off)}}
-.kept{{display:grid;grid-template-columns:1fr 3rem;align-items:center;text-align:right}}
-.kept i{{display:block;height:.65rem;border-radius:2px;background:var(--tape)}}.kept.no{{color:var(--faint)}}
-.legend{{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem;color:var(--faint);margin:.8rem 0}}
-.legend i{{display:inline-block;width:.9rem;height:.75rem;border-radius:.2rem;margin-right:.35rem}}
-.l-taped{{background:var(--soft)}}.l-frozen{{background:var(--frozen)}}.l-dropped{{background:var(--offsoft)}}.l-array{{background:var(--trainsoft)}}.legend .l-end{{background:var(--end);height:3px;vertical-align:middle}}
-.wide{{overflow-x:auto}}
-.sides{{border-collapse:separate;border-spacing:3px 2px;width:100%}}
-.sides th{{font:600 13px system-ui,sans-serif;text-align:right;vertical-align:bottom;padding:.1rem .4rem}}
-.sides th:first-child{{position:sticky;left:0;background:var(--back);text-align:left;font:inherit;font-weight:400;white-space:nowrap;z-index:1}}
-.sides td{{text-align:right;min-width:5.2rem;padding:0 .4rem;border-radius:.2rem;border-top:3px solid transparent;background-clip:padding-box}}
-.sides td.taped{{background-color:var(--soft)}}.sides td.frozen{{background-color:var(--frozen)}}.sides td.ends{{border-top-color:var(--end);border-radius:0}}
-.sides td.taped{{background-image:linear-gradient(var(--tape),var(--tape));background-repeat:no-repeat;background-position:0 100%;background-size:var(--w,0) 3px}}
-.sides .sum td{{font-weight:600}}.sides .sum th:first-child{{color:var(--faint);font-family:system-ui,sans-serif}}
-.sides .gap th{{height:.5rem}}
-@media(max-width:40rem){{.tape li{{grid-template-columns:1fr 6.5rem}}.tape .ops{{grid-column:1/-1;grid-row:2}}.kept{{grid-template-columns:1fr 2.6rem}}}}
+p{{margin:.4rem 0;max-width:46rem}}
 """
+RULES = """
+.about{color:var(--faint);font-size:.85rem;overflow-wrap:anywhere}
+.tape,.sides{font:12.5px/1.35 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}
+.pick{position:sticky;top:0;background:var(--back);padding:.5rem 0;border-bottom:1px solid var(--line);z-index:2}
+.pick div{display:flex;flex-wrap:wrap;gap:.35rem;align-items:center}
+.pick button{font:inherit;font-size:.9rem;padding:.25rem .7rem;border:1px solid var(--line);border-radius:2rem;background:none;color:inherit;cursor:pointer}
+.pick button[aria-pressed=true]{background:var(--tape);border-color:var(--tape);color:var(--back);font-weight:600}
+.pick label{display:flex;flex:1 1 100%;align-items:center;gap:.6rem;font-size:.9rem;margin-top:.5rem}
+.pick input{flex:0 1 14rem;min-width:5rem;accent-color:var(--tape)}
+.sums{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.2rem 1rem;margin:.8rem 0}
+.sums div{font-size:.85rem;color:var(--faint)}.sums b{display:block;font-size:1.35rem;line-height:1.2;color:var(--ink)}
+.tape{list-style:none;margin:0;padding:0}
+.tape li{margin:0;display:grid;grid-template-columns:7.5rem 1fr 7.5rem;gap:.15rem .6rem;align-items:start;padding:.16rem .3rem .16rem .7rem;border-left:4px solid var(--line);color:var(--faint)}
+.tape li.taped{border-color:var(--tape);color:var(--ink)}
+.tape li.layer{display:block;font:600 13px system-ui,sans-serif;color:var(--ink);border-color:transparent;padding-top:.6rem}
+.tape li.end{display:flex;gap:.6rem;align-items:center;border:0;color:var(--end);font:600 13px system-ui,sans-serif;padding-left:0}
+.tape li.end::before,.tape li.end::after{content:'';height:3px;background:var(--end);flex:0 0 1.2rem}.tape li.end::after{flex:1}
+.ops{display:flex;flex-wrap:wrap;gap:.2rem}.ops span{padding:0 .4rem;border-radius:.25rem;background:var(--frozen);color:var(--faint)}
+.ops .taped{background:var(--soft);color:var(--ink)}.ops .dropped{background:var(--offsoft);color:var(--off);text-decoration:line-through}
+.ops .array{background:var(--trainsoft);color:var(--train)}.cut{flex:1 1 100%;color:var(--off)}
+.kept{display:grid;grid-template-columns:1fr 3rem;align-items:center;text-align:right}
+.kept i{display:block;height:.65rem;border-radius:2px;background:var(--tape)}.kept.no{color:var(--faint)}
+.legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem;color:var(--faint);margin:.8rem 0}
+.legend i{display:inline-block;width:.9rem;height:.75rem;border-radius:.2rem;margin-right:.35rem}
+.l-taped{background:var(--soft)}.l-frozen{background:var(--frozen)}.l-dropped{background:var(--offsoft)}.l-array{background:var(--trainsoft)}.legend .l-end{background:var(--end);height:3px;vertical-align:middle}
+.wide{overflow-x:auto}
+.sides{border-collapse:separate;border-spacing:3px 2px;width:100%}
+.sides th{font:600 13px system-ui,sans-serif;text-align:right;vertical-align:bottom;padding:.1rem .4rem}
+.sides th:first-child{position:sticky;left:0;background:var(--back);text-align:left;font:inherit;font-weight:400;white-space:nowrap;z-index:1}
+.sides td{text-align:right;min-width:5.2rem;padding:0 .4rem;border-radius:.2rem;border-top:3px solid transparent;background-clip:padding-box}
+.sides td.taped{background-color:var(--soft)}.sides td.frozen{background-color:var(--frozen)}.sides td.ends{border-top-color:var(--end);border-radius:0}
+.sides td.taped{background-image:linear-gradient(var(--tape),var(--tape));background-repeat:no-repeat;background-position:0 100%;background-size:var(--w,0) 3px}
+.sides .sum td{font-weight:600}.sides .sum th:first-child{color:var(--faint);font-family:system-ui,sans-serif}
+.sides .gap th{height:.5rem}
+@media(max-width:40rem){.tape li{grid-template-columns:1fr 6.5rem}.tape .ops{grid-column:1/-1;grid-row:2}.kept{grid-template-columns:1fr 2.6rem}}
+"""
+STYLE = BODY + RULES  # of a page; of fragments in another page: RULES, and its own values for COLOURS
 SCRIPT = """
 const panels=[...document.querySelectorAll('[data-tape]')],buttons=[...document.querySelectorAll('.pick button')],
 slider=document.querySelector('.pick input'),said=document.querySelector('.pick output');let at=0;
@@ -69,9 +73,19 @@ INTRO = (
 
 
 def page(by_layer: Mapping[str, Sequence[Tape | str]], beside: Sequence[Tape] = (), title: str = "The tape") -> str:
-    """The page. `by_layer[method][k]` is its tape when it is attached from layer k on, 0: wherever it goes by itself; or a
+    """The page, self-contained; what it shows is as for `choosing`."""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
+        f"<title>{_safe(title)}</title><style>{STYLE}</style><h1>{_safe(title)}</h1><p>{INTRO}</p>\n"
+        f"{choosing(by_layer, beside)}<script>{SCRIPT}</script></html>\n"
+    )
 
-    line that says why there is none. `beside` are compared at the end.
+
+def choosing(by_layer: Mapping[str, Sequence[Tape | str]], beside: Sequence[Tape] = ()) -> str:
+    """A switch, a slider and what they choose, a fragment of a page that has `RULES`, and `SCRIPT` at its end.
+
+    `by_layer[method][k]` is its tape when it is attached from layer k on, 0: wherever it goes by itself; or a line that says why there is
+    none. `beside` are compared at the end.
     """
     most = (
         max((p.kept for tapes in by_layer.values() for t in tapes if isinstance(t, Tape) for p in t.parts), default=0)
@@ -90,17 +104,13 @@ def page(by_layer: Mapping[str, Sequence[Tape | str]], beside: Sequence[Tape] = 
     slider = (
         f"<label>from layer <input type=range min=0 max={last} value=0 step=1><output></output></label>" if last else ""
     )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>{_safe(title)}</title><style>{STYLE}</style><h1>{_safe(title)}</h1><p>{INTRO}</p>\n"
-        f"<div class=pick><div>{names}{slider}</div></div>\n{panels}{legend()}"
-        + (f"<h2>Side by side</h2><p class=about>KiB that each part keeps.</p>{sides(beside)}" if beside else "")
-        + f"<script>{SCRIPT}</script></html>\n"
+    return f"<div class=pick><div>{names}{slider}</div></div>\n{panels}{legend()}" + (
+        f"<h2>Side by side</h2><p class=about>KiB that each part keeps.</p>{sides(beside)}" if beside else ""
     )
 
 
 def panel(tape: Tape) -> str:
-    """One tape as a fragment of a page that has `STYLE`."""
+    """One tape as a fragment of a page that has `RULES`."""
     return _panel(tape, max((p.kept for p in tape.parts), default=0) or 1)
 
 

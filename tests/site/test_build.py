@@ -1,11 +1,15 @@
 """The site is built of a checkout, without a dead link; what cannot be is refused before anything is written."""
 
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
 import numpy as np
 import pytest
 
 from minipeft.errors import Bad
-from minipeft.site.build import build
-from minipeft.site.pictures import caption, svg
+from minipeft.site.build import build, pages_of
+from minipeft.site.pictures import caption, svgs
 from minipeft.site.trained import Seen
 
 
@@ -30,15 +34,67 @@ def test_a_caption_says_rank_and_size():
 def test_the_same_picture_again():
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     W = np.random.default_rng(0).standard_normal((6, 5))
-    one, other = (svg(Seen("a.weight", W, 2 * W, True)) for _ in range(2))
-    assert one == other and one.startswith("<svg")
+    one, other = (svgs(Seen("a.weight", W, 2 * W, True)) for _ in range(2))
+    assert one == other and len(one) == 4 and all(part.startswith("<svg") for part in one)
+    ids = [name for part in one for name in set(re.findall(r'id="(\w+)"', part))]
+    assert len(ids) == len(set(ids))  # on one page
+    assert len(svgs(Seen("a.weight", W, np.ones((9, 5)), True))) == 3  # what grew has no change
+    assert len(svgs(Seen("a.bias", W[:1], 2 * W[:1], True))) == 3  # one row has no directions
+
+
+class Asked(HTMLParser):
+    """What a page asks for as it is shown, its links, and the anchors that it has."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.links, self.anchors = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.anchors |= {given["id"]} if given.get("id") else set()
+        if tag in ("script", "img", "iframe", "source") and given.get("src"):
+            self.loads.append(given["src"])
+        if tag == "link" and given.get("rel") in ("stylesheet", "icon"):
+            self.loads.append(given["href"])
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
 
 
 @pytest.mark.slow
 def test_the_site_of_two_methods(tmp_path):
+    """Nothing is fetched from a network, every link of every page leads to what is there, and the sliders have their data."""
     pytest.importorskip("material", reason="mkdocs-material is of the extra `site`")
-    count = build(tmp_path / "site", ["lora", "prefix_tuning"])  # mkdocs refuses a dead link
-    page = (tmp_path / "site" / "methods" / "lora.html").read_text(encoding="utf-8")
-    assert count > 10 and "<math" in page and "<svg" in page and 'class="effect"' in page
-    assert "http" not in "".join(line for line in page.splitlines() if "<script" in line or "stylesheet" in line)
-    assert build(tmp_path / "site", ["lora"]) < count  # replaced
+    site, ticks = tmp_path / "site", []
+    count = build(site, ["lora", "prefix_tuning"], ticks.append, jobs=2)  # mkdocs refuses a dead link
+    assert len(ticks) == pages_of(["lora", "prefix_tuning"]) and {"lora", "prefix_tuning"} <= {*ticks}
+    pages = {p: Asked(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
+    assert count == len(pages) > 25
+    del pages[site / "404.html"]  # which only a server shows
+    for page, asked in pages.items():
+        for address in asked.loads:
+            assert not re.match("https?:|//", address), (page, address)
+            assert address.startswith("data:") or (page.parent / address.partition("?")[0]).exists(), (page, address)
+        for address in asked.links:
+            where, _, anchor = address.partition("#")
+            if re.match(r"[a-z]+:", address):
+                continue
+            target = (page.parent / unquote(where)).resolve() if where else page
+            assert target.exists(), (page, address)
+            if anchor and target in pages:
+                assert unquote(anchor) in pages[target].anchors, (page, address)
+    text = (site / "methods" / "lora.html").read_text(encoding="utf-8")
+    assert "<math" in text and text.count('class="effect"') >= 4 and "here the gradient ends" in text
+    assert build(site, ["lora"], jobs=1) < count  # replaced
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](../guide.md#nowhere)"])
+def test_a_dead_link_is_told_and_the_site_that_was_there_stays(link, tmp_path, monkeypatch):
+    pytest.importorskip("material", reason="mkdocs-material is of the extra `site`")
+    (tmp_path / "site" / "assets").mkdir(parents=True)
+    (tmp_path / "site" / "assets" / "site.css").write_text("mine")
+    monkeypatch.setattr("minipeft.site.pages._families", lambda *of: link)
+    with pytest.raises(Bad, match=r"mkdocs: WARNING .*nowhere"):
+        build(tmp_path / "site", ["lora"])
+    assert (tmp_path / "site" / "assets" / "site.css").read_text() == "mine" and len([*tmp_path.iterdir()]) == 1

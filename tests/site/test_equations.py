@@ -1,5 +1,7 @@
 """Equations in plain characters become those that are meant; of all methods, all that are set as such."""
 
+from dataclasses import fields
+
 import pytest
 
 from minipeft.conformance import docstrings
@@ -22,6 +24,8 @@ load_methods()
         ("softmax(z)", r"\mathrm{softmax}(z)"),
         ("Ī ← β₁ Ī", r"\bar{I} \leftarrow  \beta _{1} \bar{I}"),
         ("F2 f(F1 h + c1)", "F_{2} f(F_{1} h + c_{1})"),
+        ("k[(u − t) mod β] / in", r"k[(u - t)\; \mathrm{mod}\; \beta ] / \mathrm{in}"),
+        ("U diag(s) W", r"U\; \mathrm{diag}(s) W"),
     ],
 )
 def test_latex(plain, wanted):
@@ -41,10 +45,33 @@ def test_columns_are_equations_and_remarks():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "cell, note",
+    [
+        ("a' = a + Wu f(Wd a + bd) + bu", False),
+        ("y_i = α_i cos θ_i h_i − α_i sin θ_i h_j", False),
+        ("b(t) = b₁ (t − tinit)/(T − tinit)", False),
+        ("c = c_i is the cluster of row i of U", True),
+        ('cayley="exact"', True),
+        ("T = the `topk` largest of z", True),
+    ],
+)
+def test_what_reads_as_words(cell, note):
+    assert is_note(cell, {"tinit"}) == note
+
+
+def test_words_are_set_as_words():
+    pytest.importorskip("latex2mathml", reason="typesetting needs latex2mathml, of the extra `site`")
+    said = typeset("    a = b  of `it`\n\nwhere `it` < 1 is *what* is **said**.")
+    assert "<td class='note'>of <code>it</code></td>" in said
+    assert "<p>where <code>it</code> &lt; 1 is *what* is <b>said</b>.</p>" in said
+
+
 def test_every_equation_of_every_method_is_understood():
     pytest.importorskip("latex2mathml", reason="typesetting needs latex2mathml, of the extra `site`")
     for name, cls in METHODS.items():
+        names = {f.name for f in fields(cls)} | {row.name for row in docstrings.read(cls).rows}
         for block in docstrings.read(cls).equations.split("\n\n"):
             for line in block.splitlines() if block.startswith("    ") else ():
                 for cell in columns(line) if line.strip() else ():
-                    assert is_note(cell) or mathml(cell).startswith("<math"), (name, cell)
+                    assert is_note(cell, names) or mathml(cell).startswith("<math"), (name, cell)

@@ -1,9 +1,9 @@
 """OFT: Controlling Text-to-Image Diffusion by Orthogonal Finetuning. Qiu et al. 2023, https://arxiv.org/abs/2306.07280
 
-    W' = W Rᵀ,    R = diag(R_1, …, R_K),    hence x W'ᵀ = (x R) Wᵀ            on a linear
-    E' = E R                                                                  on an embedding
-    R_i = (I − Q_i)(I + Q_i)⁻¹                                                cayley="exact" (paper)
-    R_i = I + 2 Q_i + 2 Q_i² + … + 2 Q_i^{k−1} + Q_i^k, k = max(terms − 1, 3) cayley="neumann" (2506.19847)
+    W' = W Rᵀ,    R = diag(R_1, …, R_K),    hence x W'ᵀ = (x R) Wᵀ             on a linear
+    E' = E R                                                                   on an embedding
+    R_i = (I − Q_i)(I + Q_i)⁻¹                                                 cayley="exact" (paper)
+    R_i = I + 2 Q_i + 2 Q_i² + … + 2 Q_i^{k−1} + Q_i^k, k = max(terms − 1, 3)  cayley="neumann" (2506.19847)
 
 Q_i is skew-symmetric, β × β: row i of Q fills its upper triangle, row by row, and the lower is its negative. With coft,
 Q_i is first drawn into the ball ‖Q_i‖ ≤ eps/√K (eps alone with block_share) and its gradient is taken there.

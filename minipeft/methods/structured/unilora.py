@@ -1,6 +1,6 @@
 """Uni-LoRA: One Vector is All You Need. Li et al. 2025, https://arxiv.org/abs/2506.00799
 
-    W' = W + B A,    A_ij = s_A,ij θ[I_A,ij],    B_ij = s_B,ij θ[I_B,ij]           s = 1/√(how often the place of θ occurs)
+    W' = W + B A,    A_ij = s_{A,ij} θ[I_{A,ij}],    B_ij = s_{B,ij} θ[I_{B,ij}]    s = 1/√(how often the place of θ occurs)
 
 All factors of all adapted matrices, one after the other, A before B, are P θ with one vector θ, and a frozen P that has one number
 in each row and orthonormal columns. Which place of θ an element takes is drawn from `seed` for all of them at once.
