@@ -45,6 +45,21 @@ def test_patterns_change_fields_where_the_first_matches():
     assert {s: a["A"].shape[0] for s, a in adapter.grouped().items()} == {Q[0]: 2, V[0]: 2, Q[1]: 4, V[1]: 5}
 
 
+def test_what_a_method_requires_it_requires_as_patterns_have_it():
+    """1000 places are too many for either weight, and neither has them."""
+    method, patterns = FourierFT(n_frequency=1000), {"*.q.*": dict(n_frequency=5), "*.v.*": dict(n_frequency=6)}
+    adapter = attach(tiny.model(), method, targets="attn.q.weight attn.v.weight", patterns=patterns).adapters[0]
+    assert {m.n_frequency for m in adapter.at.values()} == {5, 6}
+    for first in ("q", "v"):
+        with pytest.raises(Bad, match=rf"n_frequency must be at most .*, found 1000 at layers.0.attn.{first}.weight"):
+            attach(
+                tiny.model(),
+                method,
+                targets="attn.q.weight attn.v.weight",
+                patterns={f"*.{'v' if first == 'q' else 'q'}.*": dict(n_frequency=5)},
+            )
+
+
 def test_patterns_reach_the_arithmetic():
     model, batch = tiny.model(), tiny.example(tiny.model())
     adapted = moved(attach(model, LoRA(r=4, alpha=8.0), targets="q_proj", patterns={"layers.1.*": {"alpha": 2.0}}))

@@ -58,11 +58,10 @@ def _keys(config: Config, arch: Arch) -> dict[str, Any]:
 def _clusters(beside: Arrays) -> list[tuple[int, Any, int]]:
     """Each cluster's number, rows and rank. Raises `Bad` where the weight does not tell them."""
     q, out, K = beside["A"].shape[2], len(beside["c"]), len(beside["ranks"])
-    if (
-        q == out and 1 < K < out
-    ):  # all rows of an orthogonal U are as far from each other; each alone they are where it began
+    if q == out and 1 < K < out:  # all rows of an orthogonal U are as far from each other
         raise Bad(
-            f"adamss: with r ≥ {out}, all of a weight's directions, its clusters are rounding's choice, and PEFT does not save them"
+            f"adamss: which of {out} outputs are in which of {K} clusters is not in PEFT's files: with r ≥ {out}, all of a weight's "
+            f"directions, the last bits of its float32 decide it; expected r below {out}, one cluster, or one for each output"
         )
     return [(k, beside["c"] == k, int(n)) for k, n in enumerate(beside["ranks"])]
 

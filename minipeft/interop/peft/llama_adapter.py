@@ -79,7 +79,6 @@ SPEC = Spec(
     of_adapter=_layers,
     absent=_absent,
     on_blocks=True,
-    tasked=True,
     plain=_as_adaption,
     wide=("peft.tuners.adaption_prompt.layer", "peft.tuners.adaption_prompt.utils"),
     on_layer=False,
