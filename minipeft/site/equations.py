@@ -135,6 +135,16 @@ def mathml(cell: str) -> str:
         return f"<code>{html.escape(cell)}</code>"
 
 
+def dollars(text: str) -> str:
+    """Markdown whose equations in LaTeX, between one dollar or two, are MathML; what stands in backticks stays. Raises what latex2mathml does."""
+    from latex2mathml.converter import convert
+
+    def to(m: re.Match[str]) -> str:
+        return m[0] if m[1] else convert(m[2] or m[3], display="block" if m[2] else "inline")
+
+    return re.sub(r"(`+[^`]*`+)|\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)*?)\$", to, text, flags=re.DOTALL)
+
+
 def typeset(text: str, names: Collection[str] = ()) -> str:
     """A docstring's equations as HTML: lines that stand further in as a table of equations and notes, others as paragraphs.
 

@@ -14,6 +14,7 @@ from minipeft.conformance import docstrings
 from minipeft.errors import Bad
 from minipeft.method import Method
 from minipeft.site import method as one
+from minipeft.site.equations import dollars
 from minipeft.tape.svg import COLOURS, DARK
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ PAGES = {  # of docs/, and those made here, by what the navigation calls them
     },
     "Measured": {"Claims": "claims.md", "Speed": "speed.md", "On a GPU": "gpu.md"},
 }  # fmt: skip
+WIDE = ("field.md", "mutants.md")  # whose tables want the place of a table of contents
 RENAMED = {"field.html": "cells.html"}  # beside field.md's page
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 EXERCISES = "examples/exercises/README.md"
@@ -38,7 +40,8 @@ Chosen = Mapping[str, type[Method]]
 def write(source: Path, chosen: Chosen, tick: Callable[[str], object]) -> None:
     """All of them into a folder that has docs/ already."""
     for path in source.glob("*.md"):
-        path.write_text(linked(path.read_text(encoding="utf-8"), "docs/", chosen), encoding="utf-8")
+        head = "---\nhide: [toc]\n---\n\n" if path.name in WIDE else ""
+        path.write_text(head + linked(path.read_text(encoding="utf-8"), "docs/", chosen), encoding="utf-8")
     for name, to in (("README.md", "index.md"), (EXERCISES, "exercises.md")):
         text = linked((ROOT / name).read_text(encoding="utf-8"), name.rpartition("/")[0], chosen)
         (source / to).write_text(text, encoding="utf-8")
@@ -133,13 +136,17 @@ def with_notebooks() -> bool:
 
 
 def _notebooks(target: Path, chosen: Chosen) -> None:
+    import nbformat
     from nbconvert import MarkdownExporter
 
     target.mkdir()
     index = linked((NOTEBOOKS / "README.md").read_text(encoding="utf-8"), "docs/notebooks", chosen, "../")
     (target / "index.md").write_text(index, encoding="utf-8")
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        text, more = MarkdownExporter().from_filename(str(path))
+        book = nbformat.read(path, as_version=4)
+        for cell in book.cells:
+            cell.source = dollars(cell.source) if cell.cell_type == "markdown" else cell.source
+        text, more = MarkdownExporter().from_notebook_node(book)
         folder = f"{path.stem}_files"
         for name, data in more["outputs"].items():
             (target / folder).mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import pytest
 from minipeft.conformance import docstrings
 from minipeft.errors import Bad
 from minipeft.method import METHODS, load_methods
-from minipeft.site.equations import columns, is_note, latex, mathml, typeset
+from minipeft.site.equations import columns, dollars, is_note, latex, mathml, typeset
 
 load_methods()
 
@@ -65,6 +65,13 @@ def test_words_are_set_as_words():
     said = typeset("    a = b  of `it`\n\nwhere `it` < 1 is *what* is **said**.")
     assert "<td class='note'>of <code>it</code></td>" in said
     assert "<p>where <code>it</code> &lt; 1 is *what* is <b>said</b>.</p>" in said
+
+
+def test_equations_between_dollars():
+    pytest.importorskip("latex2mathml", reason="typesetting needs latex2mathml, of the extra `site`")
+    said = dollars("Where $a_1$ and\n$b\nc$ are:\n\n$$x = \\frac{a * b}{c\\_d}$$\n\n`$PATH$` costs 5 $.")
+    assert said.count("<math") == 3 and said.count('display="block"') == 1 and "`$PATH$` costs 5 $." in said
+    assert "*" not in said and "_" not in said  # which would be marks of emphasis
 
 
 def test_every_equation_of_every_method_is_understood():
