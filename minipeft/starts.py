@@ -29,6 +29,8 @@ class Start:
     needs: tuple[str, ...] = ()
     together: Callable[..., Any] | None = field(default=None, repr=False)  # decides for all sites at once
     chosen: tuple[str, Start, Start] | None = None  # the condition, and the starts where it holds and where not
+    law: Callable[[Facts], tuple[str, float] | None] = field(default=lambda facts: None, repr=False)
+    # by which numbers are drawn one by one: ("uniform", b) on ±b, ("normal", its deviation); None for what is not so
 
     __repr__ = described
 
@@ -70,22 +72,27 @@ def normal(deviation: float = 1.0, over: str = "") -> Start:
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         drawn = facts.rng.standard_normal(shape)
-        size = deviation / facts.value(over) if over else deviation
+        size = wide(facts)
         return drawn if size == 1.0 else size * drawn
 
+    def wide(facts: Facts) -> float:
+        return deviation / facts.value(over) if over else deviation
+
     told = f"({deviation:g}/{over})²" if over else "1" if deviation == 1.0 else f"{deviation:g}²"
-    return Start(f"N(0, {told})", draw)
+    return Start(f"N(0, {told})", draw, law=lambda facts: ("normal", wide(facts)))
 
 
 def uniform(fan: str = "", bound: float | None = None, gain: float = 1.0) -> Start:
     """U(±gain/√fan), `fan` being an expression; or U(±bound)."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        most = bound if bound is not None else gain * float(facts.value(fan)) ** -0.5
-        return facts.rng.uniform(-most, most, shape)
+        return facts.rng.uniform(-most(facts), most(facts), shape)
+
+    def most(facts: Facts) -> float:
+        return bound if bound is not None else gain * float(facts.value(fan)) ** -0.5
 
     told = f"±{bound:g}" if bound is not None else f"±{gain:.3g}/√{_factor(fan)}"
-    return Start(f"U({told})", draw)
+    return Start(f"U({told})", draw, law=lambda facts: ("uniform", most(facts)))
 
 
 def _factor(expression: str) -> str:
@@ -97,9 +104,12 @@ def xavier(fan_in: str, fan_out: str) -> Start:
     """N(0, 2/(fan_in + fan_out)), the fans being expressions (Glorot & Bengio 2010)."""
 
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        return (2.0 / (facts.value(fan_in) + facts.value(fan_out))) ** 0.5 * facts.rng.standard_normal(shape)
+        return wide(facts) * facts.rng.standard_normal(shape)
 
-    return Start(f"N(0, 2/({fan_in} + {fan_out}))", draw)
+    def wide(facts: Facts) -> float:
+        return (2.0 / (facts.value(fan_in) + facts.value(fan_out))) ** 0.5
+
+    return Start(f"N(0, 2/({fan_in} + {fan_out}))", draw, law=lambda facts: ("normal", wide(facts)))
 
 
 def orthonormal() -> Start:
@@ -115,21 +125,27 @@ def orthonormal() -> Start:
 def either(condition: str, one: Start, other: Start = ZERO) -> Start:
     """The one where a condition holds, else the other."""
 
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        return (one if facts.value(condition) else other).draw(facts, shape, name)
+    def meant(facts: Facts) -> Start:
+        return one if facts.value(condition) else other
 
     says = f"{one.says} with {plainly(condition)}, else {other.says}"
-    return Start(says, draw, one.needs + other.needs, chosen=(condition, one, other))
+    return Start(
+        says, lambda facts, *rest: meant(facts).draw(facts, *rest), one.needs + other.needs, chosen=(condition, one, other),
+        law=lambda facts: meant(facts).law(facts),
+    )  # fmt: skip
 
 
 def by(setting: str, usual: Start, **others: Start) -> Start:
     """The start that a setting names, `usual` for words that are not among the others."""
 
-    def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
-        return others.get(facts[setting], usual).draw(facts, shape, name)
+    def meant(facts: Facts) -> Start:
+        return others.get(facts[setting], usual)
 
     told = "".join(f"; {start.says} with {plainly(f'{setting} == {word!r}')}" for word, start in others.items())
-    return Start(usual.says + told, draw, tuple(n for s in (usual, *others.values()) for n in s.needs))
+    return Start(
+        usual.says + told, lambda facts, *rest: meant(facts).draw(facts, *rest),
+        tuple(n for s in (usual, *others.values()) for n in s.needs), law=lambda facts: meant(facts).law(facts),
+    )  # fmt: skip
 
 
 def zero_if(condition: str, start: Start) -> Start:
@@ -138,7 +154,8 @@ def zero_if(condition: str, start: Start) -> Start:
     def draw(facts: Facts, shape: tuple[int, ...], name: str) -> Any:
         return start.draw(facts, shape, name) * (not facts.value(condition))
 
-    return Start(f"{start.says}; 0 with {plainly(condition)}", draw, start.needs)
+    law = lambda facts: None if facts.value(condition) else start.law(facts)
+    return Start(f"{start.says}; 0 with {plainly(condition)}", draw, start.needs, law=law)
 
 
 def same(name: str) -> Start:

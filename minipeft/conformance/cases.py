@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.checkpoints.files import existing
+from minipeft.conformance.moments import MOMENTS
 from minipeft.conformance.schema import ASKS as ASKS
 from minipeft.conformance.schema import CLASSES as CLASSES
 from minipeft.conformance.schema import FORMAT, INDEX, SCHEMA, fault, short
@@ -122,7 +123,7 @@ def encode(case: Case) -> dict[str, bytes]:
         source=case.source, equation=case.equation, place=case.place, config=dict(case.config), readings=dict(case.readings),
         options=dict(case.options), tensors={k: dict(role=case.roles[k], shape=list(v.shape), dtype=str(v.dtype)) for k, v in case.inputs.items()},
         want={k: dict(shape=list(v.shape), cond=case.cond.get(k, 0.0)) for k, v in case.want.items()},
-        tolerance={"class": case.tolerance} | ({"K": case.k} if case.tolerance in ("COND", "SUBSPACE") else {}),
+        tolerance={"class": case.tolerance} | ({"K": case.k} if case.tolerance in ("COND", "SUBSPACE", "DRAWN") else {}),
         witnesses=list(case.witnesses), flags=list(case.flags), seed=case.seed,
         digests={name: _digest(data) for name, data in files.items()},
     )  # fmt: skip
@@ -351,9 +352,15 @@ def _lax(case: Case) -> str:
     for name, a in case.want.items():
         if a.dtype.kind == "f" and not np.isfinite(a).all():
             return f"{name} is wanted with NaN or infinite values"
+    if case.tolerance in ("COND", "SUBSPACE", "DRAWN") and not case.k:
+        return f"the class {case.tolerance} has no K"
+    if case.tolerance == "DRAWN":
+        shapes, times = case.options.get("shapes"), case.options.get("times")
+        if not isinstance(times, int) or not isinstance(shapes, dict):
+            return "what is drawn has options.times and options.shapes"
+        if odd := [n for n in case.want if n.rpartition(".")[0] not in shapes or n.rpartition(".")[2] not in MOMENTS]:
+            return f"{odd[0]} is no moment of an array of options.shapes"
     if case.tolerance in ("COND", "SUBSPACE"):
-        if not case.k:
-            return f"the class {case.tolerance} has no K"
         for name, a in case.want.items():
             largest = float(abs(a).max(initial=0))
             if largest and case.k * case.cond[name] * 2.0**-24 > LOOSEST * largest:

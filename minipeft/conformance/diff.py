@@ -75,7 +75,7 @@ def bisect(name: str, case: Case, limit: float = LIMIT, pythons: Mapping[str, st
     if not steps:
         found = f"traces {', '.join(own)}, none of minipeft's {', '.join(mine['trace'])}" if own else "traces none"
         raise Bad(f"implementation {name}: expected intermediates of {case.id}, {found}; {instead}")
-    if case.tolerance in ("SHAPES", "SUBSPACE"):  # their values are not one
+    if case.tolerance in ("SHAPES", "SUBSPACE", "DRAWN"):  # their values are not one
         rows = [r for r in rows if r.kind == "trace"]
     departed = next((r for r in rows if not r.same), None)
     if departed is not None and departed.kind == "trace":

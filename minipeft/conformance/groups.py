@@ -10,7 +10,7 @@ GROUPS = {
     "merge": ("delta", "merge", "unmerge", "merge_bfloat16", "unmerge_bfloat16"),
     "files": ("load",),
     "combine": ("combine",),
-    "init": ("init", "start"),
+    "init": ("init", "start", "draw"),
     "train": ("train", "fit"),
 }
 GROUP_OF = {check: group for group, checks in GROUPS.items() for check in checks}

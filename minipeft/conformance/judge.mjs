@@ -7,7 +7,9 @@
 // A program is trusted here not to write where it should not; minipeft verify trusts it in nothing.
 
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
 const LIMIT = 20_000; // milliseconds that an answer may take
@@ -48,6 +50,22 @@ function factored({ A, B }, { shape: [out, wide] }, dtype) {
   return { BA: tensor(product(b, a)), A_rows: tensor(product(a, solved(a))), B_columns: tensor(product(b, solved(b))) };
 }
 
+/** The moments that are wanted of what several adapters began with. */
+function moments(got, wanted, { times, shapes }, dtype) {
+  const found = {};
+  for (const [name, shape] of Object.entries(shapes)) {
+    const a = got[name];
+    if (!a) throw new Wrong(`${name} is missing`);
+    if (String(a.shape) !== String([times, ...shape])) throw new Wrong(`${name}: expected shape [${[times, ...shape]}], found [${a.shape}]`);
+    if (a.dtype !== dtype) throw new Wrong(`${name}: expected dtype ${dtype}, found ${a.dtype}`);
+    if (!a.data.every(Number.isFinite)) throw new Wrong(`${name} has NaN or infinite values`);
+    const mean = (power) => a.data.reduce((sum, v) => sum + v ** power, 0) / a.data.length;
+    const all = { mean: mean(1), square: mean(2), kurtosis: mean(4) / mean(2) ** 2 };
+    for (const [k, v] of Object.entries(all)) if (`${name}.${k}` in wanted) found[`${name}.${k}`] = { dtype, shape: [], data: [v] };
+  }
+  return found;
+}
+
 /** (X Xᵀ)⁻¹ X, by elimination. */
 function solved(x) {
   const m = x.map((row) => [...x.map((other) => row.reduce((sum, v, k) => sum + v * other[k], 0)), ...row]);
@@ -60,17 +78,46 @@ function solved(x) {
   return m.map((row) => row.slice(m.length));
 }
 
+/** Write some tensors over those of their names in a safetensors file, whose shapes they have. Throws for others. */
+function overwrite(path, others) {
+  const file = readFileSync(path);
+  const begin = 8 + Number(file.readBigUInt64LE(0));
+  const header = JSON.parse(file.toString("utf8", 8, begin));
+  for (const [name, { shape, data }] of Object.entries(others)) {
+    const there = header[name];
+    if (!there) continue;
+    if (there.dtype !== "F64" || String(there.shape) !== String(shape)) throw new Error(`${name} has not the shape that it has elsewhere`);
+    data.forEach((v, i) => file.writeDoubleLE(v, begin + there.data_offsets[0] + 8 * i));
+  }
+  writeFileSync(path, file);
+  return createHash("sha256").update(file).digest("hex");
+}
+
+/** Throws `Wrong` where y, made of fresh arrays, is not the base's output x Wᵀ + b: what `identity` asks for. */
+function unchanged(y, { x, W, b }, dtype) {
+  const [wide, sum] = [W.shape[1], (f) => f.reduce((s, v) => s + v, 0)];
+  const row = (t, i) => Array.from(t.data.subarray(i * wide, (i + 1) * wide));
+  let [size, worst] = [Math.max(...b.data.map(Math.abs)), 0];
+  const products = Array.from({ length: x.data.length / wide }, (_, i) => W.shape[0] && Array.from(b.data, (_, o) => row(x, i).map((v, k) => v * row(W, o)[k])));
+  const most = Math.max(...products.flat().map((terms) => sum(terms.map(Math.abs))));
+  if (y?.data?.length !== products.length * b.data.length) throw new Wrong("a fresh adapter gives no y of its shape");
+  products.flat().forEach((terms, i) => { worst = Math.max(worst, Math.abs(sum(terms) + b.data[i % b.data.length] - y.data[i])); });
+  size = 4 * (size + most);
+  if (!(worst <= 8 * UNITS[dtype] * size)) throw new Wrong(`a fresh adapter changes the model: y is off by ${worst.toPrecision(3)}`);
+}
+
 /** Throws `Wrong` for what is not as wanted: lines 4 to 8. */
 function compare(about, folder, got, dtype) {
   const kind = dtype === "float64" ? "F64" : "F32";
   const { class: name, K } = about.tolerance;
-  const mine = name === "SUBSPACE" ? factored(got, about.tensors.W, kind) : got;
-  for (const [key, want] of Object.entries(tensors(join(folder, "want.safetensors")))) {
+  const wanted = tensors(join(folder, "want.safetensors"));
+  const mine = name === "SUBSPACE" ? factored(got, about.tensors.W, kind) : name === "DRAWN" ? moments(got, wanted, about.options, kind) : got;
+  for (const [key, want] of Object.entries(wanted)) {
     if (!mine[key]) throw new Wrong(`${key} is missing`);
     if (String(mine[key].shape) !== String(want.shape)) throw new Wrong(`${key}: expected shape [${want.shape}], found [${mine[key].shape}]`);
     if (want.dtype === "F64" && mine[key].dtype !== kind) throw new Wrong(`${key}: expected dtype ${kind}, found ${mine[key].dtype}`);
     if (name === "SHAPES") continue;
-    const unit = name === "COND" || name === "SUBSPACE" ? UNITS[dtype] * about.want[key].cond : 0;
+    const unit = name === "COND" || name === "SUBSPACE" ? UNITS[dtype] * about.want[key].cond : name === "DRAWN" ? about.want[key].cond : 0;
     want.data.forEach((w, i) => {
       const error = Math.abs(mine[key].data[i] - w);
       if (!Number.isFinite(mine[key].data[i])) throw new Wrong(`${key} has NaN or infinite values`);
@@ -110,6 +157,27 @@ function asked([program, ...words], ...questions) {
   return said.map((line) => JSON.parse(line));
 }
 
+/** Ask for the outputs with the arrays that it has begun with, in METHOD.forward.usual: they come to lie in ID.y.safetensors. */
+function fresh(command, start, { id, method, want }, folder, answers, dtype) {
+  const [like, out] = [`${method}.forward.usual`, resolve(answers, `${id}.y.safetensors`)];
+  const scratch = mkdtempSync(join(tmpdir(), "judge-"));
+  rmSync(out, { force: true });
+  try {
+    const place = join(scratch, ...like.split("."));
+    cpSync(join(folder, ...like.split(".")), place, { recursive: true });
+    const about = json(join(place, "case.json"));
+    const begun = Object.entries(tensors(join(answers, `${id}.safetensors`))).filter(([name]) => name in want);
+    about.digests["in.safetensors"] = overwrite(join(place, "in.safetensors"), Object.fromEntries(begun));
+    writeFileSync(join(place, "case.json"), JSON.stringify(about));
+    const [, answer] = asked(command, start, { do: "case", id: like, folder: place, out, dtype });
+    if (answer.status !== "done") rmSync(out, { force: true });
+  } catch {
+    rmSync(out, { force: true }); // then names and shapes alone are compared
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
 /** Put the answers of a program into a folder, one process a case: what it did to one costs no other. */
 function ask(command, cases, folder, answers) {
   const start = { do: "start", format: 1 };
@@ -126,6 +194,7 @@ function ask(command, cases, folder, answers) {
       answer = { status: "error", reason: why.message };
     }
     writeFileSync(join(answers, `${about.id}.json`), JSON.stringify(answer));
+    if (about.options.identity && answer.status === "done") fresh(command, start, about, folder, answers, self.dtypes[0]);
   }
   writeFileSync(join(answers, "about.json"), JSON.stringify(self));
 }
@@ -148,6 +217,20 @@ function main([folder, answers, dashes, ...command]) {
     found[about.id] = [outcome === "PASS" && unusual ? "READING" : outcome, why, about];
   }
   const first = Object.fromEntries(Object.entries(found).map(([id, [outcome]]) => [id, outcome]));
+  const open = new Set(); // fresh arrays of which it is not known whether they leave the model as it is
+  for (const [id, [outcome, , about]] of Object.entries(found)) { // identity
+    if (!about.options.identity || !["PASS", "READING"].includes(outcome)) continue;
+    const y = join(answers, `${id}.y.safetensors`);
+    const held = join(folder, about.method, "dequantize", "usual", "want.safetensors"); // a base that is quantised
+    const known = existsSync(y) && (!("code" in about.config) || existsSync(held));
+    if (!known || !["PASS", "READING"].includes(first[`${about.method}.forward.usual`])) { open.add(id); continue; }
+    try {
+      const given = tensors(join(folder, ...id.split("."), "in.safetensors"));
+      unchanged(tensors(y).y, existsSync(held) ? { ...given, W: tensors(held).W } : given, dtype);
+    } catch (why) {
+      found[id] = [why instanceof Wrong ? "FAIL" : "ERROR", why.message, about];
+    }
+  }
   for (const [id, [outcome, , about]] of Object.entries(found)) { // line 9
     const refused = about.check === "load" && about.tolerance.class === "REJECT";
     const by = refused ? `${about.method}.load.plain` : `${about.method}.${STANDS_BY[about.check]}.${about.variant}`;
@@ -164,8 +247,7 @@ function main([folder, answers, dashes, ...command]) {
     const good = of("PASS", "READING").length;
     console.log(`${method} ${word === "READING" ? "PASS (reading)" : word} ${good} of ${all.length - of("N/A").length}${rest && ` (${rest})`}`);
     for (const [outcome, why, { id }] of of("FAIL", "ERROR")) console.log(`  ${outcome} ${id}: ${why}`.replace(/[^\x20-\x7e\xa0-\uffff]/g, "?"));
-    const fresh = of("PASS").filter(([, , about]) => about.options.identity).length;
-    if (fresh) console.log("  of init names and shapes alone were compared: whether a fresh adapter leaves the model as it is, minipeft verify says");
+    if (of("PASS", "READING").some(([, , { id }]) => open.has(id))) console.log("  of init names and shapes alone were compared: whether a fresh adapter leaves the model as it is, minipeft verify says");
     bad += of("FAIL", "ERROR").length;
     right += good;
   }

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minipeft.conformance.cases import Case, derived
+from minipeft.conformance.moments import moment, shapes_of
 from minipeft.conformance.own import Own
 from minipeft.conformance.places import held
 from minipeft.conformance.results import Result
@@ -38,6 +39,11 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
             got = {name: derived(name, {k: np.asarray(v) for k, v in got.items()}) for name in case.want}
         except (ValueError, np.linalg.LinAlgError) as why:
             return dataclasses.replace(result, outcome="FAIL", reason=f"A and B do not fit: {why}")
+    if case.tolerance == "DRAWN":
+        if said := _not_drawn(case, got):
+            return dataclasses.replace(result, outcome="FAIL", reason=said)
+        with np.errstate(all="ignore"):
+            got = {name: moment(name, got) for name in case.want}
     for name, want in case.want.items():
         if name not in got:
             near = ", ".join(sorted(got)) or "nothing"
@@ -46,7 +52,7 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
         if mine.shape != want.shape:
             reason = f"{name}: expected shape {want.shape}, found {mine.shape}"
             return dataclasses.replace(result, outcome="FAIL", tensor=name, reason=reason)
-        if want.dtype.kind == "f" and mine.dtype != np.dtype(case.dtype):
+        if want.dtype.kind == "f" and mine.dtype != np.dtype(case.dtype) and case.tolerance != "DRAWN":
             reason = f"{name}: expected dtype {np.dtype(case.dtype)}, found {mine.dtype}"
             return dataclasses.replace(result, outcome="FAIL", tensor=name, reason=reason)
         if case.tolerance == "SHAPES":
@@ -56,9 +62,24 @@ def judge(case: Case, got: Mapping[str, Any], result: Result) -> Result:
             worst = found
     if case.tolerance == "SHAPES" and case.options.get("identity"):
         worst = _identity(case, got, result)
-    limit = case.k if case.tolerance in ("COND", "SUBSPACE") else 8.0
+    limit = case.k if case.tolerance in ("COND", "SUBSPACE", "DRAWN") else 8.0
     bad = worst.ratio is not None and not worst.ratio <= limit
     return dataclasses.replace(worst, outcome="FAIL" if bad else "PASS", reason=worst.reason if bad else "")
+
+
+def _not_drawn(case: Case, got: Mapping[str, Any]) -> str:
+    """Why arrays are not what so many adapters start with, '' if they are: names, shapes, dtypes, finite numbers."""
+    for name, expected in shapes_of(case).items():
+        if name not in got:
+            return f"{name} is missing; found {', '.join(sorted(got)) or 'nothing'}"
+        a = np.asarray(got[name])
+        if a.shape != expected:
+            return f"{name}: expected shape {expected}, found {a.shape}"
+        if a.dtype != np.dtype(case.dtype):
+            return f"{name}: expected dtype {np.dtype(case.dtype)}, found {a.dtype}"
+        if not np.isfinite(a).all():
+            return f"{name} has NaN or infinite values"
+    return ""
 
 
 def _no_factors(case: Case, B: np.ndarray, A: np.ndarray) -> str:
@@ -83,6 +104,7 @@ def compared(case: Case, name: str, mine: np.ndarray, want: np.ndarray, result: 
     worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
     cond = case.cond.get(name, 0.0)
     unit = UNIT[np.dtype(case.dtype)] * cond if case.tolerance in ("COND", "SUBSPACE") else 0.0
+    unit = cond if case.tolerance == "DRAWN" else unit
     error = float(off[worst])
     ratio = error / unit if unit else (0.0 if error == 0 else float("inf"))
     reason = f"{name} is off by {error:.3g}"

@@ -148,6 +148,10 @@ class Own:
         arrays, _ = arrays_at(self.place(case), self.method(case), np.random.default_rng(case.seed), case.tensors)
         return {k: v.astype(case.dtype) if v.dtype.kind == "f" else v for k, v in arrays.items()}
 
+    def draw(self, case: Case) -> Arrays:
+        each = [self.init(dataclasses.replace(case, seed=case.seed + i)) for i in range(case.options["times"])]
+        return {k: np.stack([a[k] for a in each]) for k in case.options["shapes"]}
+
     def optimiser(self, kind: str) -> Any:
         """The optimiser of this name."""
         return {"sgd": SGD, "adamw": AdamW}[kind]

@@ -19,7 +19,7 @@ import numpy as np
 
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import array_of, declared, needs
-from minipeft.drawing import Facts, draw, draw_all
+from minipeft.drawing import Facts, draw, draw_all, there
 from minipeft.engine import ops
 from minipeft.engine.backend import to_device, to_host, xp
 from minipeft.engine.tensor import value
@@ -347,16 +347,15 @@ def place_of(method: Method) -> Place:
     raise Unfit(f"{method.name}: no place is known for {names[0]}")
 
 
-def arrays_at(
-    place: Place, method: Method, rng: np.random.Generator, tensors: Mapping[str, Any]
-) -> tuple[Arrays, tuple[str, ...]]:
-    """The method's arrays at a place as it starts there, and the names of those that are trained.
+def sites_at(place: Place, method: Method, rng: np.random.Generator, tensors: Mapping[str, Any]) -> list[Site]:
+    """The sites of a place with the base that is there.
 
-    `tensors` may hold the base's W and b, a gradient G of W, and data X for methods that measure before they start.
+    `tensors` may hold the base's W and b, its token table, a gradient G of W, and data X for methods that measure before they start.
     """
     shape, d = place.sites[0].shape, place.sites[0].arch.d
     W = tensors.get("b" if place.name == "bias" else "W", rng.standard_normal(shape))
-    asks: Arrays = dict(W=W, params={"embed.tokens.weight": rng.standard_normal((WORDS, d))})
+    table = tensors["table"] if "table" in tensors else rng.standard_normal((WORDS, d))
+    asks: Arrays = dict(W=W, params={"embed.tokens.weight": table})
     if "b" in place.inputs and place.name != "norm":
         asks["params"] |= {f"{Q}.bias": tensors["b"] if "b" in tensors else np.zeros(place.inputs["b"])}
     if place.name == "norm":
@@ -367,11 +366,32 @@ def arrays_at(
         asks["grad"] = tensors["G"] if "G" in tensors else rng.standard_normal(shape)
     if "inputs" in needs(method):
         asks["inputs"] = [tensors["X"] if "X" in tensors else rng.standard_normal((9, d))]
-    sites = [dataclasses.replace(s, **asks) for s in place.sites]
+    return [dataclasses.replace(s, **asks) for s in place.sites]
+
+
+def arrays_at(
+    place: Place, method: Method, rng: np.random.Generator, tensors: Mapping[str, Any]
+) -> tuple[Arrays, tuple[str, ...]]:
+    """The method's arrays at a place as it starts there, and the names of those that are trained; `tensors` as of `sites_at`."""
+    sites = sites_at(place, method, rng, tensors)
     found = draw(Facts(method, sites[0], rng, sites), shared=True)
     for site, (_, own) in draw_all(method, sites, rng).items():
-        first = [s.name.split(".")[0] for s in place.sites]
-        told = site.split(".")[0] if first.count(site.split(".")[0]) == 1 else site.replace(".", "_")
-        start = f"{told}_" if len(place.sites) > 1 and own else ""
-        found |= {start + k: a for k, a in own.items()}
+        found |= {_start_of(place, site) + k if own else k: a for k, a in own.items()}
     return {k: np.asarray(to_host(a)) for k, (a, _) in found.items()}, tuple(k for k, (_, is_) in found.items() if is_)
+
+
+def _start_of(place: Place, site: str) -> str:
+    """What the names of arrays at a site begin with, where there are several: the part of the model, or the site if that is no name."""
+    first = [s.name.split(".")[0] for s in place.sites]
+    told = site.split(".")[0] if first.count(site.split(".")[0]) == 1 else site.replace(".", "_")
+    return f"{told}_" if len(place.sites) > 1 else ""
+
+
+def laws_at(place: Place, method: Method, tensors: Mapping[str, Any]) -> dict[str, tuple[str, float] | None]:
+    """By which law the numbers of each array are drawn, by name; None where they are computed, or not drawn one by one."""
+    sites = sites_at(place, method, np.random.default_rng(0), tensors)
+    found = {it.name: it.array.start.law(it.facts) for it in there(Facts(method, sites[0], None, sites), shared=True)}
+    for i, site in enumerate(sites):
+        for it in there(Facts(method, site, None, sites, i)):
+            found[_start_of(place, site.name) + it.name] = it.array.start.law(it.facts)
+    return found

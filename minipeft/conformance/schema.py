@@ -20,13 +20,14 @@ ASKS = {
     "merge_bfloat16": "the merged weight and bias, the base being held in bfloat16, rounded once",
     "unmerge_bfloat16": "weight and bias after merging and taking the adapter out again, the base being held in bfloat16",
     "init": "the arrays as training starts",
+    "draw": "the arrays as several adapters start, each drawn anew",
     "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
     "fit": "the same in the method's own training: with its learning rates and penalty, what it does between steps, and clipped gradients",
     "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
     "quantize": "the four-bit codes, two in a byte, and the constants of the blocks",
     "dequantize": "the weight that a block-wise quantised one stands for",
 }
-CLASSES = ("EXACT", "ROUND1", "COND", "SUBSPACE", "REJECT", "SHAPES")
+CLASSES = ("EXACT", "ROUND1", "COND", "SUBSPACE", "DRAWN", "REJECT", "SHAPES")
 
 DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 ID = {"type": "string", "pattern": r"^[a-z0-9_]+\.[a-z0-9_]+\.[A-Za-z0-9_=-]+$"}

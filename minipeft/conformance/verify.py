@@ -24,6 +24,7 @@ from minipeft.conformance import taking
 from minipeft.conformance.cases import Case
 from minipeft.conformance.groups import group_of
 from minipeft.conformance.judge import judge
+from minipeft.conformance.moments import shapes_of
 from minipeft.conformance.mutants.diagnosing import Failure
 from minipeft.conformance.program import LIMIT, Broken, NotStarted, Program, Programs, command_of
 from minipeft.conformance.results import Result, address
@@ -214,7 +215,8 @@ def _told(case: Case, answer: Mapping[str, Any], out: Path, result: Result, gave
         return dataclasses.replace(result, outcome="ERROR", reason=str(why))
     with np.errstate(all="ignore"):
         result = judge(case, got, result)
-    fits = all(k in got and got[k].shape == v.shape and np.isfinite(got[k]).all() for k, v in case.want.items())
+    shapes = shapes_of(case)
+    fits = all(k in got and got[k].shape == shape and np.isfinite(got[k]).all() for k, shape in shapes.items())
     if result.outcome == "FAIL" and fits and case.tolerance != "SUBSPACE":
         gave[case.id] = Failure(case, got, result)
     return result

@@ -206,3 +206,21 @@ def test_a_program_is_asked(tmp_path):
         lines = done.stdout.splitlines()
         assert done.returncode == 1 and lines[0] == "lora ERROR 0 of 4 (4 errors: forward)", done
         assert len(lines) == 5 and all(said in line for line in lines[1:]), (said, lines)
+
+
+@pytest.mark.wide
+def test_a_program_s_fresh_adapter_must_leave_the_model_as_it_is(tmp_path):
+    export.write(export.contents(methods=["ia3"], checks=["forward", "init"]), tmp_path / "release")
+    words = [tmp_path / "release" / "judge.mjs", tmp_path / "release" / "cases", tmp_path / "answers"]
+    skeleton("javascript", tmp_path / "mine")
+    main, methods = tmp_path / "mine" / "main.mjs", tmp_path / "mine" / "methods.mjs"
+    assert judge(*words, "--", "node", main).stdout == "ia3 PASS 3 of 3\n"
+    assert judge(*words).stdout == "ia3 PASS 3 of 3\n"  # what it gave lies there
+    (tmp_path / "answers" / "ia3.init.usual.y.safetensors").unlink()
+    done = judge(*words).stdout.splitlines()
+    assert done[0] == "ia3 PASS 3 of 3" and "names and shapes alone" in done[1]
+    text, right = methods.read_text(), "l: vector(W.rows, () => 1)"
+    assert text.count(right) == 1
+    methods.write_text(text.replace(right, "l: vector(W.rows, () => 1.001)"))
+    done = judge(*words, "--", "node", main)
+    assert done.returncode == 1 and "FAIL ia3.init.usual: a fresh adapter changes the model" in done.stdout

@@ -7,6 +7,7 @@ the text written otherwise. What explains it is tried on the other failures firs
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from minipeft.conformance import mutants
 from minipeft.conformance.cases import Case
 from minipeft.conformance.groups import GROUP_OF
 from minipeft.conformance.judge import judge
+from minipeft.conformance.moments import MOMENTS, moment
 from minipeft.conformance.mutants import killing, supposing
 from minipeft.conformance.mutants.killing import answer, is_of
 from minipeft.conformance.mutants.rewriting import rewritten
@@ -59,6 +61,11 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
     if all(f.case.config.get("dropout") and "keep" not in f.case.inputs for f in passes):
         # outputs are as wanted without a rate, and are not with one: no two masks that nobody gave are alike
         rough |= dict.fromkeys((f.result.id for f in passes), ("dropout_in_evaluation",))
+    drawn: dict[str, tuple[str, ...]] = {}
+    for f in ranked:
+        if f.case.tolerance == "DRAWN":
+            drawn |= _drawn(f)
+            rough[f.result.id] = tuple(chain(*_drawn(f).values()))
     for f in ranked:
         if f.result.id in rough:
             continue
@@ -66,7 +73,7 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
             rough[f.result.id] = (*f.case.flags, "any_file_is_taken")
             continue
         if f.case.tolerance == "SHAPES":
-            rough[f.result.id] = (*_begun(f), "not_identity")
+            rough[f.result.id] = (*chain(*(drawn.get(name, (said,)) for name, said in _begun(f))), "not_identity")
             continue
         if any(is_of(f.case, f.got, tried(f.case)) for tried in known.values()):
             continue
@@ -86,12 +93,35 @@ def _of_method(failures: Sequence[Failure]) -> dict[str, tuple[str, ...]]:
     return out
 
 
-def _begun(f: Failure) -> Iterator[str]:
-    """Of fresh arrays that change the model those that alone must begin otherwise."""
+def _drawn(f: Failure) -> dict[str, tuple[str, ...]]:
+    """{array: how its numbers begin otherwise than they are to}, of those that do."""
+    out: dict[str, list[str]] = {}
+    found = {name: float(moment(name, f.got)) for name in f.case.want}
+    off = {k for k, v in f.case.want.items() if not abs(found[k] - v) <= f.case.k * f.case.cond[k]}
+    for name in dict.fromkeys(k.rpartition(".")[0] for k in sorted(off)):
+        is_, want = ({k: float(a.get(f"{name}.{k}", 0.0)) for k in MOMENTS} for a in (found, f.case.want))
+        said = out.setdefault(name, [])
+        fixed = f.case.cond[f"{name}.square"] <= 1e-5 * want["square"]
+        if not is_["square"] or not want["square"]:
+            said.append(f"{name} begins at 0" if want["square"] else f"{name} does not begin at 0")
+        elif fixed and f"{name}.mean" in f.case.want:
+            said.append(f"{name} begins at {is_['mean']:.4g}, not at {float(want['mean']):.4g}")
+        elif f"{name}.square" in off:
+            said.append(f"{name} begins {math.sqrt(is_['square'] / want['square']):.3g} times as wide as it is to")
+        elif f"{name}.kurtosis" in off:
+            one, other = ("uniform" if k < 2.4 else "normal" for k in (is_["kurtosis"], want["kurtosis"]))
+            said.append(f"{name} begins with {one} numbers, and {other} ones are meant")
+        else:
+            said.append(f"{name} begins around {is_['mean']:.3g}, not around {float(want['mean'] or 0):.3g}")
+    return {name: tuple(said) for name, said in out.items()}
+
+
+def _begun(f: Failure) -> Iterator[tuple[str, str]]:
+    """Of fresh arrays that change the model those that alone must begin otherwise, and what is said of them."""
     right = Own().init(f.case)
     for name in f.case.want:
         if judge(f.case, {**f.got, name: right[name]}, f.result).outcome == "PASS":
-            yield f"{name} does not begin as it is to: the fresh adapter changes the model"
+            yield name, f"{name} does not begin as it is to: the fresh adapter changes the model"
 
 
 def _search(f: Failure, deeply: bool) -> Iterator[tuple[str, Answers]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.arrays import declared
 from minipeft.conformance import places
 from minipeft.conformance.cases import Case
-from minipeft.conformance.mutants import EVERY, Arrays, Settings, Tensors, has, held, mutant, scale_of
+from minipeft.conformance.mutants import EVERY, Arrays, Settings, Tensors, Where, has, held, mutant, scale_of
 from minipeft.conformance.own import Own, as_asked
 from minipeft.engine import ops
 from minipeft.errors import Bad
@@ -172,6 +173,51 @@ class not_identity(Own):
             k: v + 0.1 * rng.standard_normal(v.shape) if v.dtype.kind == "f" else v
             for k, v in super().init(case).items()
         }
+
+
+class Drawing(Own):
+    """A mutant that begins with other numbers, where they are drawn."""
+
+    asks = frozenset(("draw",))
+
+    def number(self, a: Any, rng: Any) -> Any:
+        return a
+
+    def draw(self, case: Case) -> Arrays:
+        rng = np.random.default_rng(0)
+        drawn = super().draw(case)
+        return {k: self.number(a, rng).astype(a.dtype) if (a != a[0]).any() else a for k, a in drawn.items()}
+
+
+DRAWS = Where(
+    "whose arrays are drawn", lambda cls: any(a.trained and "(" in a.start.says for a in declared(cls).arrays.values())
+)
+
+
+@mutant("draw", "", DRAWS)
+class begins_wider(Drawing):
+    """What is drawn is √3 times as wide: the bound of a uniform distribution is taken for its deviation."""
+
+    def number(self, a: Any, rng: Any) -> Any:
+        return a * 3**0.5
+
+
+@mutant("draw", "", DRAWS)
+class begins_from_another_law(Drawing):
+    """What is uniform is drawn from a normal distribution as wide, and the other way round."""
+
+    def number(self, a: Any, rng: Any) -> Any:
+        wide = np.sqrt((a * a).mean())
+        uniform = (a**4).mean() < 2.4 * wide**4
+        return wide * (rng.standard_normal(a.shape) if uniform else rng.uniform(-(3**0.5), 3**0.5, a.shape))
+
+
+@mutant("draw", "", DRAWS)
+class begins_above_zero(Drawing):
+    """What is drawn has no sign: it is uniform from 0 up."""
+
+    def number(self, a: Any, rng: Any) -> Any:
+        return abs(a)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

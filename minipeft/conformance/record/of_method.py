@@ -25,6 +25,7 @@ from minipeft.conformance.places import (
     place_of,
 )  # fmt: skip
 from minipeft.conformance.record.decoders import decoders, otherwise
+from minipeft.conformance.record.draws import draws
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.fits import OPTIMISERS as OPTIMISERS_OF_FIT
 from minipeft.conformance.record.fits import fit, fits
@@ -220,6 +221,8 @@ def checks_of_usual(
         want={k: v for k, v in shapes.items() if about["roles"].get(k) == "array"}, cond=dict.fromkeys(shapes, 0.0),
         witnesses=("the method's table of arrays", "the shapes that init gives"),
     )  # fmt: skip
+    floats = {k: list(v.shape) for k, v in start.items() if about["roles"].get(k) == "array" and v.dtype.kind == "f"}
+    yield draws(about, place, {**base, **{k: v for k, v in measured.items() if k != "x"}}, floats)
     if begun := starts_of(cls.name):
         given = {**base, **measured}
         case = Case(check="start", ask="init", inputs=given, **(about | dict(roles=roles)))

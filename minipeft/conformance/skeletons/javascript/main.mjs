@@ -72,6 +72,10 @@ const ASKS = {
   },
   unmerge_bfloat16: (asked) => ASKS.unmerge(asked),
   init: ({ method, given }) => method.start(given.settings, given),
+  draw({ method, given, about }) {
+    const each = Array.from({ length: about.options.times }, () => method.start(given.settings, given));
+    return Object.fromEntries(Object.keys(about.options.shapes).map((k) => [k, stacked(each.map((arrays) => arrays[k]))]));
+  },
   train({ method, given, about }) {
     const step = OPTIMISERS[about.options.optimiser.kind];
     if (!step) throw new Unsupported(`no optimiser ${about.options.optimiser.kind}`);
@@ -101,6 +105,13 @@ const ASKS = {
 function clipping(gradients, limit = Infinity) {
   const norm = Math.sqrt(gradients.reduce((sum, { data }) => data.reduce((s, g) => s + g * g, sum), 0));
   return norm > limit ? limit / norm : 1;
+}
+
+/** Matrices of one shape below each other. */
+function stacked(each) {
+  const out = matrix(each.length * each[0].rows, each[0].cols);
+  each.forEach(({ data }, i) => out.data.set(data, i * data.length));
+  return out;
 }
 
 const OPTIMISERS = {
@@ -138,6 +149,7 @@ function shapeOf(name, about, method) {
   const { x, ids, W } = about.tensors;
   if (name === "y") return ids ? [...ids.shape, W.shape[1]] : [...x.shape.slice(0, -1), W.shape[0]];
   if (name === "delta") return W.shape;
+  if (about.ask === "draw") return [about.options.times, ...about.options.shapes[name]];
   return about.tensors[name]?.shape ?? method.arrays(about.config, ...W.shape)[name];
 }
 
