@@ -40,7 +40,8 @@ def attach(
 ) -> Adapted:
     """Attach a method to a model and draw its initial arrays. The base is never written to.
 
-    `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own). `patterns` maps a target to
+    `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own; (): nowhere, as an adapter may be
+    that only brings what is beside it). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
     parameters trained in full instead, `bias` "none", "adapted" (of the targeted linears) or "all"; with `tie` the
     change of the token table is that of a head tied to it too, where a method leaves it as it was; `beside` are further
@@ -56,7 +57,9 @@ def attach(
     if not re.fullmatch(r"[\w.-]+", name):
         raise Bad(f"adapter name {name!r}: expected letters, digits, '_', '-' and '.'")
     layers = None if layers is None else tuple(layers)
-    chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
+    chosen = []
+    if targets != ():
+        chosen = select(model, method.targets if targets is None else targets, exclude=exclude, layers=layers)
     differ = {p: named(model, sites(model), p) for p in patterns or {}}
     for p, meant in differ.items():
         if not any(site.name in meant for site in chosen):

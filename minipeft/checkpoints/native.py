@@ -77,7 +77,8 @@ def save_adapter(adapted: Adapted, folder: str | Path, name: str | None = None, 
         if m not in distinct:
             distinct.append(m)
     every = sites(adapted.model)
-    without = replaced(adapter.at) | {n for n in adapter.options.get("brought", ()) if n in adapted.model.params}
+    own = (*adapter.options.get("brought", ()), *adapter.options.get("left", ()))
+    without = replaced(adapter.at) | {n for n in own if n in adapted.model.params}
     about = {
         "format": FORMAT,
         "name": adapter.name,

@@ -17,6 +17,6 @@ def closed(m: Any, t: Tensors) -> Tensors:
 
     def change(x: np.ndarray) -> np.ndarray:
         h = blocks(t["A"], x) if m.side == "A" else t["A"] @ x
-        return scale(m) * (t["B"] @ h if m.side == "A" else blocks(t["B"], h))
+        return scale(m) * (t["B"] @ h + t.get("c", 0) if m.side == "A" else blocks(t["B"], h))
 
     return dict(y=each(lambda x: t["W"] @ x + t["b"] + change(x), t["x"]))

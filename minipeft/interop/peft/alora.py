@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import TUNER, written
 from minipeft.interop.peft.spec import Key, Trial
@@ -15,20 +14,9 @@ from minipeft.model.arch import Arch
 TASK = "CAUSAL_LM"
 
 
-def _reads(config: Config, arch: Arch) -> Config:
-    if config.get("task_type") != TASK:
-        raise Bad(
-            f"adapter_config.json: alora_invocation_tokens: expected task_type {TASK!r}, without which PEFT leaves the adapter "
-            f"out, found {config.get('task_type')!r}"
-        )
-    return {}
-
-
 def _writes(m: Any, arch: Arch) -> Config:
-    if arch.head != "lm":
-        raise Bad(
-            f"{m.name} cannot be written for PEFT over a model without a language-model head: it acts in no other"
-        )
+    if arch.head != "lm" or arch.encoder_layers:
+        return written(m, arch)  # PEFT gives it no ids, and leaves it out
     return written(m, arch, task_type=TASK)
 
 
@@ -49,10 +37,9 @@ SPEC = dataclasses.replace(
     },
     embedding_keys=None,
     settings={**TUNER.settings, "invocation": "alora_invocation_tokens"},
-    reads=_reads,
     writes=_writes,
     claims=lambda config: bool(config.get("alora_invocation_tokens")),
-    tasked=True,
+    idle=lambda config: config.get("task_type") != TASK,
     layer=dict(task_type=None),  # its model there has none
     called=_offsets,
     traced={},

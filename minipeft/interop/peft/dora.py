@@ -6,7 +6,16 @@ import dataclasses
 from typing import Any
 
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.lora import BEGIN, PATCHES, TUNER, factors_of, principal, refuse_transposed, written
+from minipeft.interop.peft.lora import (
+    BEGIN,
+    PATCHES,
+    TUNER,
+    beside_base,
+    factors_of,
+    principal,
+    refuse_transposed,
+    written,
+)
 from minipeft.interop.peft.spec import DECOMPOSED, Trial
 from minipeft.model.arch import Arch
 
@@ -23,6 +32,7 @@ SPEC = dataclasses.replace(
     patches=PATCHES,
     settled=lambda config, arch: dict(patches=TUNER.patches) if principal(config) else {},
     claims=lambda config: bool(config.get("use_dora")),
+    holds=beside_base,
     readings=dict(grad="detached"),
     combined=True,
     trials=(

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from minipeft.errors import Bad
+import numpy as np
+
+from minipeft.engine.factors import singular
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.lora import TUNER, written
+from minipeft.interop.peft.lora import CHANGING, TUNER, began, refuse_turned, written
 from minipeft.interop.peft.spec import DECOMPOSED, Key, Trial
+from minipeft.method import Site
 from minipeft.model.arch import Arch
+
+
+def _claims(config: Config) -> bool:
+    return config.get("kasa_config") is not None
 
 
 def _reads(config: Config, arch: Arch) -> Config:
@@ -18,9 +25,13 @@ def _reads(config: Config, arch: Arch) -> Config:
 
 
 def _writes(m: Any, arch: Arch) -> Config:
-    if arch.family == "gpt2":
-        raise Bad(f"{m.name} cannot be written for PEFT on gpt2, whose weights it does not truncate")
     return written(m, arch, kasa_config=dict(beta=m.beta, gamma=m.gamma))
+
+
+def _left(config: Config, W: np.ndarray, m: Any, site: Site, turned: bool) -> np.ndarray:
+    """W without its last part."""
+    U, S, Vt = singular(site.name, W)
+    return np.asarray(U[:, : -m.r] * S[: -m.r] @ Vt[: -m.r])
 
 
 SPEC = dataclasses.replace(
@@ -34,7 +45,12 @@ SPEC = dataclasses.replace(
     embedding_keys=None,
     reads=_reads,
     writes=_writes,
-    claims=lambda config: config.get("kasa_config") is not None,
+    plain=refuse_turned,
+    claims=_claims,
+    takes=_claims,
+    leaves=_left,
+    takes_last=True,
+    holds=lambda config, naming: began(config) not in CHANGING,
     wide=(*TUNER.wide, "peft.tuners.lora.variants"),
     trials=(
         Trial("llama", dict(r=3, alpha=5.0), dict(targets="q_proj down_proj"), inexact=DECOMPOSED),

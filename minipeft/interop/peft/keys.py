@@ -151,6 +151,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     strange = []
     roots: dict[str, Any] = {}
     copied = _copied(naming, config, [body_of(key, spec.root) for key in tensors])
+    left_out = spec.idle(config)
     empty = tuple(f".{k.suffix}" for k in spec.every_key if k.empty)
 
     def once(key: str, *what: str) -> None:
@@ -179,7 +180,9 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
             site = _our_site(naming, spec, theirs, every)
             if site is None and theirs in STACKS and model.arch.encoder_layers:
                 stacks.append((key, suffix, a))
-            elif _is_idle(naming, f"{theirs}.weight", site, suffix):
+            elif _is_idle(naming, f"{theirs}.weight", site, suffix) or (
+                left_out and site in every and suffix != TOKENS_KEY
+            ):
                 parts.spare[key] = a
                 parts.idle[theirs] = "adapted"
             elif site is None or site not in every:
@@ -242,7 +245,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
         known = [spec.root + m for s in list(every)[:400] if (m := model.names.theirs(s.rpartition(".")[0]))]
         raise Bad(f"{folder}: unexpected key {strange[0]!r} in a {spec.peft_type} adapter{near(strange[0], known, 1)}")
     _tie(parts, model, folder)
-    _tie_own(parts, naming, config, folder)
+    _tie_own(parts, naming, config, spec, folder)
     _stacks(parts, stacks, model, folder)
     return parts
 
@@ -303,7 +306,7 @@ def ties_whole(naming: Naming, config: Config) -> bool:
     return is_whole(config, naming.theirs("embed.tokens") + ".weight")
 
 
-def _tie_own(parts: Parts, naming: Naming, config: Config, folder: Path) -> None:
+def _tie_own(parts: Parts, naming: Naming, config: Config, spec: Spec, folder: Path) -> None:
     """The same of ensure_weight_tying: PEFT has the arrays of the token table at a tied head too, and a table that is trained
 
     whole. Raises `Bad` where the two differ: in half precision PEFT trains them apart.
@@ -318,16 +321,19 @@ def _tie_own(parts: Parts, naming: Naming, config: Config, folder: Path) -> None
         return
     if "." in naming.theirs("head"):
         return  # which PEFT looks for by the last part of its name, and finds none: it has arrays of its own
-    table, head = parts.at[TABLE], parts.at.pop(HEAD)
-    if strange := sorted(table.keys() ^ head.keys()):
-        raise Bad(
-            f"{where}: the head and the token table have arrays apart, {', '.join(strange)}: no tied weight is that"
-        )
+    table, head = parts.at[TABLE], parts.at[HEAD]
+    if spec.parts(config):
+        return  # of one weight, and yet arrays of their own
+    if spec.rejoins(config):
+        table |= {name: head[name] for name in table.keys() & head.keys()}
+    if table.keys() != head.keys():
+        return  # some of them are
     if apart := [name for name, a in table.items() if not _equal(a, head[name])]:
         raise Bad(
-            f"{where}: {apart[0]} of the tied head is not that of the token table: PEFT lets them part in half precision, and where the start draws on a weight; "
+            f"{where}: {apart[0]} of the tied head is not that of the token table: PEFT lets them part in half precision; "
             "set ensure_weight_tying to false to have both as they are"
         )
+    del parts.at[HEAD]
     parts.tied = True
 
 

@@ -8,20 +8,34 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from minipeft.arrays import declared
+from minipeft.drawing import Facts
+from minipeft.engine.backend import to_host
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.lora import TUNER, began, refuse_transposed, written
+from minipeft.interop.peft.lora import TUNER, began, beside, chosen, refuse_transposed, straight, written
+from minipeft.method import Site, method_class
 from minipeft.model.arch import Arch
 
 CODES = {4: "nf4", 8: "int8"}
 
 
 def _reads(config: Config, arch: Arch) -> Config:
-    refuse_transposed("loftq", arch)
     own = config["loftq_config"]
     if lost := [name for name in ("loftq_bits", "loftq_iter") if name not in (own or {})]:
         raise Bad(f"adapter_config.json: init_lora_weights='loftq' needs {lost[0]!r} in loftq_config")
     return dict(code=CODES[own["loftq_bits"]], rounds=own["loftq_iter"], reading="peft")
+
+
+def _left(config: Config, W: np.ndarray, m: Any, site: Site, turned: bool) -> np.ndarray:
+    """What is held in few bits of W, in the layout in which it is stored."""
+    if turned and W.shape[0] != W.shape[1]:
+        refuse_transposed("loftq", site.arch)
+    cls: Any = method_class("loftq")
+    method, alone = cls(r=m.r, **_reads(config, site.arch)), dataclasses.replace(site, W=W, shape=W.shape, arch=None)
+    return np.asarray(to_host(declared(cls).held.make(method, Facts(method, alone)).dequantize()), np.float64)  # type: ignore[union-attr]
 
 
 def _writes(m: Any, arch: Arch) -> Config:
@@ -40,7 +54,10 @@ SPEC = dataclasses.replace(
     TUNER,
     reads=_reads,
     writes=_writes,
-    claims=lambda config: began(config) == "loftq",
+    claims=lambda config: beside(config) == "loftq" and not chosen(config),
+    takes=lambda config: began(config) == "loftq",
+    leaves=_left,
+    holds=lambda config, naming: straight(naming),
     on_layer=False,
     readings=dict(reading="peft"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,23 @@ from minipeft.interop.peft.fields import (
     read,
 )  # fmt: skip
 from minipeft.interop.peft.kernels import channels, kernel, point
-from minipeft.interop.peft.spec import Key, Spec, Trial, never, remade, transposed, turned
+from minipeft.interop.peft.names import Naming
+from minipeft.interop.peft.spec import LEFT, Key, Spec, Trial, never, remade, transposed, turned
 from minipeft.method import method_class
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
 
 STARTS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_", "corda", "loftq", "orthogonal", "mica", "lora_ga")
+CHANGING = ("pissa", "olora", "loftq")  # the base, and so again when a file is loaded
+APART = (*CHANGING, "orthogonal", "mica")  # whose factors begin as arrays of their own, also those of a tied head
+VARIANTS = (  # of which PEFT takes one
+    "use_dora",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "alora_invocation_tokens",
+    "velora_config",
+)
 CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
 BASE_CHANGED = {  # starts that leave another base behind, which a file of the trained factors does not tell; what to do
     "pissa_niter_": ("from a decomposition that begins at random", CONVERT),
@@ -124,17 +136,6 @@ KNOWN = FACTORS | {
     "kasa_config": read(group(beta=NOT_NEGATIVE, gamma=NOT_NEGATIVE)),
 }
 
-# of which PEFT takes one
-VARIANTS = (
-    "use_dora",
-    "use_bdlora",
-    "use_qalora",
-    "kasa_config",
-    "monteclora_config",
-    "alora_invocation_tokens",
-    "velora_config",
-)
-
 
 def began(config: Config) -> str | None:
     """How the factors began, if not as usual."""
@@ -142,9 +143,39 @@ def began(config: Config) -> str | None:
     return start_of(start) if isinstance(start, str) else None
 
 
+def beside(config: Config) -> str | None:
+    """The same, if what they take out of the base stands beside it."""
+    return None if config.get(LEFT) else began(config)
+
+
+def chosen(config: Config) -> list[str]:
+    """Which variants a configuration has."""
+    return [name for name in VARIANTS if config.get(name) not in (None, False, [])]
+
+
 def principal(config: Config) -> bool:
-    """Whether they began as a part of the base."""
-    return began(config) in ("pissa", "olora")
+    """Whether a part of the base that they began as stands beside it."""
+    return beside(config) in FACTORS_OF
+
+
+def straight(naming: Naming) -> bool:
+    """Whether no linear of the base is stored as (in, out)."""
+    names = naming.model.names
+    return not any(names.is_transposed(n.removesuffix(".weight")) for n in naming.model.params)
+
+
+def beside_base(config: Config, naming: Naming) -> bool:
+    """Whether what they take out of the base is as ours: of W, and not of its transpose, which PEFT's QR has of what is stored so."""
+    return began(config) in FACTORS_OF and (began(config) != "olora" or straight(naming))
+
+
+def fewer(config: Config, arrays: Mapping[str, Any]) -> Config:
+    """The rank and α of factors that began as a part of the base, whose smaller side is below the rank: there are no more."""
+    A, B, r = arrays.get("A"), arrays.get("B"), config["r"]
+    if began(config) not in CHANGING or A is None or B is None or not len(A) == min(A.shape[1], len(B)) < r:
+        return {}
+    share = len(A) / r
+    return dict(r=len(A), alpha=config["lora_alpha"] * (share**0.5 if config.get("use_rslora") else share))
 
 
 FACTORS_OF = {"pissa": "svd", "olora": "qr"}  # init_lora_weights -> our word
@@ -153,7 +184,7 @@ BEGIN = {"zero": True} | {ours: theirs for theirs, ours in FACTORS_OF.items()}
 
 def factors_of(config: Config, arch: Arch, setting: str) -> Config:
     """Our setting for the part of the base that the factors began as."""
-    factors = FACTORS_OF.get(began(config) or "")
+    factors = FACTORS_OF.get(beside(config) or "")
     if factors is None:
         return {}
     refuse_transposed(BEGIN[factors], arch)
@@ -173,20 +204,12 @@ def _drawn(config: Config, arch: Arch) -> Config:
     return dict(start=began(config)) if began(config) in ("gaussian", "orthogonal") else {}
 
 
-CHANGING = ("pissa", "olora", "loftq")  # starts that change the base, and do so again when a file is loaded
-
-
 def refuse_shared(config: Config) -> None:
-    """Raises `Bad` for what changes a weight or a bias of the base, which are one in all copies of a layer."""
+    """Raises `Bad` for what changes a bias of the base, which is one in all copies of a layer."""
     taken = [n for start, end in config.get("layer_replication") or () for n in range(start, end)]
-    if len(set(taken)) == len(taken):
-        return
-    changes = [f"bias={config['bias']!r}"] if (config.get("bias") or "none") != "none" else []
-    changes += [f"init_lora_weights={config['init_lora_weights']!r}"] if began(config) in CHANGING else []
-    changes += ["kasa_config"] if config.get("kasa_config") is not None and config.get("rank_pattern") else []
-    if changes:
+    if len(set(taken)) < len(taken) and (config.get("bias") or "none") != "none":
         raise Bad(
-            f"adapter_config.json: {changes[0]} beside layer_replication: PEFT has one weight for all copies of a layer, "
+            f"adapter_config.json: bias={config['bias']!r} beside layer_replication: PEFT has one weight for all copies of a layer, "
             "and each of them would change it"
         )
 
@@ -204,13 +227,9 @@ def _examine(config: Config) -> None:
     refuse_shared(config)
     refuse_beside_parameters(config)
     start = config.get("init_lora_weights")
-    chosen = [name for name in VARIANTS if config.get(name) not in (None, False, [])]
-    mica = set() if start == "mica" else set(VARIANTS)  # a variant too, in small letters; else how the factors begin
-    beside = {"mica": mica, "pissa": {"use_dora"}, "olora": {"use_dora"}, "loftq": set()}.get(began(config) or "")
-    if beside is not None and set(chosen) - beside:
-        chosen.append(f"init_lora_weights={start!r}")
-    if len(chosen) > 1:
-        raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(chosen)}")
+    variants = chosen(config) + ["init_lora_weights='mica'"] * (start == "mica")  # in other letters it is a start alone
+    if len(variants) > 1 and not config.get("use_qalora"):  # which GPTQ's layers have beside any
+        raise Bad(f"adapter_config.json: expected one variant of LoRA, found {' and '.join(variants)}")
     if (found := began(config)) in BASE_CHANGED:
         how, instead = BASE_CHANGED[found]
         raise Bad(
@@ -235,6 +254,16 @@ def written(m: Any, arch: Arch, **more: Any) -> Config:
     return transposed(arch) | dict(init_lora_weights=True) | more
 
 
+def refuse_turned(model: Model, adapter: Adapter) -> Adapter:
+    """Raises `Bad` for weights that are stored as (in, out), where PEFT has no such variant."""
+    for site, m in adapter.at.items():
+        if type(m) is type(adapter.method) and model.names.is_transposed(site.removesuffix(".weight")):
+            raise Bad(
+                f"{m.name} cannot be written for PEFT at {site}: it has none on weights that are stored as (in, out)"
+            )
+    return adapter
+
+
 TUNER = Spec(
     "LORA",
     KNOWN,
@@ -253,6 +282,10 @@ TUNER = Spec(
     settings=dict(r="r", alpha="lora_alpha", dropout="lora_dropout", rslora="use_rslora", lora_bias="lora_bias"),
     writes=written,
     patterns=dict(rank_pattern="r", alpha_pattern="alpha"),
+    at_site=fewer,
+    parts=lambda config: began(config) in APART,
+    rejoins=lambda config: began(config) == "lora_ga",
+    begins=("init_lora_weights", "loftq_config"),
     wide=("peft.tuners.lora.layer",),
     traced=dict(base="base_layer", h="lora_A.default", low="lora_B.default"),
 )

@@ -6,22 +6,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from minipeft.engine.factors import leading
+from minipeft.engine.factors import principal as principal_part
 from minipeft.errors import Bad
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.lora import (
     BEGIN,
     CONVERTED,
+    FACTORS_OF,
     TUNER,
     as_lora,
+    began,
+    beside_base,
+    chosen,
     factors_of,
     principal,
     refuse_transposed,
     written,
 )
 from minipeft.interop.peft.spec import DECOMPOSED, Trial
+from minipeft.method import Site
 from minipeft.model.arch import Arch
 
 
@@ -32,24 +40,28 @@ def _writes(m: Any, arch: Arch) -> Config:
     return written(m, arch, init_lora_weights=BEGIN[m.factors])
 
 
-def _refuse_tables(config: Config, modules: Mapping[str, str], arrays: Any) -> Config:
-    """Raises `Bad` for a table or what may be tied to one, which PEFT decomposes as a parameter alone, and changes for both."""
-    for site in modules:
-        if site.startswith(("embed.", "head.")) and config.get("target_parameters"):
-            raise Bad(
-                f"adapter_config.json: target_parameters: init_lora_weights={config['init_lora_weights']!r} at "
-                f"{modules[site]}.weight is not supported: PEFT changes the table itself"
-            )
-    return {}
+def _left(config: Config, W: np.ndarray, m: Any, site: Site, turned: bool) -> np.ndarray:
+    """W less its first part, in the layout in which it is stored."""
+    if began(config) == "olora":
+        if turned and W.shape[0] != W.shape[1]:
+            refuse_transposed("olora", site.arch)
+        A, B = leading(W, m.r)
+        return np.asarray(W - m.scale * B @ A)
+    if m.scale <= 0:
+        raise Bad(f"adapter_config.json: init_lora_weights='pissa': alpha must be positive, found {m.alpha}")
+    A, B = principal_part(W, m.r)
+    return np.asarray(W - B @ A)
 
 
 SPEC = dataclasses.replace(
     TUNER,
-    at_sites=_refuse_tables,
     reads=lambda config, arch: factors_of(config, arch, "factors"),
     writes=_writes,
     plain=lambda model, adapter: as_lora(model, adapter) if adapter.method.factors == "fast" else adapter,  # type: ignore[attr-defined]
-    claims=lambda config: principal(config) and not config.get("use_dora"),
+    claims=lambda config: principal(config) and not chosen(config),
+    takes=lambda config: began(config) in FACTORS_OF,
+    leaves=_left,
+    holds=beside_base,
     trials=(
         Trial("llama", dict(r=3), inexact=DECOMPOSED),
         Trial(

@@ -19,6 +19,7 @@ from minipeft.checkpoints.files import existing, read_json, read_tensors
 from minipeft.drawing import Facts, There, expected, there, wrong_in
 from minipeft.engine.backend import read_only, to_device, to_host
 from minipeft.engine.factors import finite
+from minipeft.engine.weight import again
 from minipeft.errors import Bad, near
 from minipeft.interop.peft.base import with_brought_base, with_fitting_head, with_repeated_layers
 from minipeft.interop.peft.config import checked
@@ -27,11 +28,13 @@ from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.keys import HEAD, TABLE, TOKENS, WHOLE, body_of, module_of, sorted_keys
 from minipeft.interop.peft.names import HERE, Naming, targeted, unwrapped
 from minipeft.interop.peft.parameters import targeted_parameters, with_parameters
-from minipeft.interop.peft.registry import method_name, spec_of
-from minipeft.interop.peft.spec import ROOT, Spec
+from minipeft.interop.peft.registry import method_name, seen, spec_of
+from minipeft.interop.peft.spec import LEFT, ROOT, Spec
+from minipeft.interop.peft.starts import left, marked
 from minipeft.method import Method, method_class, refuse_unfit
 from minipeft.model.arch import Arch
 from minipeft.model.base import Model
+from minipeft.model.parts import tied
 from minipeft.targets import select, sites
 
 
@@ -70,6 +73,9 @@ def load_peft_parts(
 ) -> Adapted:
     """`load_peft` of a configuration and tensors that were read already."""
     adapted = with_repeated_layers(model if isinstance(model, Adapted) else Adapted(model), config, folder)
+    method_name(config)  # raises `Bad` for what PEFT does not take
+    naming = Naming.of(adapted.model, map(body_of, tensors))
+    config = marked(seen(config, naming, tensors), naming, tensors)
     cls = method_class(method_name(config))
     spec = spec_of(cls).of(config, adapted.model.arch)
     tensors = spec.common.ours(tensors)
@@ -110,9 +116,10 @@ def load_peft_parts(
     refuse_absent(folder, spec, config, naming, found, parts)
     head = "stays" if parts.head is None else "follows"
     beside += [full(targets=" ".join(parts.whole), head=head)] if parts.whole else []
-    if not found and not parts.shared:
+    left_out = "adapted" in parts.idle.values()
+    if not found and not parts.shared and not left_out:
         raise Bad(f"{folder}: adapter_model.safetensors holds no {spec.peft_type} tensors")
-    targets = [*spec.also, *found] if found else method.targets
+    targets: Any = [*spec.also, *found] if found else () if left_out else method.targets
     if spec.on_blocks:
         targets = [*found, *(f"{site.removesuffix('heads')}o.out" for site in found)]
     own: dict[str, Any] = {f"{site}:{k}": v for site, arrays in found.items() for k, v in arrays.items()}
@@ -126,6 +133,8 @@ def load_peft_parts(
     if spec.packing is None:
         refuse_misfits(folder, labels(spec, every, modules), own, there_are, needed)
     refuse_vague(str(folder), spec, {site: at[site] for site in found}, base)
+    leaves = left(config, naming, {site: at[site] for site in found}, spec.parameters, parts.base)
+    adapted = _over(adapted, leaves, folder)
     adapted = attach(adapted, method, name=name, targets=targets, patterns=per_site, beside=beside, tie=parts.tied)
     if spec.packing is not None:
         held = held_for(method, at)
@@ -138,6 +147,8 @@ def load_peft_parts(
     )
     options |= dict(parameters=list(spec.parameters)) if spec.parameters else {}
     options |= dict(tied=True) if parts.tied else {}
+    if config.get(LEFT):
+        options |= dict(left=sorted(leaves), began={k: config[k] for k in spec.begins if k in config})
     return filled(adapted, name, new, folder, spec, modules, options, parts.spare)
 
 
@@ -146,6 +157,20 @@ def refuse_vague(where: str, spec: Spec, at: Mapping[str, Method], model: Model)
     for site, method in at.items() if spec.vague else ():
         if why := spec.vague(method, finite(f"{where}: {site}", _weight(model, site))):  # type: ignore[misc]
             raise Bad(f"{where}: {site}: {why}")
+
+
+def _over(adapted: Adapted, params: Mapping[str, Any], folder: Path) -> Adapted:
+    """The same over a base with these parameters. Raises `Bad` if there are adapters over it as it was."""
+    if not params:
+        return adapted
+    if adapted.adapters:
+        raise Bad(f"{folder}: this adapter leaves another base; attach it before the others")
+    model = adapted.model
+    once: dict[int, Any] = {}  # what is one array stays one
+    for n, a in params.items():
+        once.setdefault(id(a), again(to_device(np.ascontiguousarray(a).astype(model.dtype)), model.params[n]))
+    made = {n: once[id(params[n])] if n in params else W for n, W in model.params.items()}
+    return Adapted(dataclasses.replace(model, params=made))
 
 
 def _weight(model: Model, site: str) -> np.ndarray:
@@ -190,6 +215,8 @@ def _same_targets(
         if "target_modules" in config:
             raise Bad(f"{folder / HERE}: target_modules: expected the modules that have tensors, found none")
         return
+    if config.get("ensure_weight_tying"):
+        wanted |= tied(naming.model.arch).keys() & found.keys()
     every = sites(naming.model)
     lost = [s for s in every if s in wanted and s not in found and s not in idle and not spec.passes(naming, every[s])]
     if lost := [s for s in lost if any(there(Facts(method, every[s])))]:
@@ -241,7 +268,7 @@ def _methods_at(
     model: Model, method: Method, targets: Any, per_site: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Method]:
     """The method as it stands at each of its sites."""
-    chosen = {s.name: s for s in select(model, targets)}
+    chosen = {s.name: s for s in select(model, targets)} if targets != () else {}
     at = {name: dataclasses.replace(method, **per_site.get(name, {})) for name in chosen}
     for name, own in at.items():
         refuse_unfit(own, chosen[name])

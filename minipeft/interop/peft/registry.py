@@ -74,6 +74,15 @@ def kind_of(config: Mapping[str, Any], where: Any = "adapter_config.json") -> st
     return kind
 
 
+def seen(config: Config, naming: Any, tensors: Mapping[str, Any]) -> Config:
+    """A configuration as PEFT takes it on these modules and with these tensors."""
+    kind = kind_of(config)
+    for spec in specs().values():
+        if spec.peft_type == kind:
+            config = spec.seen(config, naming, tensors)
+    return config
+
+
 def method_name(config: Config) -> str:
     """Our method for their configuration. Raises `Bad`, with near misses, for what we do not compute."""
     kind = kind_of(config)

@@ -146,6 +146,7 @@ def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
 
 
 Arrays = Mapping[str, Any]
+LEFT = "left"  # marks a configuration whose base is read as PEFT leaves it, and not as it is
 
 
 @dataclass(frozen=True)
@@ -238,11 +239,28 @@ class Spec:
     claims: Callable[[Config], bool] | None = None  # of its peft_type; None: what no other method claims
     read_as: str = ""  # the method that its files are read as, if another
     examine: Callable[[Config], None] = lambda config: None  # raises `Bad`, or warns, for what a configuration tells
+    seen: Callable[[Config, Naming, Arrays], Config] = lambda config, naming, tensors: (
+        config
+    )  # a configuration of its peft_type as PEFT takes it on these modules and with these tensors
+    takes: Callable[[Config], bool] = lambda config: False  # whether PEFT takes something out of the base at first
+    leaves: Callable[[Config, np.ndarray, Any, Site, bool], np.ndarray] | None = (
+        None  # of a weight as it is stored, under our method at a site; whether that is a module whose weight is (in, out)
+    )
+    takes_last: bool = False  # out of what others leave
+    holds: Callable[[Config, Naming], bool] = lambda config, naming: (
+        False
+    )  # whether our method has all that is taken beside the base
+    begins: tuple[str, ...] = ()  # its fields that say how it began
+    parts: Callable[[Config], bool] = lambda config: False  # whether a tied head has arrays of its own all the same
+    rejoins: Callable[[Config], bool] = lambda config: (
+        False
+    )  # whether it had, and PEFT reads them into those of its table
     vague: Callable[[Any, np.ndarray], str] | None = None  # why PEFT may find others of what it finds again in a weight
     absent: Callable[
         [Config, Mapping[str, Site], Mapping[str, str], Mapping[str, Mapping[str, Any]]], Iterable[str]
     ] = lambda config, every, own, found: ()  # what a configuration declares and its file has not
 
+    idle: Callable[[Config], bool] = lambda config: False  # whether PEFT leaves its arrays out in every pass
     keeps: Callable[[Config], bool] = lambda config: (
         False
     )  # whether what its sites share must be in the file, trained or not
@@ -326,9 +344,16 @@ class Spec:
                     out[site][ours] = self.known[self.settings[ours]].kind.of(values[name])
         every = self.at_sites(config, modules, arrays)
         return {
-            site: own | self.at_module(config, modules[site]) | self.at_site(config, arrays[site]) | every.get(site, {})
+            site: own
+            | self.at_module(config, modules[site])
+            | self.at_site(self._there(config, own), arrays[site])
+            | every.get(site, {})
             for site, own in out.items()
         }
+
+    def _there(self, config: Config, own: Config) -> Config:
+        """A configuration with what its patterns say of one site."""
+        return config | {self.settings[ours]: value for ours, value in own.items()}
 
     def named_as(self, modules: Mapping[str, str]) -> dict[str, str]:
         """What a configuration calls our sites at these modules: the module, or its parameter."""

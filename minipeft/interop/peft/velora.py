@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minipeft.interop.peft.fields import Config
-from minipeft.interop.peft.lora import TUNER, written
+from minipeft.interop.peft.lora import TUNER, fewer, written
 from minipeft.interop.peft.spec import Key, Trial
 from minipeft.model.arch import Arch
 
@@ -21,7 +21,8 @@ def _reads(config: Config, arch: Arch) -> Config:
 
 
 def _at_site(config: Config, arrays: Mapping[str, Any]) -> Config:
-    return {} if "v" not in arrays or arrays["v"].any() else dict(init="batch")  # it has seen no batch yet
+    unseen = "v" in arrays and not arrays["v"].any()  # no batch yet
+    return fewer(config, arrays) | (dict(init="batch") if unseen else {})
 
 
 def _writes(m: Any, arch: Arch) -> Config:

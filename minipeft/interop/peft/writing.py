@@ -25,6 +25,7 @@ from minipeft.interop.peft.parameters import with_parameters
 from minipeft.interop.peft.reading import refuse_vague
 from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import ROOT, Keys, Spec, shared_to_theirs, to_theirs
+from minipeft.interop.peft.starts import refuse_moved
 from minipeft.method import Method, Site, ties
 from minipeft.model.base import Model
 from minipeft.targets import sites
@@ -109,7 +110,9 @@ def _whole_key(model: Model, adapter: Adapter, spec: Spec, site: str) -> str:
     beside = adapter.at.get(f"{module}.weight") if leaf == "bias" else None
     copied = beside is not None  # with its module, a tied head's bias too
     theirs = (not copied and model.names.theirs(site)) or f"{their_name(model, module)}.{leaf}"
-    if beside is not None and beside.name != WHOLE:
+    if (leaf == "bias" and _idle(model, adapter).get(their_name(model, module)) == "adapted") or (
+        beside is not None and beside.name != WHOLE
+    ):
         theirs = theirs.replace(".bias", ".base_layer.bias")
     if spec.on_layers and re.sub(r"(layers\.\d+)\..*", r"\1", site) in adapter.at:
         theirs = re.sub(r"(\.\d+)\.", r"\1.base_layer.", theirs, count=1)
@@ -123,6 +126,11 @@ def _outside(model: Model, spec: Spec) -> str:
             f"{spec.peft_type}: beside a prompt PEFT looks tokens up in the base's {own}, whatever was trained of it"
         )
     return OUTSIDE
+
+
+def _idle(model: Model, adapter: Adapter) -> dict[str, str]:
+    """What this model has no use for, by the base's own names."""
+    return {_in_base(model, module): kind for module, kind in adapter.options.get("idle", {}).items()}
 
 
 def _in_base(model: Model, module: str) -> str:
@@ -139,7 +147,7 @@ def _saved_module(model: Model, site: str) -> str:
 def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
     """The parameters of the base that the adapter's file brought, under PEFT's keys and in its layout."""
     out = {}
-    idle = {_in_base(model, module): kind for module, kind in adapter.options.get("idle", {}).items()}
+    idle = _idle(model, adapter)
     around = {
         "whole": "original_module.",
         "adapted": "base_layer.",
@@ -177,19 +185,23 @@ def save_peft(adapted: Adapted, folder: str | Path, name: str | None = None) -> 
     config |= _layers(model, spec) | _modules(model, adapter, spec, folder)
     _refuse_apart(model, adapter)
     refuse_vague(adapter.method.name, spec, _main(adapter), model)
-    config |= _beside(model, adapter, spec)
+    config |= _beside(model, adapter, spec) | adapter.options.get("began", {})
     if task := _task(model, adapter, spec):
         config["task_type"] = task
     method_name(config)  # raises `Bad` for what PEFT could not read again
+    if "left" not in adapter.options:
+        refuse_moved(config, _own(model))
     unread = {
         k: v for k, v in adapter.options.items() if k != "peft"
     }  # it is written as the configuration above has it
     tensors = to_peft_tensors(adapted, dataclasses.replace(adapter, options=unread), adapter.arrays)
     if spec.is_prompt or config.get("task_type") in CLASSIFYING:
         tensors = _classifier(model, spec) | tensors
-    for module, kind in adapter.options.get("idle", {}).items():
+    for module, kind in _idle(model, adapter).items():
         field = "target_modules" if kind == "adapted" else "modules_to_save"
-        config[field] = sorted({*(config.get(field) or ()), _in_base(model, module)})
+        config[field] = sorted({*(config.get(field) or ()), module})
+        for name in spec.patterns if kind == "adapted" else ():  # which tell its shapes
+            config[name] = (config.get(name) or {}) | (adapter.options.get("peft", {}).get(name) or {})
     tensors = (
         {plain_key(model, k, spec.root): to_host(a) for k, a in adapter.spare.items()}
         | _brought(adapted.model, adapter, spec)

@@ -3,6 +3,7 @@
     W' = W + s B A,    s = α/r as LoRA
     B  = diag(B_1, …, B_N),    B_i (out/N, r/N)                               side="B": q, k, v, up and gate projections
     A  = diag(A_1, …, A_N),    A_i (r/N, in/N)                                side="A": output and down projections
+    b' = b + s c                                                              side="A" with lora_bias
 
 The blocks stand below each other in one array: B is (out, r/N), or A is (r, in/N). N divides r and the width.
 
@@ -19,7 +20,7 @@ array([[1., 2., 0., 0.],
 from dataclasses import dataclass
 from typing import Any
 
-from minipeft.declare import choice, count, either, lowrank, requires, size, trained, uniform
+from minipeft.declare import choice, count, either, lowrank, requires, shift, size, trained, uniform
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.methods.lowrank.lora import LoRA
@@ -35,16 +36,16 @@ class BDLoRA(LoRA):
     blocks: int = count(2)  # N
     side: str = choice("B", "A")
 
-    no_bias = requires("not lora_bias", "lora_bias is not part of it; expected False")
+    no_bias = requires("not lora_bias or side == 'A'", "lora_bias goes with side='A'; expected False")
     wide, m = size("in if side == 'A' else out"), size("in / blocks if side == 'A' else in")
     ranks = requires("r % blocks == 0", "blocks must divide r = {r}, found {blocks}")
     even = requires("wide % blocks == 0", "blocks must divide the width {wide}, found {blocks},")
     A = trained("r", "m", start=either("side == 'A'", uniform("m", gain=6**0.5), uniform("in")))
     B = trained("out", "r / blocks if side == 'B' else r")
 
-    def change(self, *, A: Any, B: Any) -> Any:
+    def change(self, *, A: Any, B: Any, c: Any = None) -> Any:
         P, N = A if self.side == "A" else B, self.blocks
-        rows, c = P.shape
-        apart = ops.reshape(P, shape=(N, rows // N, 1, c)) * xp.eye(N, dtype=P.dtype)[:, None, :, None]
-        P = ops.reshape(apart, shape=(rows, N * c))
-        return self.scale * (lowrank(B, P) if self.side == "A" else lowrank(P, A))
+        rows, cols = P.shape
+        apart = ops.reshape(P, shape=(N, rows // N, 1, cols)) * xp.eye(N, dtype=P.dtype)[:, None, :, None]
+        P = ops.reshape(apart, shape=(rows, N * cols))
+        return self.scale * (lowrank(B, P) + shift(c) if self.side == "A" else lowrank(P, A))

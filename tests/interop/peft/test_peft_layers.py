@@ -37,10 +37,6 @@ def changed(folder, **change):
     ("change", "line"),
     [
         (dict(bias="lora_only"), "bias='lora_only' beside layer_replication: PEFT has one weight for all copies of a layer"),
-        (dict(init_lora_weights="pissa"), "init_lora_weights='pissa' beside layer_replication"),
-        (dict(init_lora_weights="olora"), "init_lora_weights='olora' beside layer_replication"),
-        (dict(init_lora_weights="loftq", loftq_config=dict(loftq_bits=4, loftq_iter=1)), "init_lora_weights='loftq' beside"),
-        (dict(kasa_config={}, rank_pattern={"q_proj": 3}), "kasa_config beside layer_replication"),
     ],
 )  # fmt: skip
 def test_what_copies_would_change_twice(change, line, bases, tmp_path):
@@ -69,7 +65,7 @@ def test_layers_that_are_not_those_of_the_model(bases, tmp_path):
         ("gpt2", "lora", {}, "PEFT repeats no layers of gpt2 with the head 'lm': it does not look at transformer.h"),
         ("vit", "lora", {}, "PEFT repeats no layers of vit with the head 'classify': it does not look at vit.layers"),
         ("llama", "loha", {}, "PEFT repeats no layers for LOHA: it has no layer_replication there; merge the adapter"),
-        ("llama", "pissa", {}, "init_lora_weights='pissa' beside layer_replication"),
+        ("llama", "pissa", {}, "init_lora_weights='pissa': PEFT takes it out of the base, and out of a weight that several modules share"),
         ("bert-cls", "lora", dict(bias="adapted"), "bias='lora_only' beside layer_replication"),
     ],
 )

@@ -73,12 +73,9 @@ def test_written_as_it_was_read(case, bases, tmp_path):
         ("t5/lora-t5", dict(target_parameters=["shared.weight"]), "'shared.weight': in transformers the stacks look tokens up in tables"),
         ("llama/lora-parameters", dict(lora_dropout=0.1), "target_parameters beside lora_dropout: PEFT adapts parameters by plain LoRA alone"),
         ("llama/lora-parameters", dict(use_dora=True), "target_parameters beside use_dora: PEFT adapts"),
-        ("llama/lora-parameters", dict(use_qalora=True), "target_parameters beside use_qalora: PEFT adapts"),
         ("llama/lora-parameters", dict(lora_bias=True), "target_parameters beside lora_bias"),
         ("llama/lora-parameters", dict(fan_in_fan_out=True), "target_parameters beside fan_in_fan_out"),
         ("llama/lora-parameters", dict(init_lora_weights="mica"), "target_parameters beside init_lora_weights='mica'"),
-        ("llama/lora-parameters", dict(init_lora_weights="pissa"),
-         "init_lora_weights='pissa' at model.embed_tokens.weight is not supported: PEFT changes the table itself"),
         ("llama/adalora", dict(target_parameters=["up_proj.weight"]), "target_parameters is not supported for ADALORA: PEFT itself fails"),
     ],
 )  # fmt: skip
