@@ -39,7 +39,7 @@ SPEC = dataclasses.replace(
     settings={**TUNER.settings, "invocation": "alora_invocation_tokens"},
     writes=_writes,
     claims=lambda config: bool(config.get("alora_invocation_tokens")),
-    idle=lambda config: config.get("task_type") != TASK,
+    left_out=lambda config: config.get("task_type") != TASK,
     layer=dict(task_type=None),  # its model there has none
     called=_offsets,
     traced={},

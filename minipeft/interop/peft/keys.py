@@ -151,7 +151,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     strange = []
     roots: dict[str, Any] = {}
     copied = _copied(naming, config, [body_of(key, spec.root) for key in tensors])
-    left_out = spec.idle(config)
+    left_out = spec.left_out(config)
     empty = tuple(f".{k.suffix}" for k in spec.every_key if k.empty)
 
     def once(key: str, *what: str) -> None:

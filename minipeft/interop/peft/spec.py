@@ -260,7 +260,7 @@ class Spec:
         [Config, Mapping[str, Site], Mapping[str, str], Mapping[str, Mapping[str, Any]]], Iterable[str]
     ] = lambda config, every, own, found: ()  # what a configuration declares and its file has not
 
-    idle: Callable[[Config], bool] = lambda config: False  # whether PEFT leaves its arrays out in every pass
+    left_out: Callable[[Config], bool] = lambda config: False  # whether PEFT leaves its arrays out in every pass
     keeps: Callable[[Config], bool] = lambda config: (
         False
     )  # whether what its sites share must be in the file, trained or not

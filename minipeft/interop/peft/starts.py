@@ -60,7 +60,9 @@ def refuse_moved(config: Config, naming: Naming) -> None:
     if _takers(config) and _shared(config, naming, ()):
         start = config.get("init_lora_weights")
         what = f"init_lora_weights={start!r}" if isinstance(start, str) else "kasa_config"
-        raise Bad(f"{what}: PEFT takes it out of the base, and out of a weight that several modules share here; merge the adapter")
+        raise Bad(
+            f"{what}: PEFT takes it out of the base, and out of a weight that several modules share here; merge the adapter"
+        )
 
 
 def left(

@@ -65,7 +65,12 @@ def test_layers_that_are_not_those_of_the_model(bases, tmp_path):
         ("gpt2", "lora", {}, "PEFT repeats no layers of gpt2 with the head 'lm': it does not look at transformer.h"),
         ("vit", "lora", {}, "PEFT repeats no layers of vit with the head 'classify': it does not look at vit.layers"),
         ("llama", "loha", {}, "PEFT repeats no layers for LOHA: it has no layer_replication there; merge the adapter"),
-        ("llama", "pissa", {}, "init_lora_weights='pissa': PEFT takes it out of the base, and out of a weight that several modules share"),
+        (
+            "llama",
+            "pissa",
+            {},
+            "init_lora_weights='pissa': PEFT takes it out of the base, and out of a weight that several modules share",
+        ),
         ("bert-cls", "lora", dict(bias="adapted"), "bias='lora_only' beside layer_replication"),
     ],
 )
