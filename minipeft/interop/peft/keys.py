@@ -151,7 +151,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
     strange = []
     roots: dict[str, Any] = {}
     copied = _copied(naming, config, [body_of(key, spec.root) for key in tensors])
-    left_out = spec.left_out(config)
+    left_out = spec.left_out(dict(config))
     empty = tuple(f".{k.suffix}" for k in spec.every_key if k.empty)
 
     def once(key: str, *what: str) -> None:
@@ -322,10 +322,10 @@ def _tie_own(parts: Parts, naming: Naming, config: Config, spec: Spec, folder: P
     if "." in naming.theirs("head"):
         return  # which PEFT looks for by the last part of its name, and finds none: it has arrays of its own
     table, head = parts.at[TABLE], parts.at[HEAD]
-    if spec.parts(config):
+    if spec.parts(dict(config)):
         return  # of one weight, and yet arrays of their own
-    if spec.rejoins(config):
-        table |= {name: head[name] for name in table.keys() & head.keys()}
+    if spec.rejoins(dict(config)):
+        table.update({name: head[name] for name in table.keys() & head.keys()})
     if table.keys() != head.keys():
         return  # some of them are
     if apart := [name for name, a in table.items() if not _equal(a, head[name])]:

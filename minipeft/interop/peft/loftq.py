@@ -34,7 +34,8 @@ def _left(config: Config, W: np.ndarray, m: Any, site: Site, turned: bool) -> np
     if turned and W.shape[0] != W.shape[1]:
         refuse_transposed("loftq", site.arch)
     cls: Any = method_class("loftq")
-    method, alone = cls(r=m.r, **_reads(config, site.arch)), dataclasses.replace(site, W=W, shape=W.shape, arch=None)
+    method = cls(r=m.r, **_reads(config, site.arch))
+    alone = dataclasses.replace(site, name="the weight", shape=W.shape, W=W)  # whoever else has it
     return np.asarray(to_host(declared(cls).held.make(method, Facts(method, alone)).dequantize()), np.float64)  # type: ignore[union-attr]
 
 
