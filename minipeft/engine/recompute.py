@@ -21,7 +21,7 @@ def recomputed(f: Callable[[], Any], moment: Callable[[], Any], to: Callable[[An
     if nodes:
         again = _Computed(f, then, moment, to, nodes)
         for node in nodes:
-            node.vjps = again
+            node.vjps, node.again = again, None
     return value
 
 

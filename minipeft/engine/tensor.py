@@ -24,12 +24,16 @@ _order = count()
 
 
 class Node:
-    """One taped result: the op that made it, from what, and how its gradient goes back there. Holds no value."""
+    """One taped result: the op that made it, from what, and how its gradient goes back there. Holds no value.
 
-    __slots__ = ("__weakref__", "dtype", "name", "order", "parents", "shape", "vjps")
+    `again()`, if there is one, makes its value again of what its closures hold: who needs it later need not keep it.
+    """
+
+    __slots__ = ("__weakref__", "again", "dtype", "name", "order", "parents", "shape", "vjps")
 
     def __init__(self, shape: tuple, dtype: Any, parents: tuple, vjps: Any, name: str = "") -> None:
         self.shape, self.dtype, self.parents, self.vjps, self.name = shape, dtype, parents, vjps, name
+        self.again: Callable[[], Array] | None = None
         self.order = next(_order)
 
 
@@ -94,19 +98,32 @@ class Put:
         self.index, self.g = index, g
 
 
+class Onto:
+    """A gradient that is computed together with the sum it is part of.
+
+    `onto(have, ours)` gives have + gradient, have being None where nothing was added up before; it may write to `have` if
+    that is `ours`.
+    """
+
+    __slots__ = ("onto",)
+
+    def __init__(self, onto: Callable[[Array | None, bool], Array]) -> None:
+        self.onto = onto
+
+
 # --- ops and what may stand for them ----------------------------------------------------------------------------------
 
 
 class Replacement(NamedTuple):
     """Another way to compute what a function of the text does: see `minipeft.engine.fast`.
 
-    `when(*args, **constants)`, if given, says whether it may; `asks` whether it wants to be told, as `wanted`, for which
-    arguments a gradient will be asked. `other` is asked where it may not.
+    `when(*args, **constants)`, if given, says whether it may; `asks` what it wants to be told of every argument, of ASKED.
+    `other` is asked where it may not.
     """
 
     by: Callable
     when: Callable[..., bool] | None = None
-    asks: bool = False
+    asks: tuple[str, ...] = ()
     other: Any = None  # Replacement | None
 
     def of(self, args: tuple, constants: dict[str, Any]) -> Replacement | None:
@@ -115,6 +132,12 @@ class Replacement(NamedTuple):
         while found is not None and found.when is not None and not found.when(*args, **constants):
             found = found.other
         return found
+
+
+ASKED: dict[str, Callable[[Any], Any]] = {
+    "wanted": lambda a: type(a) is Tensor,  # whether its gradient will be asked for
+    "again": lambda a: a.node.again if type(a) is Tensor else None,  # how it is made again, None: it must be kept
+}
 
 
 class _Unchosen(dict):
@@ -200,12 +223,11 @@ def replaceable(f: Callable) -> Callable:
 def _taped(name: str, way: Replacement, args: tuple, constants: dict[str, Any]) -> Any:
     """The value of the op of this name, with a place on the tape if an argument has one.
 
-    A replacement may give, in place of a closure for each argument, one `(g, wanted) -> gradients` where they share work.
+    A replacement may give, in place of a closure for each argument, one `(g, wanted) -> gradients` where they share work. If
+    that has an attribute `again`, it is the node's.
     """
-    if way.asks:
-        constants["wanted"] = tuple(
-            [type(a) is Tensor for a in args]
-        )  # (lists: a generator costs as much as a small op)
+    for what in way.asks:  # (lists: a generator costs as much as a small op)
+        constants[what] = tuple([ASKED[what](a) for a in args])
     value, vjps = way.by(*[a.value if type(a) is Tensor else a for a in args], **constants)
     if callable(vjps):
         parents = tuple([a.node if type(a) is Tensor else None for a in args])
@@ -218,6 +240,7 @@ def _taped(name: str, way: Replacement, args: tuple, constants: dict[str, Any]) 
             return value
         parents, vjps = zip(*kept, strict=True)
     node = Node(value.shape, value.dtype, parents, vjps, name)
+    node.again = getattr(vjps, "again", None)
     if (made := _made.get()) is not None:
         made.append(node)
     return Tensor(value, node)
@@ -260,7 +283,7 @@ def backward(root: Tensor, g: Array) -> dict[Node, Array]:
         for parent, part in zip(node.parents, parts, strict=False):
             if parent is not None and part is not None:
                 _accumulate(grads, owned, parent, part)
-        node.vjps, node.parents = None, ()  # frees the activations as we go
+        node.vjps, node.again, node.parents = None, None, ()  # frees the activations as we go
     return grads
 
 
@@ -270,8 +293,12 @@ def add_at(x: Array, index: Any, g: Array) -> None:
     xp.add.at(x, index, g)
 
 
-def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Array | Put) -> None:
+def _accumulate(grads: dict[Node, Array], owned: set[int], node: Node, part: Array | Put | Onto) -> None:
     have = grads.get(node)
+    if isinstance(part, Onto):
+        grads[node] = part.onto(have, id(node) in owned)
+        owned.add(id(node))
+        return
     if isinstance(part, Put):
         if have is None:
             have = xp.zeros(node.shape, node.dtype)

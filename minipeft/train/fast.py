@@ -186,9 +186,11 @@ class Recorded:
     def _update(self, grads: Any) -> None:
         if self.clip is not None:
             grads = clipped(grads, self.clip)
-        for k, x in self.theta.items():
-            moments = self.moments[f"m/{k}"], self.moments[f"v/{k}"]
-            recorder().adamw(x, grads[k], *moments, self.t, self.lr, self.factors[k], self.optimiser)
+        many = [
+            (x, grads[k], self.moments[f"m/{k}"], self.moments[f"v/{k}"], self.factors[k])
+            for k, x in self.theta.items()
+        ]
+        recorder().adamw(many, self.t, self.lr, self.optimiser)
 
     def _back_in_place(self) -> None:
         """Copy what the state holds to where the graphs read it."""

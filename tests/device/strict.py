@@ -378,15 +378,15 @@ def _write(there: Any, found: Any) -> None:
         there[...] = found
 
 
-def adamw(
-    x: ndarray, g: ndarray, m: ndarray, v: ndarray, t: ndarray, lr: ndarray, factor: float, settings: Any
-) -> None:
+def adamw(many: Any, t: ndarray, lr: ndarray, settings: Any) -> None:
     """`minipeft.engine.fast.graph.adamw`, by NumPy."""
-    o, (x_, g_, m_, v_) = settings, (a._held for a in (x, g, m, v))
-    lr_, fix1, fix2 = float(lr._held) * factor, 1 - o.beta1 ** int(t._held), (1 - o.beta2 ** int(t._held)) ** 0.5
-    m_[...] = o.beta1 * m_ + (1 - o.beta1) * g_
-    v_[...] = o.beta2 * v_ + (1 - o.beta2) * g_ * g_
-    x_[...] = (1 - lr_ * o.weight_decay) * x_ - lr_ / fix1 * m_ / (np.sqrt(v_) / fix2 + o.eps)
+    o = settings
+    for x, g, m, v, factor in many:
+        x_, g_, m_, v_ = (a._held for a in (x, g, m, v))
+        lr_, fix1, fix2 = float(lr._held) * factor, 1 - o.beta1 ** int(t._held), (1 - o.beta2 ** int(t._held)) ** 0.5
+        m_[...] = o.beta1 * m_ + (1 - o.beta1) * g_
+        v_[...] = o.beta2 * v_ + (1 - o.beta2) * g_ * g_
+        x_[...] = (1 - lr_ * o.weight_decay) * x_ - lr_ / fix1 * m_ / (np.sqrt(v_) / fix2 + o.eps)
 
 
 def erf(x: ndarray) -> ndarray:

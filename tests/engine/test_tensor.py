@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipeft.engine import OPS, Tensor, gradients_flow, ops, stop_gradient, value, value_and_grad
-from minipeft.engine.tensor import Node, Put, unbroadcast
+from minipeft.engine.recompute import recomputed
+from minipeft.engine.tensor import Node, Onto, Put, Replacement, taking, unbroadcast
 
 
 def array(*shape, seed=0, dtype=np.float64):
@@ -161,6 +162,80 @@ def test_indexed_gradients_are_not_spread_out():
     (part,) = (vjp(array(2)) for vjp in y.node.vjps)
     assert type(part) is Put
     assert part.g.shape == (2,)
+
+
+def added_in_place(asked):
+    """Stands for `exp`: its gradient is added by itself, in place where it may be."""
+
+    def exp(x):
+        y = np.exp(x)
+
+        def onto(g):
+            def add(have, ours):
+                asked.append((have is not None, ours))
+                if have is None:
+                    return g * y
+                return np.add(have, g * y, out=have if ours else None)
+
+            return Onto(add)
+
+        return y, (onto,)
+
+    return {"exp": Replacement(exp)}
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_a_gradient_that_is_added_together_with_the_sum(uses):
+    """It writes to no array that is another's gradient too: here that of z, which x + z gave to both."""
+
+    def f(x, z):
+        return x + z + sum((ops.exp(x) for _ in range(uses)), 0.0)
+
+    asked = []
+    want = grad(f, array(4), array(4, seed=1))
+    with taking(added_in_place(asked)):
+        got = grad(f, array(4), array(4, seed=1))
+    assert (True, False) in asked or (False, False) in asked
+    assert asked[1:] == [(True, True)] * (uses - 1)
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+def made_again(kept):
+    """Stand for `exp`, whose value can be made again, and for `sin`, which needs its argument later and need not keep it."""
+
+    def exp(x):
+        y = np.exp(x)
+        kept.append(weakref.ref(y))
+
+        def vjp(g, wanted):
+            return (g * np.exp(x),)
+
+        vjp.again = lambda: np.exp(x)
+        return y, vjp
+
+    def sin(x, again=()):
+        make = again[0] or (lambda: x)
+        return np.sin(x), (lambda g: g * np.cos(make()),)
+
+    return {"exp": Replacement(exp), "sin": Replacement(sin, asks=("again",))}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_can_be_made_again_need_not_be_kept(recompute):
+    kept, alive = [], []
+
+    def f(x):
+        layer = lambda: ops.sin(ops.exp(x)) + 0.0
+        y = recomputed(layer, lambda: None, lambda moment: None) if recompute else layer()
+        alive.append([ref() is not None for ref in kept])
+        return y
+
+    want = grad(lambda x: ops.sin(ops.exp(x)), array(4))
+    with taking(made_again(kept)):
+        got = grad(f, array(4))
+    assert alive == [[False]]
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from inspect import signature
 
 from minipeft.engine import backend
 from minipeft.engine.fast import blocks
-from minipeft.engine.tensor import Replacement, take, taking
+from minipeft.engine.tensor import ASKED, Replacement, take, taking
 
 FILES = {
     "numpy": ("host", "compiled"),
@@ -30,7 +30,7 @@ def replaces(text: Callable, backend: str, when: Callable[..., bool] | None = No
     """
 
     def register(by: Callable) -> Callable:
-        asks = "wanted" in signature(by).parameters
+        asks = tuple(what for what in ASKED if what in signature(by).parameters)
         known = REPLACEMENTS.setdefault(backend, {})
         known[text.__name__] = Replacement(by, when, asks, known.get(text.__name__))
         return by

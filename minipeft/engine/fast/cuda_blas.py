@@ -102,7 +102,7 @@ def product(x: Array, y: Array, out: Array | None = None, alpha: float = 1.0, be
     if not out.size:
         return out
     if not k:
-        out *= beta
+        out[...] = beta * out if beta else 0
         return out
     if _layout(x) is None:
         x = xp.ascontiguousarray(x)

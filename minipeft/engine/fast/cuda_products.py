@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from minipeft.engine import ops
@@ -10,9 +11,10 @@ from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.cuda_blas import product
 from minipeft.engine.fast.cuda_kernels import spread
+from minipeft.engine.fast.cuda_lowrank import Made, both, gather, narrow, widen
 from minipeft.engine.fast.layout import in_blocks
 from minipeft.engine.ops import operands, rows
-from minipeft.engine.tensor import Array
+from minipeft.engine.tensor import Array, Onto
 
 
 def factors(x: Array, W: Any) -> tuple[Array, Array]:
@@ -27,18 +29,46 @@ def factors(x: Array, W: Any) -> tuple[Array, Array]:
 
 
 @replaces(ops.linear, "cupy")
-def linear(x: Array, W: Any, b: Array | None = None) -> Any:
+def linear(x: Array, W: Any, b: Array | None = None, wanted: tuple = (), again: tuple = ()) -> Any:
     x2, V = factors(rows(x), W)
     y = product(x2, V.T)
     if b is not None:
         y += b
-    shape = x.shape
-    vjps = (
-        lambda g: product(*factors(rows(g), W)).reshape(shape),
-        lambda g: product(rows(g).T, x2),
-        (lambda g: g) if b is not None else None,
-    )
-    return y.reshape(*shape[:-1], len(W)), vjps
+    kept, shape = _kept(x, again) if True in wanted[1:2] else None, x.shape
+
+    def vjp(g: Array, wanted: tuple) -> tuple:
+        gx = _onto(g, W, shape) if wanted[0] else None
+        gW = product(rows(g).T, rows(kept())) if wanted[1] else None  # type: ignore[misc]
+        return gx, gW, g if b is not None and wanted[2] else None
+
+    return y.reshape(*x.shape[:-1], len(W)), vjp
+
+
+def _kept(x: Array, again: tuple, at: int = 0) -> Any:
+    """What gives x in the backward pass: how it is made again, or else x, which is then kept."""
+    return again[at] if again and again[at] is not None else lambda: x
+
+
+def _matrix(kept: Any) -> Array | Made:
+    """As `gather` takes it: rows, or what makes them where they are needed."""
+    return kept if isinstance(kept, Made) else rows(kept())
+
+
+def _onto(g: Array, W: Any, shape: tuple, low: tuple | None = None) -> Onto:
+    """The gradient g W, if there is a W, and h A, if `low` is (h, A), added by the products themselves to what is there."""
+
+    def onto(have: Array | None, ours: bool) -> Array:
+        y = None if have is None else rows(have)
+        out = y if ours and y is not None else xp.empty((math.prod(shape[:-1]), shape[-1]), g.dtype)
+        if low is not None:
+            widen(low[0], low[1].T, out, y)
+        elif y is not None and out is not y:
+            out[...] = y
+        if W is not None:
+            product(*factors(rows(g), W), out=out, beta=float(low is not None or y is not None))
+        return out.reshape(shape)
+
+    return Onto(onto)
 
 
 @replaces(ops.matmul, "cupy")
@@ -54,52 +84,45 @@ def matmul(x: Array, y: Array) -> Any:
 
 
 @replaces(ops.linear_lowrank, "cupy")
-def linear_lowrank(x: Array, W: Any, A: Array, B: Array, b: Array | None = None, *, s: float) -> Any:
+def linear_lowrank(
+    x: Array, W: Any, A: Array, B: Array, b: Array | None = None, *, s: float, wanted: tuple = (), again: tuple = ()
+) -> Any:
     x2 = rows(x)
-    xV, V = factors(x2, W)
-    y = product(xV, V.T)
-    h = product(x2, A.T, alpha=s)
-    product(h, B.T, out=y, beta=1.0)
-    if b is not None:
-        y += b
+    (xV, V), h = factors(x2, W), narrow(x2, A, s)
+    y = widen(h, B, xp.empty((len(x2), len(W)), x.dtype), b=b)
+    product(xV, V.T, out=y, beta=1.0)
+    kept, shape = _kept(x, again) if True in wanted[1:3] else None, x.shape
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        g2 = rows(g)
-        gx = product(*factors(g2, W)) if wanted[0] else None
-        gA, gB = _lowrank_grads(g2, gx, x2, h, A, B, s, wanted[2], wanted[3])
-        gW = product(g2.T, x2) if wanted[1] else None
-        return None if gx is None else gx.reshape(x.shape), gW, gA, gB, g if b is not None and wanted[4] else None
+        gh, gB = _both_sides(rows(g), B, h, s, wanted[0] or wanted[2], wanted[3])
+        gx = _onto(g, W, shape, (gh, A)) if wanted[0] else None
+        gW = product(rows(g).T, rows(kept())) if wanted[1] else None  # type: ignore[misc]
+        gA = gather(gh, _matrix(kept)) if wanted[2] else None
+        return gx, gW, gA, gB, g if b is not None and wanted[4] else None
 
-    return y.reshape(*x.shape[:-1], len(W)), vjp
+    return y.reshape(*shape[:-1], len(W)), vjp
 
 
 @replaces(ops.add_lowrank, "cupy")
-def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float) -> Any:
-    x2, z = rows(x), rows(y).copy()
-    h = product(x2, A.T, alpha=s)
-    product(h, B.T, out=z, beta=1.0)
+def add_lowrank(y: Array, x: Array, A: Array, B: Array, *, s: float, wanted: tuple = (), again: tuple = ()) -> Any:
+    h, y2 = narrow(rows(x), A, s), rows(y)
+    z = widen(h, B, xp.empty(y2.shape, y.dtype), y2)
+    kept, shape = _kept(x, again, 1) if True in wanted[2:3] else None, x.shape
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        gx = xp.zeros(x2.shape, x.dtype) if wanted[1] else None
-        gA, gB = _lowrank_grads(rows(g), gx, x2, h, A, B, s, wanted[2], wanted[3])
-        return g if wanted[0] else None, None if gx is None else gx.reshape(x.shape), gA, gB
+        gh, gB = _both_sides(rows(g), B, h, s, wanted[1] or wanted[2], wanted[3])
+        gx = _onto(g, None, shape, (gh, A)) if wanted[1] else None
+        gA = gather(gh, _matrix(kept)) if wanted[2] else None
+        return g if wanted[0] else None, gx, gA, gB
 
     return z.reshape(y.shape), vjp
 
 
-def _lowrank_grads(
-    g: Array, gx: Array | None, x: Array, h: Array, A: Array, B: Array, s: float, want_A: bool, want_B: bool
-) -> tuple:
-    gA = gB = None
-    if gx is not None or want_A:
-        gh = product(g, B, alpha=s)
-        if gx is not None:
-            product(gh, A, out=gx, beta=1.0)
-        if want_A:
-            gA = product(gh.T, x)
-    if want_B:
-        gB = product(g.T, h)
-    return gA, gB
+def _both_sides(g: Array, B: Array, h: Array, s: float, one: bool, other: bool) -> tuple[Any, Any]:
+    """s g B and gᵀ h, of which perhaps one alone is wanted."""
+    if one and other:
+        return both(g, B, h, s)
+    return narrow(g, B.T, s) if one else None, gather(h, g, turned=True) if other else None
 
 
 @replaces(ops.block_matmul, "cupy")

@@ -7,9 +7,10 @@ from typing import Any
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.fast import replaces
-from minipeft.engine.fast.cuda_kernels import dense, elementwise, number, run, spread
+from minipeft.engine.fast.cuda_kernels import aligned, dense, elementwise, number, run, spread
+from minipeft.engine.fast.cuda_lowrank import Made
 from minipeft.engine.fast.layout import heads_last
-from minipeft.engine.tensor import Array
+from minipeft.engine.tensor import Array, Onto
 
 
 @replaces(ops.rms_norm, "cupy")
@@ -20,15 +21,29 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     run("rms_forward", x, rstd.size, (x, w, y, rstd, n, number(x, eps)), n)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
-        (g,), gx, gw = dense(g), None, None
-        if wanted[0]:
-            gx = xp.empty(x.shape, x.dtype)
-            run("rms_backward", x, rstd.size, (g, x, w, rstd, gx, n), n)
+        (g,), gw = dense(g), None
         if wanted[1]:
             gw = (g * x).reshape(-1, n) * rstd[:, None]
-        return gx, gw
+        return _onto(x, "rms_backward", (g, x, w, rstd)) if wanted[0] else None, gw
 
+    def again() -> Array:
+        return x * rstd.reshape(*x.shape[:-1], 1) * w
+
+    vjp.again = Made("x * s * w", again, x, w=w, s=rstd)  # type: ignore[attr-defined]
     return y, vjp
+
+
+def _onto(x: Array, kernel: str, args: tuple) -> Onto:
+    """The gradient of x that a norm's kernel adds to what is there."""
+
+    def onto(have: Array | None, ours: bool) -> Array:
+        more = None if have is None else xp.ascontiguousarray(have)
+        gx = more if ours and more is not None else xp.empty(x.shape, x.dtype)
+        n = x.shape[-1]
+        run(kernel, x, x.size // max(n, 1), (*args, 0 if more is None else more, gx, n), n)
+        return gx
+
+    return Onto(onto)
 
 
 @replaces(ops.layer_norm, "cupy")
@@ -38,24 +53,32 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
     y, mean, rstd = xp.empty(x.shape, x.dtype), *(xp.empty(x.size // max(n, 1), x.dtype) for _ in range(2))
     run("layer_forward", x, rstd.size, (x, w, b, y, mean, rstd, n, number(x, eps)), n)
 
+    def normed() -> Array:
+        return (x.reshape(-1, n) - mean[:, None]) * rstd[:, None]
+
     def vjp(g: Array, wanted: tuple) -> tuple:
-        (g,), gx, gw = dense(g), None, None
-        if wanted[0]:
-            gx = xp.empty(x.shape, x.dtype)
-            run("layer_backward", x, rstd.size, (g, x, w, mean, rstd, gx, n), n)
-        if wanted[1]:
-            gw = g.reshape(-1, n) * ((x.reshape(-1, n) - mean[:, None]) * rstd[:, None])
+        (g,) = dense(g)
+        gx = _onto(x, "layer_backward", (g, x, w, mean, rstd)) if wanted[0] else None
+        gw = g.reshape(-1, n) * normed() if wanted[1] else None
         return gx, gw, g if wanted[2] else None
 
+    def again() -> Array:
+        return (normed() * w + b).reshape(x.shape)
+
+    vjp.again = Made("(x - m) * s * w + b", again, x, w=w, b=b, m=mean, s=rstd)  # type: ignore[attr-defined]
     return y, vjp
 
 
 _SIGMOID = "T s = x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));"
 
 
+SILU_MUL = "x / (1 + exp(-x)) * y"
+
+
 @replaces(ops.silu_mul, "cupy")
 def silu_mul(x: Array, y: Array) -> Any:
-    z = elementwise("T x, T y", "T z", _SIGMOID + "z = x * s * y;", "silu_mul")(x, y)
+    def made() -> Array:
+        return elementwise("T x, T y", "T z", f"z = {SILU_MUL};", "silu_mul")(x, y)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         body = _SIGMOID + "gx = g * y * s * (1 + x * (1 - s)); gy = g * x * s;"
@@ -66,23 +89,38 @@ def silu_mul(x: Array, y: Array) -> Any:
         found = elementwise("T x, T y, T g", f"T {one}", body, f"silu_mul_{one}")(x, y, g)
         return (found, None) if wanted[0] else (None, found)
 
-    return z, vjp
+    if x.shape == y.shape and x.flags.c_contiguous and y.flags.c_contiguous:
+        vjp.again = Made(SILU_MUL, made, x, y)  # type: ignore[attr-defined]
+    return made(), vjp
 
 
 @replaces(ops.gelu, "cupy")
 def gelu(x: Array) -> Any:
-    y = elementwise("T x", "T y", "y = x * (T)0.5 * (1 + erf(x * (T)0.70710678118654752));", "gelu")(x)
     body = """T P = (T)0.5 * (1 + erf(x * (T)0.70710678118654752));
               gx = g * (P + x * exp((T)-0.5 * x * x) * (T)0.39894228040143268);"""
-    return y, (lambda g: elementwise("T x, T g", "T gx", body, "gelu_backward")(x, g),)
+    return _of_each(x, "x * (T)0.5 * (1 + erf(x * (T)0.70710678118654752))", body, "gelu")
+
+
+def _of_each(x: Array, value: str, body: str, name: str) -> Any:
+    """A function of every number, whose value can be made again."""
+
+    def made() -> Array:
+        return elementwise("T x", "T y", f"y = {value};", name)(x)
+
+    def vjp(g: Array, wanted: tuple) -> tuple:
+        return (elementwise("T x, T g", "T gx", body, f"{name}_backward")(x, g),)
+
+    if x.flags.c_contiguous:
+        vjp.again = Made(value, made, x)  # type: ignore[attr-defined]
+    return made(), vjp
 
 
 @replaces(ops.gelu_tanh, "cupy")
 def gelu_tanh(x: Array) -> Any:
-    t = "T c = 0.79788456080286536, a = 0.044715, t = tanh(c * x * (1 + a * x * x));"
-    y = elementwise("T x", "T y", t + "y = (T)0.5 * x * (1 + t);", "gelu_tanh")(x)
-    body = t + "gx = g * ((T)0.5 * (1 + t) + (T)0.5 * x * (1 - t * t) * c * (1 + 3 * a * x * x));"
-    return y, (lambda g: elementwise("T x, T g", "T gx", body, "gelu_tanh_backward")(x, g),)
+    t = "tanh((T)0.79788456080286536 * x * (1 + (T)0.044715 * x * x))"
+    body = f"""T c = 0.79788456080286536, a = 0.044715, t = {t};
+               gx = g * ((T)0.5 * (1 + t) + (T)0.5 * x * (1 - t * t) * c * (1 + 3 * a * x * x));"""
+    return _of_each(x, f"(T)0.5 * x * (1 + {t})", body, "gelu_tanh")
 
 
 @replaces(ops.rope, "cupy")
@@ -97,9 +135,10 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
         if x.strides[-1] != x.itemsize:
             x = xp.ascontiguousarray(x)
         at = [s // x.itemsize for s in (*x.strides[:3], *y.strides[:3])]
-        total = x.size // 2
+        four = d % 8 == 0 and aligned(x, y, cos, sin)
+        total = x.size // (8 if four else 2)
         args = (x, y, cos, sin, h, t, d // 2, number(x, sign), *at, steps[0], steps[2], total)
-        spread("rope", x, total, args)
+        spread("rope_by_four" if four else "rope", x, total, args)
         return y
 
     y = turned(x, xp.empty(x.shape, x.dtype), 1.0)

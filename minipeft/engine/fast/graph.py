@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from minipeft.engine.backend import xp
 from minipeft.engine.fast.cuda_blas import TYPES, product
-from minipeft.engine.fast.cuda_kernels import dense, spread
+from minipeft.engine.fast.cuda_kernels import MANY, dense, spread
 from minipeft.engine.tensor import Array
 
 
-def adamw(x: Array, g: Array, m: Array, v: Array, t: Array, lr: Array, factor: float, settings: Any) -> None:
-    """One step of AdamW in place; `t` (int32) and `lr` (float64) are arrays of one number on the device."""
-    o, (g,) = settings, dense(g)
-    args = (x, g, m, v, t, lr, factor, o.beta1, o.beta2, o.eps, o.weight_decay, x.size)
-    spread("adamw", x, x.size, args)
+def adamw(many: Sequence[tuple[Array, Array, Array, Array, float]], t: Array, lr: Array, settings: Any) -> None:
+    """One step of AdamW in place, of many (x, gradient, m, v, factor); `t` (int32) and `lr` (float64) are numbers on the device."""
+    o = settings
+    for kind in dict.fromkeys(x.dtype for x, *_ in many):
+        alike = [some for some in many if some[0].dtype == kind and some[0].size]
+        for first in range(0, len(alike), MANY):
+            some, table = alike[first : first + MANY], np.zeros(1, TABLE)
+            arrays = list(zip(*(dense(x, g, m, v) for x, g, m, v, _ in some), strict=True))
+            for name, column in zip("xgmv", arrays, strict=True):
+                table[name][0, : len(some)] = [a.data.ptr for a in column]
+            table["factor"][0, : len(some)] = [factor for *_, factor in some]
+            table["end"][0, : len(some)] = np.cumsum([x.size for x, *_ in some])
+            table["count"] = len(some)
+            args = (table, t, lr, o.beta1, o.beta2, o.eps, o.weight_decay)
+            spread("adamw", some[0][0], int(table["end"].max()), args)
+
+
+TABLE = np.dtype(
+    [*((name, "u8", MANY) for name in "xgmv"), ("factor", "f8", MANY), ("end", "i8", MANY), ("count", "i8")]
+)
 
 
 def watched_memory() -> Callable[[], int]:
