@@ -37,9 +37,11 @@ def attach(
     beside: Sequence[Method] = (),
     data: Sequence[Batch] = (),
     seed: int = 0,
+    **settings: Any,
 ) -> Adapted:
     """Attach a method to a model and draw its initial arrays. The base is never written to.
 
+    `settings` are the method's, where they are not as it has them, but for such as have a name of these arguments.
     `targets`, `exclude` and `layers` say where (see `select` and `named`; default: the method's own; (): nowhere, as an adapter may be
     that only brings what is beside it). `patterns` maps a target to
     fields that differ there, `{"layers.0.*": {"r": 4}}`, the first that matches counting. `train_whole` names modules or
@@ -51,7 +53,7 @@ def attach(
     """
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     model = adapted.model
-    method = method_class(method)() if isinstance(method, str) else method
+    method = method_class(method)(**settings) if isinstance(method, str) else dataclasses.replace(method, **settings)
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already; give this one another name")
     if not re.fullmatch(r"[\w.-]+", name):

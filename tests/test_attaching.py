@@ -45,6 +45,18 @@ def test_patterns_change_fields_where_the_first_matches():
     assert {s: a["A"].shape[0] for s, a in adapter.grouped().items()} == {Q[0]: 2, V[0]: 2, Q[1]: 4, V[1]: 5}
 
 
+def test_settings_may_be_given_here():
+    model = tiny.model("llama")
+    for method in ("lora", LoRA(alpha=3.0)):
+        made = attach(model, method, r=3, alpha=5.0).adapters[0].method
+        assert made == LoRA(r=3, alpha=5.0)
+    assert attach(model, LoRA(alpha=3.0), r=3).adapters[0].method == LoRA(r=3, alpha=3.0)
+    with pytest.raises(Bad, match=r"LoRA has no setting 'rank' \(did you mean r\?\)"):
+        attach(model, "lora", rank=3)
+    with pytest.raises(Bad, match="r must be at least 1, found 0"):
+        attach(model, LoRA(), r=0)
+
+
 def test_what_a_method_requires_it_requires_as_patterns_have_it():
     """1000 places are too many for either weight, and neither has them."""
     method, patterns = FourierFT(n_frequency=1000), {"*.q.*": dict(n_frequency=5), "*.v.*": dict(n_frequency=6)}

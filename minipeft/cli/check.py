@@ -14,6 +14,8 @@ from minipeft.errors import Bad
 
 FAMILIES = ("llama", "gpt2", "bert", "t5", "vit")
 DTYPES = ("float64", "float32")
+LAWS = "laws that hold, family by family; –: the method does not fit there"
+DIFFERENCE = "difference: err/(u·cond) in float64, the larger of two sizes"
 
 
 def _libraries(incomplete: str) -> list[str]:
@@ -85,7 +87,7 @@ def check(
             found += [laws.Verdict("files", "", "fail", str(m)) for m in missing(cls)]
             verdicts.append((cls.name, found))
             tick(cls.name, _counted(found))
-    outputs.show(_table(verdicts, families), *_broken(verdicts))
+    outputs.show(_table(verdicts, families), LAWS, *_broken(verdicts))
     outputs.json({n: [dataclasses.asdict(v) for v in vs] for n, vs in verdicts})
     verdicts.finish()
     if any(v.outcome == "fail" for _, vs in verdicts for v in vs):
@@ -99,7 +101,7 @@ def _counted(verdicts: list[Any]) -> str:
 
 
 def _table(verdicts: list[tuple[str, Any]], families: list[str]) -> Any:
-    shown = table("method", *families, caption="laws that hold, family by family; –: the method does not fit there")
+    shown = table("method", *families)
     for name, every in verdicts:
         row = []
         for f in families:
@@ -129,7 +131,7 @@ def _beside(classes: list[Any], settings: Any, library: str, python: str | None,
 
     if python is not None:
         interpreters([python], [library])
-    found, caption = {}, "difference: err/(u·cond) in float64, the larger of two sizes"
+    found = {}
     with progress("comparing", len(classes)) as tick:
         for cls in classes:
             tick.doing(cls.name)
@@ -143,7 +145,6 @@ def _beside(classes: list[Any], settings: Any, library: str, python: str | None,
             "bound",
             "verdict",
             right=("difference", "bound"),
-            caption=caption,
         )
         for r in rows:
             ratio = "–" if r.ratio is None else f"{r.ratio:.2g}"
@@ -154,7 +155,7 @@ def _beside(classes: list[Any], settings: Any, library: str, python: str | None,
                 f"[{STYLES[r.outcome]}]{r.outcome}{' (known)' * bool(r.known)}[/]",
             )
         why = dict.fromkeys(f"{r.quantity}: {r.reason}{f' ({r.known})' if r.known else ''}" for r in rows if r.reason)
-        outputs.show(shown, *why)
+        outputs.show(shown, DIFFERENCE, *why)
     outputs.json({name: [dataclasses.asdict(r) for r in seen.rows] for name, seen in found.items()})
     new = {r.outcome for seen in found.values() for r in seen.rows if not r.known}
     if new & {"FAIL", "ERROR"} or not new & {"PASS", "READING"}:

@@ -91,7 +91,9 @@ def run(
         try:
             first, about = programs.started(name)
         except Broken as why:
-            elsewhere = " (--python PATH names another interpreter)" if "No module named" in str(why) else ""
+            own = name.partition(":")[2].partition(":")[0].partition(".")[0]  # its module, which is in no environment
+            library = "No module named" in str(why) and f"'{own}'" not in str(why)
+            elsewhere = " (--python PATH names another interpreter)" if library else ""
             raise NotStarted(f"implementation {name}: it does not start: {why}{elsewhere}") from None
         about |= dict(strict=strict)
 
