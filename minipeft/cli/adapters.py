@@ -83,7 +83,7 @@ def attached(model: Any, folder: Path, name: str | None = None) -> Any:
     existing(folder, "folder")
     if (folder / "adapter.json").exists():
         return load_adapter(model, folder, name=name)
-    if (folder / "adapter_config.json").exists():
+    if (folder / "adapter_config.json").exists() or any(folder.glob("*/adapter_config.json")):
         return load_peft(model, folder, name or "default")
     found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

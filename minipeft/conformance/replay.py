@@ -19,7 +19,7 @@ from minipeft.checkpoints.files import existing, read_tensors
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.weight import widened
 from minipeft.errors import Bad
-from minipeft.interop.peft.keys import plain_key
+from minipeft.interop.peft.keys import parameter_of, plain_key
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.registry import spec_of
 from minipeft.interop.peft.writing import to_peft_tensors
@@ -97,7 +97,8 @@ def replay(base: Model, folder: str | Path) -> Report:
     folder = Path(folder)
     method = "?"
     try:
-        existing(folder, "case")
+        if (existing(folder, "case") / "adapter_config.json").exists():
+            raise Bad(f"{folder}: this is an adapter; expected a case, a folder with adapter/ and expected.safetensors")
         adapted = load_peft(base, folder / "adapter")
         method = adapted.adapters[0].method.name
         return Report(folder.name, method, tuple(_compare(adapted, read_tensors(folder / "expected.safetensors"))))
@@ -139,9 +140,12 @@ def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compa
     cond = _conditions(adapted, inputs, with_grads, got, penalty)
     cond |= _of_nothing(got, cond.get("loss", 0.0))
     out, root = [], spec_of(adapted.adapters[0].method).root
+    grads = {k: parameter_of(adapted.model, k.removeprefix("grad::"), root) for k in got if k.startswith("grad::")}
+    names = {param: k for k, param in grads.items() if param}
     for key, want in wants.items():
         kind, sep, own = key.rpartition("::")
-        name = kind + sep + plain_key(adapted.model, own, root)
+        name = key if key in got else kind + sep + plain_key(adapted.model, own, root)
+        name = name if name in got else names.get(parameter_of(adapted.model, own, root) or "", name)
         if name not in got and not np.any(want) and (own in adapted.adapters[0].spare or own in _held(adapted)):
             continue  # what this model has no use for has no gradient, and what stays as it is
         if name not in got:

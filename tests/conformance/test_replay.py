@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 from sampled import one_each
 
+from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors, write_tensors
 from minipeft.cli import main
 from minipeft.conformance.replay import replay
+from minipeft.interop.peft.writing import save_peft, to_peft_tensors
+from minipeft.method import METHODS, load_methods
+from minipeft.model.batch import batch
+
+load_methods()
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
@@ -83,6 +89,21 @@ def test_a_gradient_that_cancels_is_a_rounding_of_those_beside_it(size, agrees, 
     assert replay(bases["bert-cls"], tmp_path / "case").agrees(strict=True) is agrees
 
 
+def test_a_bias_that_has_two_names_has_one_gradient(bases, tmp_path):
+    """The one of BERT's head, which its decoder has too: PEFT stores both."""
+    adapted = attach(bases["found-bertmlm"], METHODS["lora"](r=2), targets="attn.q.weight", bias="all")
+    save_peft(adapted, tmp_path / "adapter")
+    ids = np.array([[5, 9, 3, 7]])
+    loss, grads = adapted.value_and_grad(batch(input_ids=ids, labels=ids))
+    found = to_peft_tensors(adapted, adapted.adapters[0], {k.split("/", 1)[1]: g for k, g in grads.items()})
+    expected = {f"grad::{k}": g for k, g in found.items()} | dict(input_ids=ids, labels=ids, loss=np.asarray(loss))
+    start = "grad::base_model.model.cls.predictions."
+    for factor in (1.0, 1.001):
+        other = {f"{start}decoder.bias": factor * expected[f"{start}bias"]}
+        write_tensors(tmp_path / "expected.safetensors", expected | other)
+        assert replay(bases["found-bertmlm"], tmp_path).agrees(strict=True) is (factor == 1.0)
+
+
 def test_a_gradient_of_the_wrong_tensor_is_reported(bases, tmp_path):
     shutil.copytree(ROOT / "llama/lora", tmp_path / "case")
     path = tmp_path / "case" / "expected.safetensors"
@@ -116,3 +137,10 @@ def test_command_line(capsys, tmp_path):
 def test_an_adapter_of_another_base_is_one_line(bases):
     report = replay(bases["gpt2"], ROOT / "llama/lora")
     assert "belongs to another base" in report.problem and "\n" not in report.problem
+
+
+def test_an_adapter_is_no_case_and_several_are_none(bases, tmp_path):
+    assert "expected a case, a folder with adapter/" in replay(bases["llama"], ROOT / "llama/lora/adapter").problem
+    for name in ("first", "second"):
+        shutil.copytree(ROOT / "llama/lora/adapter", tmp_path / "adapter" / name)
+    assert "found folders of 2: first, second" in replay(bases["llama"], tmp_path).problem

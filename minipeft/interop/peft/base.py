@@ -67,7 +67,8 @@ def _classifying(
         found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in sorted(classifier.items()))
         raise Bad(f"{folder}: no classifier of a {model.arch.family} model consists of {found}")
     own = model.arch.head if model.arch.head in fits else None
-    chosen = task if task in CLASSIFIERS else own or (next(iter(fits)) if len(fits) == 1 else None)
+    chosen = task if task in CLASSIFIERS and (task in fits or not own) else own
+    chosen = chosen or (next(iter(fits)) if len(fits) == 1 else None)
     if chosen is None:
         raise Bad(
             f"{folder / 'adapter_config.json'}: expected task_type SEQ_CLS or TOKEN_CLS, found None; {first} fits both"

@@ -130,6 +130,11 @@ def plain_key(model: Model, key: str, root: str = ROOT) -> str:
     return start + body
 
 
+def parameter_of(model: Model, key: str, root: str = ROOT) -> str | None:
+    """Our parameter of a key, None for what is none of the base's: PEFT stores some under two names, and wrapped."""
+    return param_of(Naming(model, model.arch.head == "none"), body_of(key, root))[0]
+
+
 def _root(spec: Spec, key: Key) -> str:
     """The keys of what sites share, as a regular expression: a number or an adapter's name may follow, modules be named before."""
     start, dot, end = key.suffix.rpartition(".")

@@ -37,10 +37,16 @@ from minipeft.model.base import Model
 from minipeft.model.parts import tied
 from minipeft.targets import select, sites
 
+SOME = 5  # folders that a message names
+
 
 def read_config(folder: str | Path) -> Config:
     """adapter_config.json of a folder, checked field by field and complete (`minipeft.interop.peft.config`)."""
     folder = existing(folder, "folder")
+    if not (folder / "adapter_config.json").exists() and (inside := sorted(folder.glob("*/adapter_config.json"))):
+        names = ", ".join(file.parent.name for file in inside[:SOME])
+        more = f" and {len(inside) - SOME} more" if len(inside) > SOME else ""
+        raise Bad(f"{folder}: expected one adapter, found folders of {len(inside)}: {names}{more}; give one of them")
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict):
         raise Bad(f"{folder / 'adapter_config.json'}: expected an object, found {type(config).__name__}")

@@ -222,3 +222,10 @@ def test_tensors_of_another_shape_or_type_are_refused(case, end, change, told, b
 def test_the_class_of_the_base_is_a_dictionary(value, bases):
     with pytest.raises(Bad, match="auto_mapping: expected a dictionary or null"):
         read(bases, ROOT / "bert-cls" / "lora-bert-cls" / "adapter", auto_mapping=value)
+
+
+def test_a_classifier_that_is_the_bases_own_is_so_whatever_the_task(bases):
+    """Where it cannot be that of the task: PEFT puts the adapter on the model that it is given."""
+    folder = ROOT / "llama-cls" / "lora" / "adapter"
+    usual, got = read(bases, folder), read(bases, folder, task_type="TOKEN_CLS")
+    assert got.model.arch.head == "classify" and got.adapters[0].at == usual.adapters[0].at
