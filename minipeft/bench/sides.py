@@ -38,10 +38,10 @@ def worker(
 
         transformers.logging.set_verbosity_error()
     else:  # libraries are there before memory is watched, on both sides
-        from minipeft.engine.fast import compiled
+        from minipeft.engine.fast import loops
 
-        if compiled.installed() and not on_gpu():
-            compiled.kernels()
+        if loops.installed() and not on_gpu():
+            loops.kernels()
     peak = peak_of_arrays(side) if on_gpu() else peak_of_process()
     if side == "ours":
         step = our_step(

@@ -13,7 +13,7 @@ from minipeft.adapted import Adapted
 from minipeft.arrays import intervenes
 from minipeft.engine.backend import name as backend_name
 from minipeft.engine.backend import xp
-from minipeft.engine.fast import compiled, replaces
+from minipeft.engine.fast import compiled, loops, replaces
 from minipeft.engine.fast.blocks import sharing_cores
 from minipeft.model.base import largest_matrix
 from minipeft.model.batch import Batch
@@ -78,7 +78,7 @@ def adamw(
     for keys in runs(theta, lr):
         x, g = joined(theta, keys), joined(grads, keys)
         m, v = (joined(state, [f"{moment}/{k}" for k in keys]) for moment in "mv")
-        of_run = compiled.adamw if backend_name() == "numpy" and compiled.single(x, g, m, v) else _of_run
+        of_run = compiled.adamw if backend_name() == "numpy" and loops.single(x, g, m, v) else _of_run
         update, m, v = of_run(x, g, m, v, t, lr[keys[0]], o)
         shapes = [theta[k].shape for k in keys]
         new.add(keys, update, shapes)

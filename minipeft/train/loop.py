@@ -15,7 +15,7 @@ import numpy as np
 from minipeft.adapted import Adapted, Adapter
 from minipeft.arrays import rate as factor
 from minipeft.engine.backend import explained, keep_freed_memory, to_host, xp
-from minipeft.engine.fast import compiled
+from minipeft.engine.fast import loops
 from minipeft.engine.tensor import replaceable
 from minipeft.engine.weight import held_arrays
 from minipeft.errors import Bad, note
@@ -216,8 +216,8 @@ def fit(
         if exchange.size > 1:
             for W in adapted.model.params.values():
                 held_arrays(W)  # what lies in a file is read and converted once, before there are more processes
-            if compiled.single(np.empty(compiled.LEAST, adapted.model.dtype)):
-                compiled.kernels()  # likewise
+            if loops.single(np.empty(loops.LEAST, adapted.model.dtype)):
+                loops.kernels()  # likewise
         state = exchange.begin(state, identity)
         step = STEPPERS[graph](adapted, optimiser, state, factors, clip, exchange, recompute)
         tokens, started, done, sent = 0, time.perf_counter(), len(state.losses), exchange.sent

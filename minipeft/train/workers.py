@@ -27,7 +27,7 @@ from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
 
 MOST = 1024
-PAYS = 3e8  # multiplications of a step from which on a process gains more than telling the others costs
+PAYS = 2.5e7  # multiplications of a step for each worker: with fewer, another gains no more than telling it costs
 GONE = (EOFError, ConnectionResetError, BrokenPipeError)
 
 

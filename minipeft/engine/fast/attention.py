@@ -9,7 +9,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import lowest, xp
-from minipeft.engine.fast import replaces
+from minipeft.engine.fast import loops, replaces
 from minipeft.engine.fast.blocks import over_products, pieces
 from minipeft.engine.fast.layout import heads_last
 from minipeft.engine.tensor import Array
@@ -52,14 +52,20 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         at, n = blocks[block]
         queries = xp.swapaxes(q5[:, of, :, at], -1, -2)
         p = xp.matmul(k5[:, of, :, :n], queries, out=None if kept is None else kept[block][:, of])
+        mask = None
         if turned is not None:
-            p += turned[
+            mask = turned[
                 :,
                 of if turned.shape[1] > 1 else slice(None),
                 :,
                 : n if turned.shape[3] > 1 else None,
                 at if turned.shape[4] > 1 else slice(None),
             ]
+        if loops.single(p):
+            _weigh(p, mask, top[:, of, :, 0, at], total[:, of, :, 0, at], known)
+            return p
+        if mask is not None:
+            p += mask
         if not known:
             top[:, of, :, :, at] = p.max(axis=-2, keepdims=True)
         p -= top[:, of, :, :, at]
@@ -99,8 +105,13 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                 if gq5 is None and gk is None and gbias5 is None:
                     continue
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
-                gs -= np.vecdot(gn, o5[:, of, :, at])[..., None, :]  # Σ p ∂/∂p over the keys
-                gs *= p
+                along = np.vecdot(gn, o5[:, of, :, at])  # Σ p ∂/∂p over the keys
+                if loops.single(gs, p, along):
+                    for i, x in _stacks(p):
+                        loops.kernels().softmax_back(_stack(gs[i]), x, along[i].reshape(-1, along.shape[-1]))
+                else:
+                    gs -= along[..., None, :]
+                    gs *= p
                 if sees is not None:
                     gs *= sees[:, of, :, :, at]
                 if gbias5 is not None:
@@ -115,6 +126,32 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
         return gq, gk, gv, gbias
 
     return o, vjp
+
+
+def _weigh(p: Array, mask: Any, top: Array, total: Array, known: bool) -> None:
+    """Scores p (b, g, h/g, keys, queries) become weights, by one compiled loop; top and total are (b, g, h/g, queries)."""
+    if mask is not None and (mask.shape[1:3] != (1, 1) or mask.shape[3:] != p.shape[3:]):
+        p += mask
+        mask = None
+    masks = xp.empty((0, 0, 0), p.dtype) if mask is None else xp.ascontiguousarray(mask[:, 0, 0])
+    for i, x in _stacks(p):
+        own = masks[i] if len(masks) > 1 else masks
+        most, sums = (xp.ascontiguousarray(a[i]).reshape(len(x), -1) for a in (top, total))
+        loops.kernels().softmax(x, own, max(1, len(x) // max(1, len(own))), most, sums, known)
+        if not known:
+            top[i], total[i] = most.reshape(top[i].shape), sums.reshape(total[i].shape)
+
+
+def _stacks(p: Array) -> list[tuple[slice, Array]]:
+    """p (b, …, keys, queries) as stacks of matrices, views: one, or one for each row where they do not lie behind one another."""
+    parts = [slice(None)] if p.flags.c_contiguous else [slice(i, i + 1) for i in range(len(p))]
+    return [(i, _stack(p[i])) for i in parts]
+
+
+def _stack(p: Array) -> Array:
+    x = p.reshape(-1, *p.shape[-2:])
+    assert x.base is not None  # a view: it is written to
+    return x
 
 
 def _add_grouped(out: Array, p: Array, g: Array, fresh: bool) -> None:

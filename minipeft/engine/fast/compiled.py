@@ -1,15 +1,8 @@
-"""On the host, by loops that Numba compiles, where it is installed (`pip install numba`): float32, and not too few numbers.
-
-What they compute is said in `kernels.py`, which is read when the first of them is called. MINIPEFT_NUMBA=0 does without.
-"""
+"""On the host, by loops that Numba compiles, where it is installed: float32, and not too few numbers."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from minipeft.engine import ops
@@ -17,31 +10,11 @@ from minipeft.engine.backend import xp
 from minipeft.engine.fast import host, replaces
 from minipeft.engine.fast.blocks import over_rows
 from minipeft.engine.fast.layout import heads_last
+from minipeft.engine.fast.loops import kernels, single
 from minipeft.engine.ops import rows
 from minipeft.engine.tensor import Array
 
 __all__ = ["host"]  # whose replacements are registered before these
-
-LEAST = 1 << 14  # numbers from which on an op is worth it
-
-
-@cache
-def installed() -> bool:
-    """Whether Numba is, and is not to be done without."""
-    return os.environ.get("MINIPEFT_NUMBA") != "0" and find_spec("numba") is not None
-
-
-@cache
-def kernels() -> Any:
-    """The compiled loops."""
-    return importlib.import_module("minipeft.engine.fast.kernels")
-
-
-def single(*arrays: Any, **constants: Any) -> bool:
-    """Whether there is enough of float32, and nothing else."""
-    if not installed():
-        return False
-    return all(x.dtype.char == "f" for x in arrays) and max(x.size for x in arrays) >= LEAST
 
 
 def _dense(x: Array) -> Array:

@@ -126,6 +126,67 @@ def rope(x: Any, cos: Any, sin: Any, sign: Any, start: Any, y: Any) -> None:
                 y[i, h, j + half] = hi * cos[at, j] + lo * s
 
 
+@compiled(three, _read(3), types.int64, two, two, types.boolean)
+def softmax(p: Any, mask: Any, each: Any, top: Any, total: Any, known: Any) -> None:
+    """Scores p (·, keys, queries), to which a mask of every `each` of them is added, become weights: e^(p − top) / total for each query.
+
+    top and total, (·, queries), are its largest score and the sum of its exponentials, unless they are known. An empty mask is none.
+    """
+    keys, queries = p.shape[1:]
+    for i in range(p.shape[0]):
+        if len(mask):
+            at = i // each % len(mask)
+            for k in range(keys):
+                for q in range(queries):
+                    p[i, k, q] += mask[at, k, q]
+        if not known:
+            for q in range(queries):
+                top[i, q], total[i, q] = p[i, 0, q], f32(0)
+            for k in range(1, keys):
+                for q in range(queries):
+                    x = p[i, k, q]
+                    top[i, q] = x if x > top[i, q] else top[i, q]
+        for k in range(keys):
+            for q in range(queries):
+                p[i, k, q] = _exp(p[i, k, q] - top[i, q])
+        if not known:
+            for k in range(keys):
+                for q in range(queries):
+                    total[i, q] += p[i, k, q]
+        for k in range(keys):
+            for q in range(queries):
+                p[i, k, q] /= total[i, q]
+
+
+@compiled(three, _read(3), _read(2))
+def softmax_back(g: Any, p: Any, along: Any) -> None:
+    """The gradient g of weights p becomes that of their scores, (g − along) p, where along is Σ g p of each query."""
+    for i in range(g.shape[0]):
+        for k in range(g.shape[1]):
+            for q in range(g.shape[2]):
+                g[i, k, q] = (g[i, k, q] - along[i, q]) * p[i, k, q]
+
+
+@compiled(_read(2), one)
+def log_sum_exp(x: Any, out: Any) -> None:
+    """log Σ eˣ of each row."""
+    for i in range(x.shape[0]):
+        top, total = x[i, 0], f32(0)
+        for j in range(1, x.shape[1]):
+            top = x[i, j] if x[i, j] > top else top
+        for j in range(x.shape[1]):
+            total += _exp(x[i, j] - top)
+        out[i] = np.log(total) + top
+
+
+@compiled(_read(2), _read(1), _read(1), two)
+def exp_scaled(x: Any, less: Any, by: Any, out: Any) -> None:
+    """e^(x − less) by, for each row."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = _exp(x[i, j] - less[i]) * by[i]
+
+
 @compiled(*[_read(1)] * 4, *[number] * 6, one, one, one)
 def adamw(
     x: Any,

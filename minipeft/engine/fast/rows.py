@@ -10,7 +10,7 @@ import numpy as np
 
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
-from minipeft.engine.fast import replaces
+from minipeft.engine.fast import loops, replaces
 from minipeft.engine.fast.blocks import over_rows
 from minipeft.engine.fast.layout import heads_last
 from minipeft.engine.ops import rows
@@ -210,8 +210,12 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
     rows = xp.arange(len(y))
     y = xp.where(kept, y, 0)
     lse = xp.empty((len(x), 1), x.dtype)
+    fused = x.flags.c_contiguous and x.size and loops.single(x)
 
     def forward(at: slice) -> None:
+        if fused:
+            loops.kernels().log_sum_exp(x[at], lse[at, 0])
+            return
         top = x[at].max(axis=-1, keepdims=True)
         z = x[at] - top
         xp.exp(z, out=z)
@@ -225,6 +229,10 @@ def cross_entropy(logits: Array, *, labels: Array, ignore: int = -100) -> Any:
         weight = (kept * (g / n))[:, None]
 
         def backward(at: slice) -> None:
+            if fused:
+                loops.kernels().exp_scaled(x[at], lse[at, 0], weight[at, 0], p[at])
+                p[at][rows[: len(p[at])], y[at]] -= weight[at, 0]
+                return
             z = xp.subtract(x[at], lse[at], out=p[at])
             xp.exp(z, out=z)
             z[rows[: len(z)], y[at]] -= 1

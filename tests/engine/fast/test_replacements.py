@@ -1,6 +1,8 @@
 """Every replacement against its text: values, all gradients, dtypes, and that one can be done without."""
 
+import contextlib
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_ops import CASES, CONDITIONS, K, frozen, gradients
 
 from minipeft.engine import OPS, fast, ops, tensor, value_and_grad
-from minipeft.engine.fast import REPLACEMENTS, compiled
+from minipeft.engine.fast import REPLACEMENTS, loops
 from minipeft.engine.tensor import unbroadcast
 
 np.zeros(())
@@ -29,30 +31,30 @@ def test_what_is_replaced_has_a_bound():
     assert REPLACEMENTS["numpy"].keys() - OPS.keys() == {"add_at", "adamw", "gradients"}  # below; tests/train
 
 
-def every(name):
-    """The replacements of an op, each of which stands for the one after it where it may."""
-    link = REPLACEMENTS["numpy"][name]
-    while link is not None:
-        yield link
-        link = link.other
+COMPILED = importlib.util.find_spec("numba") is not None
+WAYS = [*itertools.product(FAST, (np.float32, np.float64), ("NumPy's",))]
+WAYS += [(name, np.float32, "compiled") for name in FAST if COMPILED]  # as far as there are loops of an op
 
 
-COMPILED = importlib.util.find_spec("numba") is not None  # else those are left to NumPy's
-WAYS = [(n, i, dtype) for n in FAST for i, link in enumerate(every(n)) for dtype in (np.float32, np.float64)
-        if link.when is not compiled.single or (COMPILED and dtype == np.float32)]  # fmt: skip
+@contextlib.contextmanager
+def computed(way):
+    """By compiled loops, however few numbers there are, or without."""
+    before, loops.LEAST = loops.LEAST, 0 if way == "compiled" else 1 << 60
+    try:
+        yield
+    finally:
+        loops.LEAST = before
 
 
-@pytest.mark.parametrize(("name", "way", "dtype"), WAYS)
+@pytest.mark.parametrize(("name", "dtype", "way"), WAYS)
 @given(data=st.data())
-def test_a_replacement_equals_its_text(name, way, dtype, data):
-    link = list(every(name))[way]
-    when = None if link.when is compiled.single else link.when  # few numbers will do here
+def test_a_replacement_equals_its_text(name, dtype, way, data):
     case = data.draw(CASES[name][0]).astype(dtype)
     exact, everything = case.astype(np.float64), tuple(range(len(case.args)))
     with fast.text():
         g = frozen(case.cotangent(OPS[name](*case.args, **case.constants).shape).astype(dtype))
         want, want_grads = gradients(OPS[name], exact, everything, g.astype(np.float64))
-    with tensor.taking({name: link._replace(when=when, other=None)}):
+    with computed(way):
         y, grads = gradients(OPS[name], case, everything, g)
     bound, bounds = CONDITIONS[name](g.astype(np.float64), *exact.args, **exact.constants)
     u = np.finfo(dtype).eps / 2
@@ -78,12 +80,12 @@ def test_the_comparison_sees_a_replacement_that_is_wrong(name, data):
 
 @pytest.mark.skipif(not COMPILED, reason="needs numba")
 def test_what_is_compiled_is_taken_and_leaves_nan_and_infinity_as_they_are(monkeypatch):
-    x = np.linspace(-110, 110, compiled.LEAST, dtype=np.float32)
+    x = np.linspace(-110, 110, loops.LEAST, dtype=np.float32)
     x[:6] = np.nan, np.inf, -np.inf, 0.0, 88.9, -88.9
     y, found = np.full_like(x, 2), {}
     for way in ("compiled", "NumPy's"):
         with monkeypatch.context() as m, np.errstate(invalid="ignore"):
-            m.setattr(compiled, "installed", lambda way=way: way == "compiled")
+            m.setattr(loops, "installed", lambda way=way: way == "compiled")
             loss = lambda t: ops.sum(ops.silu_mul(t["x"], t["y"]))
             found[way] = ops.silu_mul(x, y), *value_and_grad(loss)(dict(x=x, y=y))[1].values()
     for a, b in zip(found["compiled"], found["NumPy's"], strict=True):
@@ -98,7 +100,7 @@ def test_adamw_compiled():
     from minipeft.train.fast import adamw
 
     rng, o = np.random.default_rng(0), AdamW(weight_decay=0.1)
-    x, g, m, v = (rng.standard_normal(compiled.LEAST) for _ in range(4))
+    x, g, m, v = (rng.standard_normal(loops.LEAST) for _ in range(4))
     given = dict(x=x), dict(x=g), {"m/x": m, "v/x": abs(v)}
     with fast.text():
         want, after = optimisers.adamw(*given, 3, dict(x=0.1), o)
