@@ -30,4 +30,8 @@ def single(*arrays: Any, **constants: Any) -> bool:
     """Whether they are taken for these: of float32 all of them, and enough of it."""
     if not installed():
         return False
-    return all(x.dtype.char == "f" for x in arrays) and min(x.size for x in arrays) > 0 and max(x.size for x in arrays) >= LEAST
+    return (
+        all(x.dtype.char == "f" for x in arrays)
+        and min(x.size for x in arrays) > 0
+        and max(x.size for x in arrays) >= LEAST
+    )
