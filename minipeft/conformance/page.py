@@ -107,7 +107,8 @@ def _css(outcome: str) -> str:
     return outcome.replace("/", "")
 
 
-def _anchor(method: str, name: str) -> str:
+def anchor(method: str, name: str) -> str:
+    """Where what an implementation gives for a method is told, in this page."""
     return "c-" + "".join(c if c.isalnum() else f"-{ord(c):x}-" for c in f"{method} {name}")
 
 
@@ -122,7 +123,7 @@ def _cell(method: str, name: str, cells: Mapping[tuple[str, str], list[Result]])
     read = "; ".join(f"{group} {MARKS[w][1]}" for group, w in of.items() if w != "N/A")
     said = found.missing()
     return (
-        f'<td><a href="#{_anchor(method, name)}"><span class="groups" role="img" aria-label="{escape(read)}">{boxes}</span> '
+        f'<td><a href="#{anchor(method, name)}"><span class="groups" role="img" aria-label="{escape(read)}">{boxes}</span> '
         f"{found.title}{said and f'<small>({escape(said)})</small>'}</a></td>"
     )
 
@@ -151,7 +152,7 @@ def _details(method: str, name: str, results: Sequence[Result], cases: Mapping[s
     equation = f"<pre>{escape(case.equation)}</pre><p>{escape(case.source)}</p>" if case is not None else ""
     rows = "".join(_row(r) for r in results)
     return (
-        f'<details class="cell" id="{_anchor(method, name)}"><summary>{escape(method)} in {escape(name)} '
+        f'<details class="cell" id="{anchor(method, name)}"><summary>{escape(method)} in {escape(name)} '
         f"<small>{escape(str(found))}</small></summary>{equation}"
         f'<p><a href="#code-{escape(method)}">{escape(method)}.py, the reference</a></p>'
         f'<table class="checks"><thead><tr><th>case</th><th>outcome</th><th>err/(u·cond)</th><th>what</th></tr></thead>'

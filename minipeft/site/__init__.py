@@ -5,6 +5,7 @@
     pictures    heat maps and singular values of that
     effects     what a setting changes, computed for all values of a slider
     annotated   a method's file, prose beside code
+    judged      what the field and the deviations say of a method
     method      a method's page
     claims      what is said of such methods, each with a measurement
     pages       those that are no method's: of docs/, families, the tape, notebooks

@@ -17,6 +17,7 @@ from minipeft.conformance import docstrings
 from minipeft.conformance.witnesses import closed_form
 from minipeft.method import Method, is_weight
 from minipeft.settings import choices
+from minipeft.site import judged
 from minipeft.site.annotated import parts
 from minipeft.site.effects import effects, sliders
 from minipeft.site.equations import prose, typeset
@@ -72,7 +73,7 @@ def page(cls: type[Method], seen: Seen | str, beside: str, first: Seen | str, ta
                 [(f"`{n}`", ", ".join(map(str, _usual_first(cls, n, c)))) for n, c in readings.items()],
             ),
         ]
-    blocks += ["## Who computes it otherwise", _others(cls.name)]
+    blocks += ["## Who computes it otherwise", *judged.told(cls.name)]
     blocks += ["## Witnesses and recorded cases", _witnesses(cls)]
     blocks += ["## The file", *(_annotated(cls))]
     return "\n\n".join(blocks) + "\n"
@@ -138,19 +139,6 @@ def _linked(text: str) -> str:
     """Text with its addresses as links, and what would be markup as it stands."""
     said = re.sub(r"([*_<\[\]])", r"\\\1", text)
     return re.sub(r"https?://\S+?(?=[.,;)]*(\s|$))", lambda m: f"<{m[0].replace(chr(92), '')}>", said)
-
-
-def _others(name: str) -> str:
-    """The sections on deviations, and the options of PEFT, that concern this method."""
-    text = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
-    found = [
-        part.split("\n")[0]
-        for part in re.split(r"^## ", text, flags=re.M)[1:]
-        if re.search(rf"[`*]{re.escape(name)}\.", part)
-    ]
-    links = [f"[{head}](../deviations.md#{head})" for head in found]
-    told = f"Examined by hand: {', '.join(links)}." if links else "Nobody that was asked, but for what Differs says."
-    return f"{told} [The field](../field.md) has every library's verdict."
 
 
 def _witnesses(cls: type[Method]) -> str:
