@@ -1,11 +1,12 @@
 """Ways to spend cores on a step, in turns: `python -m minipeft.bench.cores ROUNDS WAY,WAY,… SIZE:METHOD:STEPS …`.
 
-A way is workers × threads of each, `4x2`, or `peft:8`, torch with so many threads. Every way is a process of its own. `1x8@EACH_FLOPS=0`
-sets a constant of `minipeft.engine.fast.blocks` in it: 0, and all threads share an op whether they pay or not. Printed are the medians of the steps in milliseconds, the fastest, and what other ways take of the first's time.
+A way is workers × threads of each, `4x2`, or `peft:8`, torch with so many threads. Every way is a process of its own. `1x8@blocks.EACH_FLOPS=0`
+sets a constant of `minipeft.engine.fast` in it: 0, and all threads share an op whether they pay or not. Printed are the medians of the steps in milliseconds, the fastest, and what other ways take of the first's time.
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,11 +53,10 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["ours"]:  # a way's own process
-        from minipeft.engine.fast import blocks
-
         given, constants = sys.argv[1:8], sys.argv[8:]
         for name, _, number in (c.partition("=") for c in constants):
-            setattr(blocks, name, float(number))
+            module, _, name = name.partition(".")
+            setattr(importlib.import_module(f"minipeft.engine.fast.{module}"), name, float(number))
         worker(*given)
     else:
         main(sys.argv[1:])

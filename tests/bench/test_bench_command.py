@@ -139,7 +139,7 @@ def test_workers_that_cannot_be(words, says, capsys):
 
 
 def test_ways_to_spend_cores(capsys):
-    cores.main(["1", "1x1,2x1,1x2@EACH_FLOPS=0", "S,b=2,t=8:lora:1"])
+    cores.main(["1", "1x1,2x1,1x2@blocks.EACH_FLOPS=0", "S,b=2,t=8:lora:1"])
     head, rule, *lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[3].strip() for line in lines] == ["1x1", "2x1", "1x2@EACH_FLOPS=0"]
+    assert [line.split("|")[3].strip() for line in lines] == ["1x1", "2x1", "1x2@blocks.EACH_FLOPS=0"]
     assert lines[0].endswith(" 1.00 |") and head.count("|") == rule.count("|") == lines[0].count("|")
