@@ -12,6 +12,7 @@ has the ranks of mpiexec in place of workers, and beside them rank 0 alone. With
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import sys
@@ -41,6 +42,7 @@ def measured(rounds: int, what: str, ways: dict[str, dict[str, Any]], alone: Cal
     def turn(how: dict[str, Any]) -> tuple[float, float]:
         """Milliseconds of a step, and of the first thread's in it; the first two steps are left out."""
         nonlocal sent
+        gc.collect()  # the graphs of the turn before, and their memory
         stamps: list[tuple[float, float]] = []
         done = fit(
             adapted, data, steps=2 + int(steps), optimiser=AdamW(lr=1e-4), **how,
