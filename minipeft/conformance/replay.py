@@ -22,6 +22,7 @@ from minipeft.errors import Bad
 from minipeft.interop.peft.keys import parameter_of, plain_key
 from minipeft.interop.peft.reading import load_peft
 from minipeft.interop.peft.registry import spec_of
+from minipeft.interop.peft.tying import added_up
 from minipeft.interop.peft.writing import to_peft_tensors
 from minipeft.model.base import Model
 from minipeft.model.batch import INPUTS, Batch, batch
@@ -116,7 +117,7 @@ def _computed(adapted: Adapted, inputs: Batch, wants_grads: bool, penalty: bool 
         loss, grads = adapted.value_and_grad(inputs, penalty=penalty)
         out["loss"] = np.asarray(to_host(loss))
         plain = {k.split("/", 1)[1]: g for k, g in grads.items()}
-        out |= {f"grad::{k}": g for k, g in to_peft_tensors(adapted, adapter, plain).items()}
+        out |= {f"grad::{k}": g for k, g in added_up(adapted, to_peft_tensors(adapted, adapter, plain)).items()}
     elif inputs.labels is not None:
         out["loss"] = np.asarray(to_host(adapted.loss(None, inputs, penalty=penalty)))
     return out | {"logits": to_host(adapted.logits(inputs))}
@@ -124,6 +125,7 @@ def _computed(adapted: Adapted, inputs: Batch, wants_grads: bool, penalty: bool 
 
 def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compared]:
     wants = {k: v for k, v in expected.items() if k in ("logits", "loss") or k.startswith("grad::")}
+    wants = added_up(adapted, wants, "grad::")
     if not wants:
         raise Bad("expected.safetensors holds neither logits nor loss nor gradients")
     given = {k: v for k, v in expected.items() if k in INPUTS}
