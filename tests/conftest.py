@@ -20,14 +20,15 @@ typer.main.get_command = functools.cache(typer.main.get_command)  # of one comma
 
 collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries are no tests
 
-settings.register_profile(
-    "default",
-    deadline=None,  # the first example of a run pays for imports
-    derandomize=True,  # the same examples on every machine
-    max_examples=20,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault of the test
-)
+for name, examples in dict(default=10, wide=50).items():  # wide: --hypothesis-profile wide, as .ci/run has it
+    settings.register_profile(
+        name,
+        deadline=None,  # the first example of a run pays for imports
+        derandomize=True,  # the same examples on every machine
+        max_examples=examples,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a fault of the test
+    )
 settings.load_profile("default")
 
 

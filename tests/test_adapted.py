@@ -48,7 +48,7 @@ def test_stored_arrays_cannot_be_written_to():
     ),
     st.integers(0, 99),
 )
-@pytest.mark.parametrize("name", in_turn(SHIPPED, every=6))
+@pytest.mark.parametrize("name", in_turn(SHIPPED, every=12))
 def test_frozen_stays_frozen(name, family, optimiser, seed):
     """Arrays copied before, compared after: the base, what methods store, and what gradients and moments there are."""
     cls = METHODS[name]

@@ -59,10 +59,9 @@ def text_of(path):
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if not may_name(p))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_names_no_method(path):
-    found = named(text_of(path))
-    assert not found, f"names {', '.join(found)}"
+def test_a_file_names_no_method():
+    found = {path: named(text_of(path)) for path in FILES}
+    assert not {str(path.relative_to(PACKAGE)): names for path, names in found.items() if names}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def examples():
             elif words == ("verify", "field"):  # environments made by pip
                 marks = [pytest.mark.slow]
             else:
-                marks = [pytest.mark.wide] if len(found) % 3 or words in (("compare",), ("bench",), ("site",)) else []
+                marks = [pytest.mark.wide] if len(found) % 4 or words in (("compare",), ("bench",), ("site",)) else []
             found.append(pytest.param(line, marks=marks, id=line))
     return found
 
@@ -82,7 +82,11 @@ def test_its_examples_work(call, prepared, tmp_path, monkeypatch, line):
         (tmp_path / "adapter").unlink()
     if words[0] == "new":
         monkeypatch.setattr(author, "write_bytes", lambda path, data: None)  # into the package that is tested
-    less = {"compare": ["--steps", "2", "--seeds", "1"], "train": ["--steps", "2"], "bench": ["--rounds", "1"]}
+    less = {
+        "compare": ["--steps", "2", "--seeds", "1"],
+        "train": ["--steps", "2", "--data", prepared / "reviews.csv"],
+        "bench": ["--rounds", "1"],
+    }
     status, _, err = call(*words, *less.get(words[0], []))
     assert status == 0, err
 

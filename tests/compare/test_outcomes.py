@@ -68,7 +68,7 @@ def test_it_learns():
     assert lora.losses.mean() < frozen.losses.mean() - 0.02 and np.mean(lora.curve[-5:]) < np.mean(lora.curve[:5]) - 0.2
 
 
-@pytest.mark.parametrize("name, usual", [("lora", 1e-2), ("frozen", measuring.HEAD_LR)])
+@pytest.mark.parametrize("name, usual", in_turn([("lora", 1e-2), ("frozen", measuring.HEAD_LR)], every=2))
 def test_a_rate_of_nothing_is_a_rate(task, name, usual):
     """0 trains nothing; without a rate it is the usual one."""
     still, asked = (job.measure(task, name, lr=lr, with_peak=False) for lr in (0.0, None))
@@ -85,6 +85,7 @@ def test_a_usual_rate_is_the_methods_own_or_its_parents():
     assert rates == dict(lora=1e-2, dora=1e-2, qlora=5e-3, full=1e-3) and job.usual_rate(Mine) == 5e-3
 
 
+@pytest.mark.wide
 def test_the_peak_is_that_of_the_widest_batch(task):
     """Wherever that batch stands."""
     wide = max(task.train, key=lambda b: b.input_ids.shape[1])

@@ -63,13 +63,13 @@ def test_what_is_cut_is_said(task):
 
 def test_a_length_is_chosen_from_the_data(tmp_path):
     """95 of 100 texts are whole, and it is said how many are not."""
-    rows = [f"{' the' * (5 if i % 50 else 100)} {i},{'ab'[i % 2]}" for i in range(400)]
-    made = job.prepare(csv=written(tmp_path / "x.csv", rows), steps=20, rows=16)
+    rows = [f"{' the' * (5 if i % 50 else 100)} {i},{'ab'[i % 2]}" for i in range(100)]
+    made = job.prepare(csv=written(tmp_path / "x.csv", rows), steps=5, rows=16)
     lengths = [len(load_tokenizer(BASE).encode_one(r.rpartition(",")[0])) for r in rows]
     assert np.quantile(lengths, 0.95) <= made.length < 20 and any(
         f"cut at {made.length} tokens" in n for n in made.notes
     )
-    whole = job.prepare(csv=tmp_path / "x.csv", steps=20, rows=16, length=200)
+    whole = job.prepare(csv=tmp_path / "x.csv", steps=5, rows=16, length=200)
     assert not any("cut at" in n for n in whole.notes) and max(b.input_ids.shape[1] for b in whole.train) > 100
 
 

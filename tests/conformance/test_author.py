@@ -222,6 +222,7 @@ def pretending(tmp_path, monkeypatch):
     return made
 
 
+@pytest.mark.wide
 def test_the_reading_of_a_library_is_taken_but_for_what_the_settings_say(pretending, monkeypatch):
     pretending()
     monkeypatch.setattr(beside, "of_harness", lambda name: [])
@@ -233,6 +234,7 @@ def test_the_reading_of_a_library_is_taken_but_for_what_the_settings_say(pretend
         beside.beside(METHODS["lora"], {}, "it")
 
 
+@pytest.mark.wide
 def test_a_library_that_is_not_there(pretending):
     pretending("there-is-none-such")
     with pytest.raises(Bad, match="it: it is not installed here; --python PATH names an interpreter that has it"):

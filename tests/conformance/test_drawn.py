@@ -88,7 +88,6 @@ def test_enough_of_what_is_drawn_stands_on_a_model(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-@settings(max_examples=20)
 @given(data=st.data())
 def test_what_is_not_allowed_is_told(name, data):
     key, x = data.draw(outside(METHODS[name]))

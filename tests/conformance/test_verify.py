@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,10 @@ def harness(tmp_path_factory):
 
 def test_what_happened_is_said(harness):
     """In one test, for it waits for an answer that does not come."""
-    chosen = verify.choose(methods=["lora", "dora", "ia3", "loha", "vera"])
+    usual = [f"{method}.forward.usual" for method in ("lora", "ia3", "loha", "vera")]
+    others = ["forward.*=True", "delta.usual", "*merge.usual", "load.missing"]
+    others = [f"lora.{case}" for case in others] + ["dora.forward.*=True", "dora.grad.*", "ia3.merge.usual"]
+    chosen = verify.choose(ids=usual + others)
     odd = {r.id: r for r in verify.run(harness, chosen, jobs=1, limit=4.0)}
     for case, outcome, reason in (
         ("lora.forward.usual", "ERROR", "the process ended with status 7"),
@@ -231,6 +235,7 @@ def test_a_failure_has_status_one_until_it_is_expected(tmp_path, capsys, harness
     assert ended.value.code == 0
 
 
+@pytest.mark.wide
 def test_a_harness_is_judged_by_what_is_known_of_its_library(harness, monkeypatch, capsys):
     """Known failures are shown, with where they are told, and status 0; what is known of other cases is not missed; a new one is 1."""
     known = [
@@ -297,6 +302,7 @@ def test_what_an_implementation_says_does_nothing_to_the_terminal(words, tmp_pat
         assert "[blink]" in shown.out and "[/nothing]" in shown.out
 
 
+@pytest.mark.wide
 def test_two_implementations_side_by_side(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["verify", "diff", "minipeft", "minipeft", "--case", "lora.grad.usual"])
@@ -304,7 +310,10 @@ def test_two_implementations_side_by_side(capsys):
 
 
 def test_damaged_cases_have_a_status_of_their_own(tmp_path, capsys):
-    copy = shutil.copytree(verify.files.SHIPPED, tmp_path / "cases")
+    others = lambda folder, names: [
+        n for n in names if folder == str(verify.files.SHIPPED) and n not in ("ia3", "index.json")
+    ]
+    copy = shutil.copytree(verify.files.SHIPPED, tmp_path / "cases", ignore=others)
     path = copy / "ia3" / "forward" / "usual" / "in.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(SystemExit) as ended:
@@ -373,6 +382,7 @@ def test_intermediates_that_are_not_traced(wrong):
         diff.bisect("minipeft", verify.choose(ids=["houlsby.forward.usual"]).cases[0])
 
 
+@pytest.mark.wide
 def test_names_of_intermediates_that_minipeft_has_not_are_told(harness, tmp_path, monkeypatch):
     text = WRONG_NORM.replace('("0.base", "6.y")', '("0.base", "6.y")} | {"norm": case.tensors["W"]')
     (tmp_path / "other_names.py").write_text(text)
@@ -382,7 +392,19 @@ def test_names_of_intermediates_that_minipeft_has_not_are_told(harness, tmp_path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the interpreter is a shell script")
-def test_an_interpreter_that_has_no_minipeft(harness, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words",
+    in_turn(
+        [
+            "verify bisect NAME --case lora.forward.usual --python NAME=INTERPRETER",
+            "verify -i NAME ia3 --check delta --python INTERPRETER",
+            "verify -i minipeft -i NAME ia3 --check delta --python NAME=INTERPRETER",
+            "verify diff minipeft NAME --case lora.forward.usual --python INTERPRETER",
+        ],
+        every=4,
+    ),
+)
+def test_an_interpreter_that_has_no_minipeft(words, harness, tmp_path, monkeypatch, capsys):
     """One where only NumPy and the like are found: no .pth file is read, and no PYTHONPATH but that of its packages."""
     (tmp_path / "elsewhere.py").write_text(
         "import minipeft.conformance.own as own, sys\n"
@@ -393,17 +415,10 @@ def test_an_interpreter_that_has_no_minipeft(harness, tmp_path, monkeypatch, cap
     interpreter.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" -S "$@"\n')
     interpreter.chmod(0o755)
     monkeypatch.chdir(tmp_path)
-    name = "python:elsewhere:Elsewhere"
-    of_name = ["--python", f"{name}={interpreter}"]
-    for words in (
-        ["verify", "-i", name, "ia3", "--check", "delta", "--python", str(interpreter)],
-        ["verify", "-i", "minipeft", "-i", name, "ia3", "--check", "delta", *of_name],
-        ["verify", "bisect", name, "--case", "lora.forward.usual", *of_name],
-        ["verify", "diff", "minipeft", name, "--case", "lora.forward.usual", "--python", str(interpreter)],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        assert ended.value.code == 0, capsys.readouterr()
+    there = {"NAME": "python:elsewhere:Elsewhere", "INTERPRETER": str(interpreter)}
+    with pytest.raises(SystemExit) as ended:
+        main([re.sub("NAME|INTERPRETER", lambda found: there[found[0]], word) for word in words.split()])
+    assert ended.value.code == 0, capsys.readouterr()
 
 
 def test_a_library_that_is_not_there_is_told_with_the_way_to_name_another_interpreter(harness, tmp_path, monkeypatch):
@@ -444,6 +459,7 @@ def test_what_an_object_does_wrong_is_one_line(given, said, tmp_path):
     assert told["status"] == "error" and told["reason"].startswith(said) and "\n" not in told["reason"]
 
 
+@pytest.mark.wide
 def test_the_field(harness, tmp_path, monkeypatch, capsys):
     """Environments that pip has nothing to do for, and a library that is wrong as it is known to be."""
     monkeypatch.setattr(field, "ENVIRONMENTS", {"one": field.Environment((harness,), ())})

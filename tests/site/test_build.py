@@ -31,6 +31,7 @@ def test_a_caption_says_rank_and_size():
     assert "does nothing there" in caption(Seen("a", W, W, False))
 
 
+@pytest.mark.wide
 def test_the_same_picture_again():
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     W = np.random.default_rng(0).standard_normal((6, 5))

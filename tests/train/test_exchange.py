@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import sampled
 from ranks import bits, cut, in_turn, together
 
 from minipeft.arrays import needs, settings_of
@@ -41,7 +42,7 @@ def begun(name, rows=5):
     raise AssertionError(f"{name} fits nowhere")
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", sampled.in_turn(SHIPPED, every=3))
 def test_two_ranks_are_one_process_with_two_micro_batches(name):
     """Two steps: the second sees what hooks made of the first, and what they keep. Five rows and three: uneven parts."""
     adapted, data = begun(name)
