@@ -149,7 +149,7 @@ def rows(rng: np.random.Generator, at: Modules) -> Any:
 
 def task(rng: np.random.Generator, shape: str) -> Any:
     """The shape's own, or seldom something else that PEFT may take it for; of none a classifier is the base's, and not in the file."""
-    return EVERY_TASK[rng.integers(len(EVERY_TASK))] if rng.random() < 0.1 else TASKS[shape]
+    return EVERY_TASK[rng.integers(len(EVERY_TASK))] if rng.random() < 0.04 else TASKS[shape]
 
 
 def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: Modules) -> dict[str, Any]:

@@ -38,7 +38,7 @@ FACTORS = {
 }
 WHOLES = {n: Key(f"glora_{n}.X", column, _one, size="(out, 1) or (1)") for n in "AB"}
 WHOLES |= {"C": Key("glora_C.X", size="(in, 1)")} | {n: Key(f"glora_{n}.X", size="(out) or (1)") for n in "DE"}
-NONE = {f"{n} of no path": Key(f"glora_{n}.zeros", holds=lambda a, arch: a.any(), size="whole") for n in "ABCDE"}
+NONE = {f"{n} of no path": Key(f"glora_{n}.zeros", holds=lambda a, site: a.any(), size="whole") for n in "ABCDE"}
 
 
 def _settled(config: Config, arch: Arch) -> Config:

@@ -19,6 +19,11 @@ KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | CONV | {
 }  # fmt: skip
 
 
+def _of_outputs(a: Any, site: Site) -> bool:
+    """Whether it is a column; of one output it is one where it is no row of the inputs."""
+    return len(a) != 1 or (site.shape[0] == 1 and a.size != site.shape[1])
+
+
 def _feedforward(adapter: Adapter, modules: Mapping[str, str], folder: Any) -> Config:
     return dict(feedforward_modules=sorted(m for site, m in modules.items() if f"{site}:l_ff" in adapter.arrays))
 
@@ -43,12 +48,12 @@ SPEC = Spec(
     "IA3",
     KNOWN,
     keys={
-        "l": Key("ia3_l", vector, column, holds=lambda a, arch: len(a) != 1, size="(out, 1)"),
-        "l_ff": Key("ia3_l", vector, row, holds=lambda a, arch: len(a) == 1, size="(1, in) where the input is scaled"),
+        "l": Key("ia3_l", vector, column, holds=_of_outputs, size="(out, 1)"),
+        "l_ff": Key("ia3_l", vector, row, holds=lambda a, site: not _of_outputs(a, site), size="(1, in) where the input is scaled"),
     },
     patches={
-        "l": channels("ia3_l", lambda a, arch: a.shape[1] == arch.d),
-        "l_ff": channels("ia3_l", lambda a, arch: a.shape[1] != arch.d),
+        "l": channels("ia3_l", lambda a, site: a.shape[1] == site.shape[0]),
+        "l_ff": channels("ia3_l", lambda a, site: a.shape[1] != site.shape[0]),
     },
     writes=lambda m, arch: transposed(arch),
     at_site=lambda config, arrays: dict(inputs="*" if "l_ff" in arrays else "none"),

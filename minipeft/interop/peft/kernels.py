@@ -10,6 +10,7 @@ from typing import Any
 
 from minipeft.interop.peft.fields import Config
 from minipeft.interop.peft.spec import Key, vector
+from minipeft.method import Site
 from minipeft.model.arch import Arch
 
 SIDES = ("patch", "patch")
@@ -43,7 +44,7 @@ def point(suffix: str) -> Key:
     return Key(suffix, _rows, lambda a, arch: a[..., None, None], (None, None, 1, 1))
 
 
-def channels(suffix: str, holds: Callable[[Any, Arch], bool] = lambda a, arch: True) -> Key:
+def channels(suffix: str, holds: Callable[[Any, Site], bool] = lambda a, site: True) -> Key:
     """(1, n, 1, 1) there, (n) here: a number for each channel that goes in, or comes out."""
     return Key(suffix, vector, lambda a, arch: a.reshape(1, -1, 1, 1), (1, None, 1, 1), holds=holds)
 

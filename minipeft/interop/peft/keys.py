@@ -205,7 +205,7 @@ def sorted_keys(naming: Naming, spec: Spec, config: Config, tensors: Mapping[str
                     if k.suffix == suffix and not k.fits(a, model.arch):
                         shape = ", ".join("n" if n is None else str(n) for n in k.expects(model.arch) or ())
                         raise Bad(f"{folder}: {key}: expected shape ({shape}), found {tuple(a.shape)}")
-                    if k.suffix == suffix and k.holds(a, model.arch):
+                    if k.suffix == suffix and k.holds(a, every[site]):
                         parts.at.setdefault(site, {})[name], held = k.read(a, model.arch), True
                 if not held:
                     parts.spare[key] = a

@@ -37,7 +37,7 @@ def arrays_of(spec: Spec, tensors: Arrays, site: Site = LINEAR, beside: Arrays |
     """Tensors under PEFT's keys as arrays under our names; `beside` are arrays that tell of those that a file has in parts."""
     tensors = dict(spec.common.ours(tensors))
     found = {key.removeprefix(MODULE): a for key, a in tensors.items() if key.startswith(MODULE)}
-    own = to_ours(spec.keys_of(site), found, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
+    own = to_ours(spec.keys_of(site), found, site, ARCH) | shared_to_ours(spec.root_keys, tensors, ARCH)
     return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
 
 

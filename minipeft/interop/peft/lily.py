@@ -84,7 +84,10 @@ def _named(model: Model, adapter: Adapter, modules: Mapping[str, str]) -> Config
     layers = sorted({int(n) for m in modules.values() for n in re.findall(r"\.(\d+)\.", m)[:1]})
     ends = dict(target_modules=sorted(map(_end, groups_of.values())))
     alone, names = dict(target_modules=sorted(modules.values())), "|".join(map(re.escape, sorted(modules.values())))
-    tries: tuple[Config, ...] = (alone, ends, ends | dict(layers_to_transform=layers), dict(target_modules=names))
+    left = sorted(n for n, s in naming.modules().items() if s not in at and n.endswith(tuple(ends["target_modules"])))
+    tries: tuple[Config, ...] = (
+        alone, ends, ends | dict(layers_to_transform=layers), dict(target_modules=names), ends | dict(exclude_modules=left)
+    )  # fmt: skip
     for config in tries:
         if not all(config["target_modules"]) or targeted(config, naming) != set(at):
             continue

@@ -78,11 +78,11 @@ SPEC = Spec(
     keys={
         "q": Key(
             "psoft_R.weight",
-            holds=lambda a, arch: a.ndim == 1,
+            holds=lambda a, site: a.ndim == 1,
             empty=True,
             size="(r(r − 1)/2), or (r, r) without `psoft_orth`",
         ),
-        "O": Key("psoft_R.weight", holds=lambda a, arch: a.ndim == 2),
+        "O": Key("psoft_R.weight", holds=lambda a, site: a.ndim == 2),
         "alpha": Key("psoft_R.vector_a", size="(r) with `psoft_mag_a`"),
         "beta": Key("psoft_R.vector_b", size="(r) with `psoft_mag_b`"),
     },

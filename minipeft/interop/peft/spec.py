@@ -67,7 +67,7 @@ class Key:
     row: int | None = None  # ours is this row of theirs, which is of integers and has one of ours in each
     whole: bool = False  # theirs is of integers
     numbered: bool = False  # theirs are the rows of ours, each with its number behind the key
-    holds: Callable[[Any, Arch], bool] = lambda a, arch: (
+    holds: Callable[[Any, Site], bool] = lambda a, site: (
         True
     )  # of two of ours that have one key: whether theirs is this one
     float32: bool = False  # a file has theirs in 32 bits, as PEFT reads no others
@@ -139,10 +139,10 @@ def to_theirs(keys: Keys, arrays: Mapping[str, Any], arch: Arch) -> dict[str, np
     return out | {s: np.stack([own[n] for n in sorted(own)]).astype(np.int32) for s, own in rows.items()}
 
 
-def to_ours(keys: Keys, found: Mapping[str, Any], arch: Arch) -> dict[str, Any]:
+def to_ours(keys: Keys, found: Mapping[str, Any], site: Site, arch: Arch) -> dict[str, Any]:
     """Their arrays of one site, by the ends of their keys, in our layout by our names."""
     given = {name: (key, found[key.suffix]) for name, key in keys.items() if key.suffix in found}
-    return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a, arch)}
+    return {name: key.read(a, arch) for name, (key, a) in given.items() if key.holds(a, site)}
 
 
 Arrays = Mapping[str, Any]

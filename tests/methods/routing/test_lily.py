@@ -3,6 +3,7 @@ import one_part
 import pytest
 
 from minipeft.attaching import attach
+from minipeft.checkpoints.files import read_json
 from minipeft.checkpoints.native import load_adapter, save_adapter
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
@@ -82,6 +83,14 @@ def test_groups_are_in_files_of_peft(group, tmp_path):
     again, batch = load_peft(model, tmp_path), tiny.example(model)
     assert again.theta.keys() == adapted.theta.keys()
     np.testing.assert_allclose(again.logits(batch), adapted.logits(batch), rtol=0, atol=0)
+
+
+def test_a_group_without_some_of_its_name_leaves_them_out_in_files_of_peft(tmp_path):
+    model, own = tiny.model(layers=3), {O.format(n): {"group": "o"} for n in (1, 2)}
+    adapted = moved(attach(model, Lily(r=2), targets=["attn.q.weight", *own], patterns=own))
+    save_peft(adapted, tmp_path)
+    assert read_json(tmp_path / "adapter_config.json")["exclude_modules"] == ["model.layers.0.self_attn.o_proj"]
+    assert load_peft(model, tmp_path).theta.keys() == adapted.theta.keys()
 
 
 def test_what_is_shared_is_one_in_files_of_peft(tmp_path):

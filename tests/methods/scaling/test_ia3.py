@@ -6,6 +6,8 @@ from minipeft.adapted import Adapted
 from minipeft.attaching import attach
 from minipeft.conformance import tiny
 from minipeft.errors import Bad
+from minipeft.interop.peft.registry import spec_of
+from minipeft.interop.peft.spec import to_ours
 from minipeft.merging import merge
 from minipeft.methods.scaling.ia3 import IA3
 
@@ -57,3 +59,13 @@ def test_merging_scales_the_bias_of_a_fused_linear():
 def test_tables_are_refused():
     with pytest.raises(Bad, match=r"expected linears, found embed.tokens.weight, of kind embedding"):
         attach(tiny.model(), IA3(), targets="embed.tokens.weight")
+
+
+@pytest.mark.parametrize(
+    ("shape", "out", "array"),
+    [((1, 1), (1, 5), "l"), ((1, 5), (1, 5), "l_ff"), ((1, 5), (3, 5), "l_ff"), ((3, 1), (3, 5), "l")],
+)
+def test_a_column_of_one_output_is_no_row(shape, out, array):
+    """PEFT has both under one key, and one number is both."""
+    found = to_ours(spec_of(IA3).keys, {"ia3_l": np.ones(shape)}, one_part.site(np.zeros(out)), tiny.ARCHS["llama"])
+    assert list(found) == [array]
