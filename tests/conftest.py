@@ -20,7 +20,7 @@ typer.main.get_command = functools.cache(typer.main.get_command)  # of one comma
 
 collect_ignore_glob = ["record/*"]  # programs that write test data with other libraries are no tests
 
-for name, examples in dict(default=10, wide=50).items():  # wide: --hypothesis-profile wide, as .ci/run has it
+for name, examples in dict(default=10, wide=20).items():  # wide: --hypothesis-profile wide, as .ci/run has it
     settings.register_profile(
         name,
         deadline=None,  # the first example of a run pays for imports

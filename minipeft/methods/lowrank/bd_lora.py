@@ -1,9 +1,8 @@
 """BD-LoRA: Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving. Wang et al. 2025, https://arxiv.org/abs/2510.23346
 
-    W' = W + s B A,    s = α/r as LoRA
+    W' = W + s B A,    b' = b + s c,    s = α/r as LoRA                       c with lora_bias, beside side="A"
     B  = diag(B_1, …, B_N),    B_i (out/N, r/N)                               side="B": q, k, v, up and gate projections
     A  = diag(A_1, …, A_N),    A_i (r/N, in/N)                                side="A": output and down projections
-    b' = b + s c                                                              side="A" with lora_bias
 
 The blocks stand below each other in one array: B is (out, r/N), or A is (r, in/N). N divides r and the width.
 

@@ -7,7 +7,6 @@
 A second network beside the frozen one: a backbone of `depth` layers of the base's own kind makes its state s, which
 corrects what goes into every layer and is moved by what comes out. The last state is read by none. With labels the loss is
 that of the task and `auxiliary` times that of the first s: by the base's head, or a classifier C of its last token.
-
 Of `embed.tokens.out` the backbone has positions and types of its own; `embed.out` goes into its first layer as it is.
 
 Merges   no: the correction depends on the text.
@@ -33,9 +32,7 @@ from minipeft.model.blocks import Bare, stack
 from minipeft.model.ends import embed, head
 from minipeft.model.mirrored import lettered, mirrored
 
-FROM_BASE = {
-    leaf: found(lambda m, its, leaf=leaf: its.param(f"score.{leaf}"), "the base's") for leaf in ("weight", "bias")
-}
+FROM_BASE = {k: found(lambda m, its, k=k: its.param(f"score.{k}"), "the base's") for k in ("weight", "bias")}
 
 
 def backbone(m: Any, arch: Arch, site: str) -> tuple[Arch, dict[str, str]]:
