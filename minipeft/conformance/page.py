@@ -32,6 +32,7 @@ max-width:96rem;padding:2rem 1rem 6rem}h1{font-size:1.7rem;margin:0 0 .2rem}.lea
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:.6rem;background:var(--card)}
 table.matrix{border-collapse:collapse;width:100%}.matrix th,.matrix td{padding:.35rem .7rem;text-align:left;
 border-bottom:1px solid var(--line);vertical-align:top}.matrix thead th{position:sticky;top:0;background:var(--card)}
+.matrix tbody th,.matrix th:first-child{position:sticky;left:0;background:var(--card);z-index:1}
 .matrix td a{display:block;text-decoration:none;color:inherit;border-radius:.35rem;margin:0 -.5rem;padding:.05rem .5rem}
 .matrix td a:hover,.matrix td a:focus{outline:2px solid currentColor}.matrix small{color:var(--soft);display:block;max-width:16rem}
 .groups{white-space:nowrap}.groups i{display:inline-block;width:1.15em;text-align:center;font:600 .85em/1.15 ui-monospace,monospace;
@@ -41,7 +42,7 @@ color:var(--c);border-radius:.2rem;background:color-mix(in srgb,var(--c) 14%,tra
 .chips{margin:1rem 0;display:flex;gap:.5rem;flex-wrap:wrap}.chips button{font:inherit;border:1px solid var(--c);color:var(--c);
 background:none;border-radius:1rem;padding:.1rem .8rem;cursor:pointer}.chips button[aria-pressed=false]{opacity:.35}
 details{border:1px solid var(--line);border-left:.3rem solid var(--c,var(--line));border-radius:.5rem;margin:.5rem 0;
-padding:.3rem .8rem;background:var(--card)}summary{cursor:pointer;font-weight:600}summary small{color:var(--soft);font-weight:400}
+padding:.3rem .8rem;background:var(--card);overflow-x:auto}summary{cursor:pointer;font-weight:600}summary small{color:var(--soft);font-weight:400}
 pre{overflow-x:auto;font:13px/1.45 ui-monospace,monospace;background:color-mix(in srgb,var(--line) 30%,transparent);
 padding:.6rem .8rem;border-radius:.4rem}table.checks{border-collapse:collapse;width:100%;font-size:.93rem}
 .checks td,.checks th{text-align:left;padding:.2rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
