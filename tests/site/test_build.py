@@ -1,6 +1,8 @@
 """The site is built of a checkout, without a dead link; what cannot be is refused before anything is written."""
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -62,15 +64,21 @@ class Asked(HTMLParser):
             self.links.append(given["href"])
 
 
-@pytest.mark.slow
-def test_the_site_of_two_methods(tmp_path):
-    """Nothing is fetched from a network, every link of every page leads to what is there, and the sliders have their data."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site of two methods."""
     pytest.importorskip("material", reason="mkdocs-material is of the extra `site`")
-    site, ticks = tmp_path / "site", []
-    count = build(site, ["lora", "prefix_tuning"], ticks.append, jobs=2)  # mkdocs refuses a dead link
+    folder, ticks = tmp_path_factory.mktemp("built") / "site", []
+    count = build(folder, ["lora", "prefix_tuning"], ticks.append, jobs=2)
     assert len(ticks) == pages_of(["lora", "prefix_tuning"]) and {"lora", "prefix_tuning"} <= {*ticks}
+    assert count == len([*folder.rglob("*.html")]) > 25
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("site")
+def test_nothing_is_fetched_and_every_link_leads_somewhere(site):
     pages = {p: Asked(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
-    assert count == len(pages) > 25
     del pages[site / "404.html"]  # which only a server shows
     for page, asked in pages.items():
         for address in asked.loads:
@@ -86,7 +94,47 @@ def test_the_site_of_two_methods(tmp_path):
                 assert unquote(anchor) in pages[target].anchors, (page, address)
     text = (site / "methods" / "lora.html").read_text(encoding="utf-8")
     assert "<math" in text and text.count('class="effect"') >= 4 and "here the gradient ends" in text
-    assert build(site, ["lora"], jobs=1) < count  # replaced
+    assert "$$" not in (site / "notebooks" / "02_lora_and_its_gradients.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("site")
+def test_in_a_browser_sliders_draw_and_a_tape_is_chosen(site):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no browser is here that shows what scripts make of a page")
+
+    def shown(page):
+        words = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=2000",
+        ]
+        done = subprocess.run(
+            [browser, *words, "--dump-dom", (site / page).as_uri()], capture_output=True, text=True, timeout=60
+        )
+        return done.stdout
+
+    effect = re.findall(r'<div class="effect".*?</div>', shown("methods/lora.html"), re.S)[0]
+    assert effect.count("<rect") == 8 and 'canvas width="24" height="24"' in effect  # r = 8 of a matrix of 24 × 24
+    tape = shown("tape.html")
+    assert (
+        tape.count('aria-pressed="true"') == 1
+        and len(re.findall(r'<section data-tape="\d" data-from="\d">', tape)) == 1
+    )
+    assert "<output>0: all it goes to</output>" in tape
+
+
+@pytest.mark.slow
+def test_a_site_is_replaced_by_another(tmp_path):
+    pytest.importorskip("material", reason="mkdocs-material is of the extra `site`")
+    for name in ("assets/site.css", "methods/old.html"):
+        (tmp_path / "site" / name).parent.mkdir(parents=True)
+        (tmp_path / "site" / name).write_text("old")
+    build(tmp_path / "site", ["ia3"], jobs=1)
+    assert [p.stem for p in (tmp_path / "site" / "methods").glob("*.html")] == ["ia3"]
 
 
 @pytest.mark.slow
