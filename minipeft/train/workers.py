@@ -27,7 +27,7 @@ from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
 
 MOST = 1024
-PAYS = 2.5e7  # multiplications of a step for each worker: with fewer, another gains no more than telling it costs
+PAYS = 1e8  # multiplications of a step from which on workers gain more than telling each other costs: docs/scale.md
 GONE = (EOFError, ConnectionResetError, BrokenPipeError)
 
 
@@ -159,13 +159,14 @@ def _why_not() -> str:
 
 
 def chosen(adapted: Adapted, batches: Sequence[Batch], most: int | None = None) -> tuple[int, str]:
-    """As many workers as pay, and why: each has a row at least, and enough to do. `most`: of cores, those of this process if not given."""
+    """As many workers as pay, and why: one for each core and row, where a step has enough to do. `most`: of cores, those of this process
+    if not given."""
     if no := _why_not():
         return 1, no
     rows = max((b.rows for b in batches), default=1)
-    tokens = max((b.tokens for b in batches), default=1)
+    work = 3.0 * adapted.model.size * max((b.tokens for b in batches), default=1)
     most = cores() if most is None else most
-    pay = int(min(most, rows, 3.0 * adapted.model.size * tokens / PAYS)) or 1
+    pay = min(most, rows) if work >= PAYS else 1
     n = next(n for n in range(1, pay + 1) if -(-rows // n) == -(-rows // pay))  # fewer would have more rows each
     each = max(1, most // n)
     why = f"{most} core{'s'[: most > 1]}, {rows} row{'s'[: rows > 1]} a batch"

@@ -136,7 +136,7 @@ def test_auto_says_how_many_and_why(monkeypatch):
     monkeypatch.setattr(workers, "cores", lambda: 4)
     short = "of 4 threads: 4 cores, 5 rows a batch: a step is too short to be shared out"
     assert workers.chosen(adapted, data) == (1, short)
-    monkeypatch.setattr(workers, "PAYS", 1e-9)
+    monkeypatch.setattr(workers, "PAYS", 0)
     assert workers.chosen(adapted, data) == (3, "of 1 thread each: 4 cores, 5 rows a batch")  # two rows, as four have
     assert workers.chosen(adapted, data, 16) == (5, "of 3 threads each: 16 cores, 5 rows a batch")
     assert workers.chosen(adapted, data[1:2]) == (1, "of 4 threads: 4 cores, 1 row a batch")

@@ -105,7 +105,7 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale:
                 if gq5 is None and gk is None and gbias5 is None:
                     continue
                 gs = v5[:, of, :, :n] @ xp.swapaxes(gn, -1, -2)
-                along = np.vecdot(gn, o5[:, of, :, at])  # Σ p ∂/∂p over the keys
+                along = xp.ascontiguousarray(np.vecdot(gn, o5[:, of, :, at]))  # Σ p ∂/∂p over the keys
                 if loops.single(gs, p, along):
                     for i, x in _stacks(p):
                         loops.kernels().softmax_back(_stack(gs[i]), x, along[i].reshape(-1, along.shape[-1]))

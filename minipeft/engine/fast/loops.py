@@ -30,8 +30,9 @@ def single(*arrays: Any, **constants: Any) -> bool:
     """Whether they are taken for these: of float32 all of them, and enough of it."""
     if not installed():
         return False
+    plain = [getattr(x, "value", x) for x in arrays]
     return (
-        all(x.dtype.char == "f" for x in arrays)
-        and min(x.size for x in arrays) > 0
-        and max(x.size for x in arrays) >= LEAST
+        all(x.dtype.char == "f" and x.flags.aligned for x in plain)
+        and min(x.size for x in plain) > 0
+        and max(x.size for x in plain) >= LEAST
     )

@@ -79,6 +79,34 @@ def test_the_comparison_sees_a_replacement_that_is_wrong(name, data):
 
 
 @pytest.mark.skipif(not COMPILED, reason="needs numba")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+def test_a_model_by_compiled_loops(family, rows):
+    """Whatever way its arrays lie: keys of every length, one row and several, shared out among threads or not."""
+    from minipeft.attaching import attach
+    from minipeft.conformance import laws, tiny
+    from minipeft.engine.fast import attention, blocks
+    from minipeft.methods.lowrank.lora import LoRA
+
+    adapted = laws.moved(attach(tiny.model(family, np.float32), LoRA(r=2)))
+    batch, found = tiny.example(adapted.model, rows=rows), []
+    kept = attention.KEPT
+    for way, few, threads in (("NumPy's", kept, 1), ("compiled", kept, 1), ("compiled", 0, 2)):
+        attention.KEPT, token = few, blocks._threads.set(threads)
+        try:
+            with computed(way):
+                found.append(adapted.value_and_grad(batch))
+        finally:
+            attention.KEPT = kept
+            blocks._threads.reset(token)
+    (loss, grads), *others = found
+    for other, more in others:
+        assert abs(other - loss) <= 1e-5 * abs(loss)
+        for k, g in grads.items():
+            np.testing.assert_allclose(more[k], g, atol=1e-4 * abs(g).max())
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs numba")
 def test_what_is_compiled_is_taken_and_leaves_nan_and_infinity_as_they_are(monkeypatch):
     x = np.linspace(-110, 110, loops.LEAST, dtype=np.float32)
     x[:6] = np.nan, np.inf, -np.inf, 0.0, 88.9, -88.9
