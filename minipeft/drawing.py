@@ -175,7 +175,10 @@ DRAWN = normal(0.02)
 
 
 def _of_network(facts: Facts, network: Network) -> Iterator[There]:
-    arch, named = network.of(facts.method, facts.site)
+    try:
+        arch, named = network.of(facts.method, facts.site)
+    except Bad as why:  # of an architecture, which knows of no method
+        raise type(why)(f"{facts.method.name}: {why}") from None
     every = shapes(arch)
     for name, param in named.items():
         start = BEGINS.get(kind_of(param, every[param]), DRAWN)
