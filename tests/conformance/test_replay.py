@@ -21,7 +21,10 @@ load_methods()
 
 ROOT = Path(__file__).parents[1] / "data" / "peft"
 CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
-COARSE = {"llama/oft-coft": "PEFT measures the rotation against a radius in float32"}
+COARSE = {
+    "llama/loftq-rounds": "bitsandbytes holds the scales of what the rounds before leave in float32",
+    "llama/oft-coft": "PEFT measures the rotation against a radius in float32",
+}
 
 ANEW = {
     c for c in CASES if "/psoft" in c
