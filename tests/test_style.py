@@ -109,3 +109,9 @@ def test_nothing_is_left_undone():
 def test_no_pickle_anywhere():
     for path in FILES:
         assert not {"pickle", "marshal", "shelve", "dill"} & {m.split(".")[0] for m, _ in imports(path)}, path
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by their names alone."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
