@@ -53,7 +53,10 @@ def attach(
     """
     adapted = model if isinstance(model, Adapted) else Adapted(model)
     model = adapted.model
-    method = method_class(method)(**settings) if isinstance(method, str) else dataclasses.replace(method, **settings)
+    if isinstance(method, str):
+        method = method_class(method)(**settings)
+    elif settings:  # else it is the same one, with what is given to it
+        method = dataclasses.replace(method, **settings)
     if any(a.name == name for a in adapted.adapters):
         raise Bad(f"an adapter named {name!r} is attached already; give this one another name")
     if not re.fullmatch(r"[\w.-]+", name):

@@ -140,13 +140,14 @@ def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compa
         penalty = abs(got["loss"] - wants["loss"]) <= abs(task["loss"] - wants["loss"])
         got = got if penalty else task
     cond = _conditions(adapted, inputs, with_grads, got, penalty)
-    cond |= _of_nothing(got, cond.get("loss", 0.0))
+    beside = _beside(got, cond.get("loss", 0.0))
     out, root = [], spec_of(adapted.adapters[0].method).root
     grads = {k: parameter_of(adapted.model, k.removeprefix("grad::"), root) for k in got if k.startswith("grad::")}
     names = {param: k for k, param in grads.items() if param}
     for key, want in wants.items():
         kind, sep, own = key.rpartition("::")
         name = key if key in got else kind + sep + plain_key(adapted.model, own, root)
+        name = name if name in got else name.replace(".default", "", 1)  # as the model that is trained has it
         name = name if name in got else names.get(parameter_of(adapted.model, own, root) or "", name)
         if name not in got and not np.any(want) and (own in adapted.adapters[0].spare or own in _held(adapted)):
             continue  # what this model has no use for has no gradient, and what stays as it is
@@ -171,9 +172,12 @@ def _compare(adapted: Adapted, expected: Mapping[str, np.ndarray]) -> list[Compa
         relative = error / largest if largest else (0.0 if error == 0 else float("inf"))
         relative = relative if np.isfinite(off).all() else float("inf")
         size = cond.get(name)
+        if name.startswith("grad::") and min(error, float(abs(mine).max(initial=0.0))) <= K * U64 * beside:
+            size = beside
         ratio = (error / (U64 * size) if np.isfinite(relative) or largest == 0 else float("inf")) if size else None
         out.append(Compared(name, error, relative, ratio))
-    if lost := sorted(k for k in got if k.startswith("grad::") and k not in wants) if with_grads else []:
+    told = {t.name for t in out}
+    if lost := sorted(k for k in got if k.startswith("grad::") and k not in told) if with_grads else []:
         stored = [k for k in lost if np.abs(got[k]).max() > 0]
         if stored:
             raise Bad(f"expected.safetensors lacks {stored[0]}, a trained tensor of this adapter")
@@ -196,14 +200,14 @@ def _padding_row(adapted: Adapted, key: str) -> Any:
     return tokens.index(pad) if key.endswith("trainable_tokens_delta") and pad in tokens else None
 
 
-def _of_nothing(got: Mapping[str, Any], loss: float) -> dict[str, float]:
-    """Of gradients that are zero but for rounding, what they are roundings of: the largest beside them, and the loss.
+def _beside(got: Mapping[str, Any], loss: float) -> float:
+    """What a gradient's terms may be as large as, which cancel in it: the largest gradient beside it, and the loss's `loss`.
 
-    Softmax does not see a key's bias, and moving the numbers does not tell how large the terms are that cancel.
+    Softmax does not see a key's bias: its gradient is a rounding, and moving the numbers does not tell of what. The same of an
+    error that is a rounding.
     """
-    sizes = {k: float(abs(v).max()) for k, v in got.items() if k.startswith("grad::") and v.size}
-    most = max(4 * max(sizes.values(), default=0.0), loss)
-    return dict.fromkeys((k for k, size in sizes.items() if size <= K * U64 * most), most)
+    grads = (float(abs(v).max(initial=0.0)) for k, v in got.items() if k.startswith("grad::"))
+    return max(4 * max(grads, default=0.0), loss)
 
 
 def _conditions(

@@ -1,6 +1,7 @@
 """Recorded cases of PEFT (tests/record/record_peft.py) are computed again, and a wrong number is seen."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,15 @@ def test_a_bias_that_has_two_names_has_one_gradient(bases, tmp_path):
         other = {f"{start}decoder.bias": factor * expected[f"{start}bias"]}
         write_tensors(tmp_path / "expected.safetensors", expected | other)
         assert replay(bases["found-bertmlm"], tmp_path).agrees(strict=True) is (factor == 1.0)
+
+
+def test_gradients_may_have_the_names_of_the_model_in_training(bases, tmp_path):
+    shutil.copytree(ROOT / "llama/lora", tmp_path / "case")
+    path = tmp_path / "case" / "expected.safetensors"
+    named = {re.sub(r"(^grad::.*lora_[AB])", r"\1.default", k): a for k, a in read_tensors(path).items()}
+    assert any(".default." in k for k in named)
+    write_tensors(path, named)
+    assert replay(bases["llama"], tmp_path / "case").agrees(strict=True)
 
 
 def test_a_gradient_of_the_wrong_tensor_is_reported(bases, tmp_path):

@@ -63,6 +63,9 @@ def _classifying(
     named = str((config.get("auto_mapping") or {}).get("base_model_class", ""))
     task = TASKS.get(str(config.get("task_type")), next((h for end, h in HEADS.items() if named.endswith(end)), ""))
     first = min(classifier)
+    now, names = shapes(model.arch), family_names(model.arch)
+    if not fits and all(now.get(_ours(names, k, model.arch) or "") == tuple(a.shape) for k, a in classifier.items()):
+        return model  # a part of its own
     if not fits:
         found = ", ".join(f"{k} {tuple(a.shape)}" for k, a in sorted(classifier.items()))
         raise Bad(f"{folder}: no classifier of a {model.arch.family} model consists of {found}")

@@ -138,10 +138,11 @@ def _in_base(model: Model, module: str) -> str:
     return body_of(plain_key(model, ROOT + module))
 
 
-def _saved_module(model: Model, site: str) -> str:
-    """The module that PEFT saves whole for a parameter: of a classifier the outermost, which PEFT names itself."""
+def _saved_module(model: Model, site: str, whole: Collection[str]) -> str:
+    """The module that PEFT saves whole for a parameter: of all of a classifier the outermost, which PEFT names itself."""
     module = their_name(model, site.rpartition(".")[0])
-    return module.split(".")[0] if site.startswith("score.") else module
+    classifier = {n for n in model.params if n.startswith("score.")}
+    return module.split(".")[0] if site in classifier and classifier <= set(whole) else module
 
 
 def _brought(model: Model, adapter: Adapter, spec: Spec) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _beside(model: Model, adapter: Adapter, spec: Spec) -> Config:
     biases = {s for s in whole if s.endswith(".bias") and s.removesuffix("bias") + "weight" not in whole}
     if whole - biases:
         outside = {TABLE} & whole if spec.embeds or f"{OUTSIDE}.weight" in adapter.spare else set()
-        saved = {_saved_module(model, s) for s in whole - biases - outside}
+        saved = {_saved_module(model, s, whole) for s in whole - biases - outside}
         config["modules_to_save"] = sorted(saved | {_outside(model, spec) for _ in outside})
         if _follows(model, adapter):
             module = their_name(model, "head")

@@ -12,7 +12,7 @@ from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
 from minipeft.errors import Bad
 from minipeft.interop.peft.config import checked
-from minipeft.interop.peft.reading import load_peft_parts
+from minipeft.interop.peft.reading import load_peft, load_peft_parts
 from minipeft.interop.peft.writing import save_peft
 
 ROOT = Path(__file__).parents[2] / "data" / "peft"
@@ -229,3 +229,13 @@ def test_a_classifier_that_is_the_bases_own_is_so_whatever_the_task(bases):
     folder = ROOT / "llama-cls" / "lora" / "adapter"
     usual, got = read(bases, folder), read(bases, folder, task_type="TOKEN_CLS")
     assert got.model.arch.head == "classify" and got.adapters[0].at == usual.adapters[0].at
+
+
+def test_a_part_of_a_classifier_may_be_saved_whole(tmp_path):
+    """Of RoBERTa's, whose dense layer has the name of the layers' own."""
+    model = load(ROOT.parent / "bases" / "roberta-cls", np.float64)
+    adapted = attach(model, "lora", targets="query", train_whole=["classifier.dense"])
+    save_peft(adapted, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["classifier.dense"]
+    again = load_peft(model, tmp_path)
+    assert again.adapters[0].trained == adapted.adapters[0].trained and again.model.arch == model.arch
