@@ -11,7 +11,7 @@ from minipeft.interop.adapters.harness import ENDS, arch_of, packed
 )
 def test_a_case_with_its_inputs_in_one_array_is_as_wide_as_before(method):
     widths = set()
-    for case in verify.choose(methods=[method], checks=["forward", "grad"]).cases:
+    for case in (c for c in verify.choose(methods=[method], checks=["forward", "grad"]).cases if c.place in ENDS):
         inputs = {k: a for k, a in case.inputs.items() if k in ENDS[case.place][0]}
         arch = arch_of(case)
         assert arch_of(packed(case)) == arch
