@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.conformance.places import OneRun, one
+from minipeft.conformance.acting import OneRun, one
 from minipeft.drawing import Facts, draw, draw_all
 from minipeft.engine import ops, value_and_grad
 from minipeft.method import Method, Site

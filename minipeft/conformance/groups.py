@@ -8,7 +8,7 @@ GROUPS = {
     "forward": ("forward", "embedding", "dropout", "quantize", "dequantize"),
     "gradient": ("grad",),
     "merge": ("delta", "merge", "unmerge", "merge_bfloat16", "unmerge_bfloat16"),
-    "files": ("load",),
+    "files": ("load", "save"),
     "combine": ("combine",),
     "init": ("init", "start", "draw"),
     "train": ("train", "fit"),

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from minipeft.conformance.acting import held
 from minipeft.conformance.cases import Case, derived
 from minipeft.conformance.moments import moment, shapes_of
 from minipeft.conformance.own import Own
-from minipeft.conformance.places import held
 from minipeft.conformance.results import Result
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import value

@@ -10,13 +10,14 @@ import numpy as np
 import minipeft
 from minipeft.arrays import rate
 from minipeft.checkpoints.native import decode, encode
+from minipeft.conformance.acting import bias_of, held
 from minipeft.conformance.cases import Case, Rejected, Unsupported, bfloat16
-from minipeft.conformance.places import Arrays, Place, arrays_at, bias_of, held, place_at
+from minipeft.conformance.places import Arrays, Place, arrays_at, place_at
 from minipeft.engine import ops, value_and_grad
 from minipeft.engine.backend import to_device, to_host
 from minipeft.engine.tensor import Tensor, value
 from minipeft.errors import Bad
-from minipeft.interop.peft.layer import load_layer
+from minipeft.interop.peft.layer import load_layer, load_whole, save_layer
 from minipeft.method import METHODS, Method, Step, is_weight, load_methods, weight_of
 from minipeft.train import SGD, AdamW
 from minipeft.train.optimisers import clipped
@@ -244,9 +245,18 @@ class Own:
     def load(self, case: Case) -> Arrays:
         try:
             method, arrays = load_layer(case)
+            whole = self.whole(case)
         except Bad as why:
             raise Rejected(str(why)) from None
-        return self.forward(as_asked(case, method, arrays))
+        asked = as_asked(case, method, arrays)
+        return self.forward(dataclasses.replace(asked, inputs={**asked.inputs, **whole}))
+
+    def whole(self, case: Case) -> Arrays:
+        """What files hold of other modules."""
+        return load_whole(case)
+
+    def save(self, case: Case) -> Arrays:
+        return save_layer(self.method(case), case.named("array", "stored"))
 
 
 implementation = Own()

@@ -24,6 +24,7 @@ ASKS = {
     "train": "the trained arrays after some steps of an optimiser on ½ Σ (output − target)², and the weight",
     "fit": "the same in the method's own training: with its learning rates and penalty, what it does between steps, and clipped gradients",
     "load": "the outputs with an adapter read from files of Hugging Face PEFT; or a refusal",
+    "save": "the tensors of the file that Hugging Face PEFT would save, by their keys",
     "quantize": "the four-bit codes, two in a byte, and the constants of the blocks",
     "dequantize": "the weight that a block-wise quantised one stands for",
 }

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.conformance import places
+from minipeft.conformance import acting
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own, method_of
 from minipeft.engine import ops
@@ -158,7 +158,7 @@ class Outputs(Own):
 
     def merge(self, case: Case) -> Arrays:
         """What a linear merges to that has these outputs: those of no input, and of each alone."""
-        if case.place != "linear":
+        if case.place not in ("linear", "feedforward"):
             return super().merge(case)
         each = np.concatenate([np.zeros((1, case.inputs["W"].shape[1])), np.eye(case.inputs["W"].shape[1])])
         inputs = case.named("input", "base") | {"x": each[None].astype(case.dtype)}
@@ -172,7 +172,7 @@ class Weights(Own):
     change: Callable[[Case, Any, Arrays], Any]
 
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
-        if case.place != "linear":
+        if case.place not in ("linear", "feedforward"):
             return super().outputs(case, inputs, arrays)
         W, x, keep = inputs["W"], inputs["x"], inputs.get("keep")
         kept = x if keep is None else x * (keep * (1 / (1 - method_of(case).dropout)))  # type: ignore[attr-defined]
@@ -191,4 +191,4 @@ def scale_of(case: Case) -> float:
 
 def held(case: Case) -> np.ndarray:
     """The base's weight as the method holds it, quantised perhaps."""
-    return value(places.held(method_of(case), case.tensors["W"]))
+    return value(acting.held(method_of(case), case.tensors["W"]))

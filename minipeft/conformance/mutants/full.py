@@ -6,6 +6,7 @@ from typing import Any
 
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Weights, mutant
+from minipeft.conformance.record.variants import More
 
 
 @mutant("forward delta")
@@ -22,3 +23,6 @@ class trained_copy_averaged(Weights):
 
     def change(self, case: Case, W: Any, arrays: Arrays) -> Any:  # type: ignore[override]
         return 0.5 * (W + arrays["W1"])
+
+
+CASES = {"tied": More(tied=True), "untied": More(dict(head="stays"), tied=True)}

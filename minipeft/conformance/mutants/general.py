@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 
 from minipeft.arrays import declared
-from minipeft.conformance import places
+from minipeft.conformance import acting
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import EVERY, Arrays, Settings, Tensors, Where, has, held, mutant, scale_of
 from minipeft.conformance.own import Own, as_asked
+from minipeft.conformance.record.one import combined
+from minipeft.conformance.record.variants import more
 from minipeft.engine import ops
 from minipeft.errors import Bad
 from minipeft.interop.peft.layer import load_layer
 from minipeft.interop.peft.reading import read_config
+from minipeft.interop.peft.registry import spec_named
+from minipeft.method import ties, weight_of
 
 SCALED = has("alpha", "r")
+COMBINED = Where("that libraries also put on tables, and sum", lambda cls: combined(cls.name))
+TIED = Where("with cases of a tied table", lambda cls: combined(cls.name) or any(it.tied for it in more(cls).values()))
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -74,7 +80,7 @@ class adapter_never_applied(Own):
     def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
         nothing = sum(0.0 * ops.sum(arrays[k]) for k in case.trained if k in arrays)
         if case.place == "linear":
-            W = places.held(self.method(case), inputs["W"])
+            W = acting.held(self.method(case), inputs["W"])
             return dict(y=ops.linear(inputs["x"], W, inputs["b"]) + nothing)
         if case.place == "table":
             return dict(y=ops.take(inputs["W"], ids=inputs["ids"]) + nothing)
@@ -245,6 +251,82 @@ class patterns_unread(Own):
             with contextlib.suppress(Bad):  # of rank_pattern the shapes tell
                 return self.forward(as_asked(case, *load_layer(case, without=left)))
         return super().load(case)
+
+
+@mutant("load", "unsloth #3444", COMBINED)
+class saved_modules_unread(Own):
+    """Modules that a file holds whole, for `modules_to_save` names them, are not read: the base's are used."""
+
+    asks = frozenset(("load",))
+
+    def whole(self, case: Case) -> Arrays:
+        return {}
+
+
+class Saving(Own):
+    """A mutant that writes other files."""
+
+    asks = frozenset(("save",))
+
+    def key(self, key: str) -> str:
+        return key
+
+    def save(self, case: Case) -> Arrays:
+        return {self.key(k): v for k, v in super().save(case).items()}
+
+
+ON_LAYER = Where(
+    "that PEFT has on one linear",
+    lambda cls: (spec := spec_named(cls.name)) is not None and spec.on_layer and not spec.unsaved,
+)
+
+
+@mutant("save", "", ON_LAYER)
+class saved_without_root(Saving):
+    """Keys of saved tensors lack `base_model.model.`"""
+
+    def key(self, key: str) -> str:
+        return key.removeprefix("base_model.model.")
+
+
+@mutant("save", "", ON_LAYER)
+class saved_with_the_adapter_s_name(Saving):
+    """Keys of saved tensors have the adapter's name in them, `default`."""
+
+    def key(self, key: str) -> str:
+        head, dot, end = key.rpartition(".")
+        return f"{key}.default" if end != "weight" else f"{head}.default{dot}{end}"
+
+
+# --- tied tables ------------------------------------------------------------------------------------------------------
+
+
+@mutant("embedding", "PEFT #2018; transformers #45127", TIED)
+class tie_broken(Own):
+    """The head keeps the base's table, where it is tied to one that is trained; or has the trained one, where it is not to."""
+
+    asks = frozenset(("forward", "vjp"))
+
+    def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
+        out = super().outputs(case, inputs, arrays)
+        if case.place != "tied":
+            return out
+        W, method = inputs["W"], self.method(case)
+        return out | dict(z=ops.linear(inputs["h"], W if ties(method) else weight_of(method, W, arrays)))
+
+
+@mutant("embedding", "PEFT #2864", TIED)
+class tie_changed_twice(Own):
+    """The change of a tied table reaches the head twice: each of two layers that hold it adds its own."""
+
+    asks = frozenset(("forward", "vjp"))
+
+    def outputs(self, case: Case, inputs: Arrays, arrays: Arrays) -> Arrays:
+        out = super().outputs(case, inputs, arrays)
+        if case.place != "tied":
+            return out
+        W = inputs["W"]
+        return out | dict(z=ops.linear(inputs["h"], 2.0 * weight_of(self.method(case), W, arrays) - W))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class oft_transposed(Tensors):
 CASES = {
     "within": More(dict(coft=True, eps=9.0)),  # rotations within their ball
     "embedding": More(table=True),
+    "tied": More(tied=True),
     "coft": More(dict(coft=True), steps=3),
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.conformance import places
+from minipeft.conformance import acting
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays
 from minipeft.conformance.own import Own, method_of
@@ -168,7 +168,7 @@ class Changed(Own):
         if case.place == "table":
             base = ops.take(inputs["W"], ids=inputs["ids"])
         elif "W" in inputs and "x" in inputs and case.place != "norm":
-            base = ops.linear(inputs["x"], places.held(self.method(case), inputs["W"]), inputs["b"])
+            base = ops.linear(inputs["x"], acting.held(self.method(case), inputs["W"]), inputs["b"])
         else:
             raise ValueError("no linear")
         return dict(y=base + self.number * (y - base))

@@ -275,6 +275,14 @@ class clip_always(Clipping):
         return limit / norm
 
 
+@mutant("fit", "torch.nn.utils.clip_grad_norm_", EVERY)
+class clip_by_a_little_more(Clipping):
+    """The norm by which gradients are clipped has 1e-6 added."""
+
+    def factor(self, norm: float, limit: float) -> float:
+        return min(1.0, limit / (norm + 1e-6))
+
+
 @mutant("fit", "", EVERY)
 class clip_by_the_square(Clipping):
     """Gradients are clipped by the square of their norm: the root is missing."""

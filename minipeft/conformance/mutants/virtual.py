@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minipeft.conformance import places
+from minipeft.conformance import acting
 from minipeft.conformance.cases import Case
 from minipeft.conformance.mutants import Arrays, Where, mutant
 from minipeft.conformance.own import Own
@@ -245,7 +245,7 @@ class Carrying(Within):
             past, mask, at = old(tokens, *rest)
             return past, mask, self.positions(at, tokens.virtual)
 
-        return {(places, "carried"): carried}
+        return {(acting, "carried"): carried}
 
 
 @mutant("forward", "", INSERTING)

@@ -37,12 +37,24 @@ def drawn(
 
 def on_a_table(cls: type[Method], method: Method, page: docstrings.Page) -> Iterator[Case]:
     """The method on a token table: outputs, gradients."""
-    rng, place = generator(cls.name, "embedding"), places.PLACES["table"]
-    inputs, _, arrays, about = drawn(cls, "forward", method, page, place, rng)
+    yield from _embedding(cls, method, page, "table", ("embedding",), ("forward", "grad"))
+
+
+def on_a_tied_table(cls: type[Method], variant: str, method: Method, page: docstrings.Page) -> Iterator[Case]:
+    """The method on a token table that is the output head too."""
+    made = _embedding(cls, method, page, "tied", (variant,), (variant, f"{variant}_grad"))
+    yield from (dataclasses.replace(case, since="0.2") for case in made)
+
+
+def _embedding(
+    cls: type[Method], method: Method, page: docstrings.Page, at: str, seed: tuple[str, ...], variants: tuple[str, str]
+) -> Iterator[Case]:
+    rng, place = generator(cls.name, *seed), places.PLACES[at]
+    inputs, _, arrays, about = drawn(cls, variants[0], method, page, place, rng)
     forward = finished(Case(check="embedding", ask="forward", inputs={**inputs, **arrays}, **about))
     yield forward
     g = {f"g.{k}": single(rng.standard_normal(v.shape)) for k, v in forward.want.items()}
-    about |= dict(variant="grad", roles=about["roles"] | dict.fromkeys(g, "cotangent"))
+    about |= dict(variant=variants[1], roles=about["roles"] | dict.fromkeys(g, "cotangent"))
     yield finished(Case(check="embedding", ask="vjp", inputs={**inputs, **arrays, **g}, **about))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from minipeft.arrays import declared, needs
-from minipeft.conformance import docstrings, places
+from minipeft.conformance import acting, docstrings
+from minipeft.conformance.acting import IN
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import config_of
 from minipeft.conformance.places import (
     ARCH,
-    IN,
     OTHER_ARCH,
     OTHERS,
     OUT,
@@ -29,7 +29,7 @@ from minipeft.conformance.record.draws import draws
 from minipeft.conformance.record.files import files_of
 from minipeft.conformance.record.fits import OPTIMISERS as OPTIMISERS_OF_FIT
 from minipeft.conformance.record.fits import fit, fits
-from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, sums
+from minipeft.conformance.record.more import drawn, in_bfloat16, on_a_table, on_a_tied_table, sums
 from minipeft.conformance.record.one import answer, combined, finished, generator, single
 from minipeft.conformance.record.start import started
 from minipeft.conformance.record.variants import More, more, readings, usual, variants
@@ -58,6 +58,8 @@ def of_method(cls: type[Method]) -> Iterator[Case]:
         made = dataclasses.replace(usual(cls), **beside.settings)
         if beside.table:
             yield from on_a_table(cls, made, page)
+        elif beside.tied:
+            yield from on_a_tied_table(cls, variant, made, page)
         elif beside.steps:
             yield of_training(cls, variant, made, page, beside)
         else:
@@ -75,7 +77,7 @@ def of_training(cls: type[Method], variant: str, method: Method, page: docstring
 
 def of_more(cls: type[Method], variant: str, method: Method, page: docstrings.Page, beside: More) -> Iterator[Case]:
     """Outputs, gradients and weights of a variant that the method's mutants need."""
-    place, rng = SIZED[beside.sizes][place_of(method).name], generator(cls.name, variant)
+    place, rng = SIZED[beside.sizes][beside.place or place_of(method).name], generator(cls.name, variant)
     inputs, _, drawn_ones, about = drawn(cls, variant, method, page, place, rng)
     about |= dict(since="0.2")
     arrays = {k: v if v is drawn_ones.get(k) else single(v) for k, v in beside.arrays(drawn_ones).items()}
@@ -101,10 +103,10 @@ def weights(
     cls: type[Method], method: Method, place: Place, inputs: Arrays, arrays: Arrays, about: Arrays
 ) -> Iterator[Case]:
     """The merged weight, its change, and the base's again, where the method merges."""
-    if not (place.name in ("linear", "norm", "bias") and is_weight(method)):
+    if not (place.name in ("linear", "norm", "bias", "feedforward") and is_weight(method)):
         return
     yield finished(Case(check="merge", ask="merge", inputs={**inputs, **arrays}, **about))
-    if place.name == "linear":
+    if place.name in ("linear", "feedforward"):
         delta = finished(Case(check="delta", ask="delta", inputs={**inputs, **arrays}, **about))
         if delta.want["delta"].any():  # of the bias alone there is none
             yield delta
@@ -145,6 +147,7 @@ def of_variant(cls: type[Method], variant: str, method: Method, page: docstrings
         yield from checks_of_usual(cls, method, place, inputs, start, arrays, about, rng, forward)
         if combined(cls.name):
             yield from on_a_table(cls, method, page)
+            yield from on_a_tied_table(cls, "tied", method, page)
             yield from in_bfloat16(inputs, arrays, about)
     if combined(cls.name) and variant.partition("=")[0] not in readings(cls):
         yield from sums(cls, method, inputs, arrays, about, rng)
@@ -172,7 +175,7 @@ def _tells_of_base(cls: type[Method], variant: str, method: Method) -> bool:
     if variant == "usual":
         return True
     W = generator("held").standard_normal((OUT, IN))
-    return not np.array_equal(places.held(method, W), places.held(usual(cls), W))
+    return not np.array_equal(acting.held(method, W), acting.held(usual(cls), W))
 
 
 def _tells(case: Case, other: Mapping[str, Any]) -> bool:

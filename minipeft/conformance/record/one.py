@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.conformance import places
+from minipeft.conformance import acting
+from minipeft.conformance.acting import bias_of
 from minipeft.conformance.cases import Case
 from minipeft.conformance.own import Own
-from minipeft.conformance.places import WORDS, Arrays, Place, bias_of
+from minipeft.conformance.places import WORDS, Arrays, Place
 from minipeft.conformance.record.steps import slopes, trained
 from minipeft.conformance.witnesses import closed_form, dropped_form, removed_by
 from minipeft.engine import gradients_flow
 from minipeft.errors import Bad
 from minipeft.interop.peft.registry import spec_named
-from minipeft.method import is_weight, weight_of
+from minipeft.method import is_weight, ties, weight_of
 
 OWN = Own()
 STEP = 1e-5  # of central differences
@@ -139,14 +140,18 @@ def witnesses(case: Case) -> tuple[str, ...]:
         arrays = case.named("array", "stored")
         method = OWN.method(case)
         if case.check == "embedding":
-            agree(case, dict(y=OWN.merge(case)["W"][case.inputs["ids"]]), "merged table")
+            W = OWN.merge(case)["W"]
+            agree(case, dict(y=W[case.inputs["ids"]]), "merged table")
             found.append("rows of the merged table")
+            if "h" in case.inputs:
+                agree(case, dict(z=case.inputs["h"] @ (W if ties(method) else case.inputs["W"]).T), "head")
+                found.append("the head by that table, or by the base's")
         elif form := closed_form(case.method):
             given = {**case.named("input", "base"), **arrays}
             closed = form(method, given)
             if "keep" in given:  # the change of the kept input, beside the base's output for all of it
                 x, kept = given["x"], given["x"] * given["keep"] / (1 - method.dropout)  # type: ignore[attr-defined]
-                W = places.held(method, given["W"])
+                W = acting.held(method, given["W"])
                 if "A0" in given:  # a residual base
                     W = W - removed_by(case.method)(method, given)
                 if dropped := dropped_form(case.method):
@@ -155,7 +160,7 @@ def witnesses(case: Case) -> tuple[str, ...]:
                     closed = dict(y=x @ W.T + form(method, given | {"x": kept})["y"] - kept @ W.T)
             agree(case, closed, "closed form")
             found.append("a closed form written apart, number by number")
-        if is_weight(method) and case.place == "linear" and "keep" not in case.inputs:
+        if is_weight(method) and case.place in ("linear", "feedforward") and "keep" not in case.inputs:
             merged = OWN.merge(case)
             b = merged.get("b", 0.0)
             agree(case, dict(y=case.tensors["x"] @ merged["W"].T + b), "merged weight")

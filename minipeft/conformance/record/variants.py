@@ -29,6 +29,8 @@ class More:
     sizes: str = ""  # of a linear of these sizes, a word of `places.SIZED`
     training: bool = False  # in training, with a mask for its dropout
     table: bool = False  # of a token table: its outputs and gradients
+    tied: bool = False  # of one that is the head too
+    place: str = ""  # of another place that is a linear
     steps: int = 0  # so many steps of its own training, and nothing else
 
 

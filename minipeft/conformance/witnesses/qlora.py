@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipeft.conformance.places import held
+from minipeft.conformance.acting import held
 from minipeft.conformance.witnesses import Tensors, lora
 
 

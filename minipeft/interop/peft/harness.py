@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minipeft.arrays import needs
+from minipeft.arrays import needs, rate
 from minipeft.conformance.cases import Case, Rejected, Unsupported
 from minipeft.conformance.own import STEPS, method_of
 from minipeft.conformance.places import ARCH, PLACES, arrays_at, place_at
@@ -18,7 +18,7 @@ from minipeft.interop.harness_torch import mask
 from minipeft.interop.peft.layer import arrays_of, config_of, tensors_of
 from minipeft.interop.peft.registry import has, spec_named, spec_of, specs
 from minipeft.interop.peft.spec import Spec
-from minipeft.method import METHODS, Site, load_methods
+from minipeft.method import METHODS, Method, Site, load_methods
 
 Arrays = dict[str, Any]
 
@@ -108,12 +108,12 @@ class Peft:
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in config_of(spec, method).items() if k in known and k != "peft_type"})
 
-    def adapted(self, case: Case, arrays: bool = True) -> Any:
+    def adapted(self, case: Case, arrays: bool = True, seed: int = 0) -> Any:
         """The model with the adapter, its arrays set to those of the case."""
         import peft
 
         torch = self.torch(case)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = peft.get_peft_model(self.base(case), self.config(case), autocast_adapter_dtype=False)
         model = model.to(torch.float64 if case.dtype == np.float64 else torch.float32).eval()
         if arrays:
@@ -287,13 +287,24 @@ class Peft:
         layer = model.base_model.model.layer.get_base_layer()
         return dict(W=layer.weight.detach().numpy(), b=layer.bias.detach().numpy())
 
-    def init(self, case: Case) -> Arrays:
+    def init(self, case: Case, seed: int = 0) -> Arrays:
         import peft
 
         if needs(method_of(case)):
             raise Unsupported("PEFT measures on a whole model")
-        model = self.adapted(case, arrays=False)
+        model = self.adapted(case, arrays=False, seed=seed)
         return self.ours(case, peft.get_peft_model_state_dict(model))
+
+    def draw(self, case: Case) -> Arrays:
+        each = [self.init(case, seed) for seed in range(case.options["times"])]
+        return {k: np.stack([a[k] for a in each]) for k in case.options["shapes"]}
+
+    def save(self, case: Case) -> Arrays:
+        """What `save_pretrained` writes."""
+        import peft
+
+        state = peft.get_peft_model_state_dict(self.adapted(case))
+        return {key: np.ascontiguousarray(a.detach().numpy()) for key, a in state.items()}
 
     def train(self, case: Case) -> Arrays:
         """The optimiser's equations with torch's gradients: what is judged is the layer, and that its base stays."""
@@ -310,6 +321,10 @@ class Peft:
         for _ in range(o["steps"]):
             optimiser.zero_grad()
             (0.5 * (self.call(case, model, x) - target) ** 2).sum().backward()
+            if "clip" in o:  # torch's own adds 1e-6 to the norm
+                norm = sum((p.grad**2).sum() for p in trained if p.grad is not None) ** 0.5
+                for p in (p for p in trained if p.grad is not None):
+                    p.grad *= torch.clamp(o["clip"] / norm, max=1)
             if o["kind"] == "sgd":  # torch couples its decay to the gradient; here it is apart
                 before = [p.detach().clone() for p in trained]
             optimiser.step()
@@ -320,6 +335,16 @@ class Peft:
         named = self.ours(case, peft.get_peft_model_state_dict(model))
         layer = model.base_model.model.layer.get_base_layer()
         return named | dict(W=layer.weight.detach().numpy())
+
+    def fit(self, case: Case) -> Arrays:
+        """As `train`, for methods whose training is that of their outputs alone."""
+        method = method_of(case)
+        beside = ("penalty", "after_backward", "after_step")
+        if any(getattr(type(method), f) is not getattr(Method, f) for f in beside) or any(
+            rate(method, k) != 1 for k in case.trained
+        ):
+            raise Unsupported("PEFT leaves to a training loop what this method does in training")
+        return self.train(case)
 
     def load(self, case: Case) -> Arrays:
         import peft

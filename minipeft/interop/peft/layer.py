@@ -16,7 +16,7 @@ from minipeft.interop.peft.registry import method_name, spec_of
 from minipeft.interop.peft.spec import ROOT, Spec, shared_to_ours, shared_to_theirs, to_ours, to_theirs
 from minipeft.method import Method, Site, method_class
 
-LAYER = "layer"
+LAYER, BEHIND = "layer", "head"  # the linear, and one behind it that may be trained whole
 MODULE = f"{ROOT}{LAYER}."
 LINEAR = PLACES["linear"].sites[0]
 
@@ -41,6 +41,32 @@ def arrays_of(spec: Spec, tensors: Arrays, site: Site = LINEAR, beside: Arrays |
     return own if spec.packing is None or beside is None else dict(spec.packing.ours(own, beside))
 
 
+def _whole(case: Case, config: Config) -> dict[str, str]:
+    """{key: input of the case} of what the configuration says is trained whole: the module behind the linear, where there is one."""
+    there = case.place == "headed" and BEHIND in (config.get("modules_to_save") or ())
+    return {f"{ROOT}{BEHIND}.weight": "H", f"{ROOT}{BEHIND}.bias": "c"} if there else {}
+
+
+def load_whole(case: Case) -> Arrays:
+    """The parameters that a case's files hold whole, by its names of them. Raises `Bad` if one is missing or has another shape."""
+    assert case.folder is not None
+    config, found = read_config(case.folder / "adapter"), read_adapter_tensors(case.folder / "adapter")
+    out: Arrays = {}
+    for key, name in _whole(case, config).items():
+        if key not in found:
+            raise Bad(f"adapter_model.safetensors lacks {key}")
+        if found[key].shape != case.inputs[name].shape:
+            raise Bad(f"{key}: expected shape {case.inputs[name].shape}, found {found[key].shape}")
+        out[name] = found[key].astype(case.dtype)
+    return out
+
+
+def save_layer(method: Method, arrays: Arrays) -> Arrays:
+    """The tensors of the file that PEFT would save, by their keys."""
+    spec = spec_of(method)
+    return tensors_of(spec.of(config_of(spec, method), ARCH), arrays)
+
+
 def load_layer(case: Case, without: Collection[str] = ()) -> tuple[Method, Arrays]:
     """The method and its arrays, from the files of a case; of the configuration all `without` some. Raises `Bad` for files that do not fit."""
     folder = case.folder / "adapter" if case.folder is not None else None
@@ -55,6 +81,7 @@ def load_layer(case: Case, without: Collection[str] = ()) -> tuple[Method, Array
     except KeyError as why:
         raise Bad(f"adapter_config.json lacks {why.args[0]!r}") from None
     known = {MODULE + k.suffix for k in spec.keys.values()}
+    known |= set(_whole(case, config))
     known |= {f"{k.suffix}.0" if k.numbered else k.suffix for k in spec.root_keys.values()}
     if strange := [key for key in tensors if key not in known]:
         raise Bad(f"unexpected key {strange[0]!r}{near(strange[0], known)}")

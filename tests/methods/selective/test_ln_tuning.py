@@ -10,7 +10,8 @@ from minipeft.attaching import attach
 from minipeft.checkpoints import load
 from minipeft.checkpoints.files import read_tensors
 from minipeft.conformance import tiny
-from minipeft.conformance.places import ARCH, one
+from minipeft.conformance.acting import one
+from minipeft.conformance.places import ARCH
 from minipeft.engine import ops, value_and_grad
 from minipeft.errors import Bad
 from minipeft.interop.peft.reading import load_peft

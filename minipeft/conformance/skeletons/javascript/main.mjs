@@ -90,6 +90,7 @@ const ASKS = {
     return Object.fromEntries([...names, "W"].map((k) => [k, now[k]]));
   },
   fit: (asked) => ASKS.train(asked), // these methods have no rates, no penalty, and do nothing between steps
+  save: ({ method, given, about }) => saved(method, given, about),
   load({ method, given, about, folder }) {
     const config = JSON.parse(readFileSync(join(folder, "adapter", "adapter_config.json")));
     const settings = {
@@ -112,6 +113,12 @@ function stacked(each) {
   const out = matrix(each.length * each[0].rows, each[0].cols);
   each.forEach(({ data }, i) => out.data.set(data, i * data.length));
   return out;
+}
+
+/** The tensors of a file of PEFT, by their keys. */
+function saved(method, given, about) {
+  const letters = Object.keys(method.arrays(about.config, ...about.tensors.W.shape));
+  return Object.fromEntries(letters.map((letter) => [MODULE + method.peft[letter], given[letter]]));
 }
 
 const OPTIMISERS = {
@@ -149,6 +156,10 @@ function shapeOf(name, about, method) {
   const { x, ids, W } = about.tensors;
   if (name === "y") return ids ? [...ids.shape, W.shape[1]] : [...x.shape.slice(0, -1), W.shape[0]];
   if (name === "delta") return W.shape;
+  if (about.ask === "save") {
+    const letter = Object.keys(method.peft).find((k) => MODULE + method.peft[k] === name);
+    return name.endsWith("ia3_l") ? [...about.tensors[letter].shape, 1] : about.tensors[letter].shape;
+  }
   if (about.ask === "draw") return [about.options.times, ...about.options.shapes[name]];
   return about.tensors[name]?.shape ?? method.arrays(about.config, ...W.shape)[name];
 }
