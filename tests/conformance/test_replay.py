@@ -25,6 +25,7 @@ CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.nam
 COARSE = {
     "llama/loftq-rounds": "bitsandbytes holds the scales of what the rounds before leave in float32",
     "llama/oft-coft": "PEFT measures the rotation against a radius in float32",
+    "bert-cls/waveft-sym6": "PEFT's filter is right to 10⁻¹² alone",
 }
 
 ANEW = {

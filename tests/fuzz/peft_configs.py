@@ -35,7 +35,7 @@ FIXED = (
     "num_transformer_submodules", "num_attention_heads", "num_layers", "use_qalora", "qalora_group_size", "arrow_config",
     "sample_at_inference", "loftq_config", "megatron_config", "megatron_core", "runtime_config", "eva_config", "corda_config",
     "lora_ga_config", "tokenizer_name_or_path", "tokenizer_kwargs", "prompt_tuning_init_text", "prompt_tuning_init_state_dict_path",
-    "progressbar", "shadow_model", "total_step",
+    "progressbar", "shadow_model", "total_step", "adapters", "hidden_size",
 )  # fmt: skip
 
 
@@ -219,6 +219,13 @@ def drawn_fields(rng: np.random.Generator, tuner: str, shape: str, at: Modules) 
         out["target_modules"] = [n for n in names if not any(m != n and n.endswith(m) for m in names)]
     if tuner == "ADALORA":
         out |= dict(total_step=100, tinit=2, tfinal=3)
+    if tuner == "XLORA":  # experts that are trained before
+        sizes = dict(r=(1, 2, 3, 5), lora_alpha=(1, 3, 8), use_rslora=(False, False, True))
+        kinds = [{k: of[rng.integers(len(of))] for k, of in sizes.items()} for _ in range(rng.integers(1, 4))]
+        out |= dict(
+            experts=[k | dict(target_modules=named(rng, at["linear"])) for k in kinds],
+            xlora_size=int(rng.integers(2, 7)),
+        )
     return out
 
 

@@ -147,6 +147,8 @@ def load_base(base: str, dtype: torch.dtype, case: Case | None = None) -> Any:
     model = cls.from_pretrained(ROOT / base / "base", dtype=dtype, attn_implementation="eager", **more)
     if case and case.rows:
         model.resize_token_embeddings(case.rows, mean_resizing=False)
+    if case and case.config.peft_type == "XLORA":  # which PEFT asks for
+        model.config.use_cache = False
     model.name_or_path = model.config._name_or_path = ""  # no path of this machine in adapter_config.json
     return model.eval()
 
@@ -300,7 +302,7 @@ def save_xlora(case: Case, folder: Path) -> None:
             save_adapter(Case(case.base, f"expert{k}", expert), Path(paths[str(k)]))
         case.config.adapters = paths
         torch.manual_seed(5)
-        model = get_peft_model(load_base(case.base, torch.float32), case.config).eval()
+        model = get_peft_model(load_base(case.base, torch.float32, case), case.config).eval()
         jitter(trainable(model), case.size, generator(case.name))
         model.save_pretrained(folder)
         gate = {k: v for k, v in model.state_dict().items() if "internal_xlora_classifier" in k}
@@ -430,6 +432,7 @@ def cases() -> list[Case]:
         llama("xlora", on(lm, peft.XLoraConfig, hidden_size=24), build=save_xlora),
         llama("xlora-deep", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=2, xlora_size=5, layerwise_scalings=True,
                                softmax_temperature=0.7, global_scaling_weight=1.3, scaling_pass_value=0.5), build=save_xlora),
+        Case("mistral", "xlora", on(lm, peft.XLoraConfig, hidden_size=36, xlora_depth=2, xlora_size=4, top_k_lora=2), build=save_xlora),
         llama("xlora-plain", on(lm, peft.XLoraConfig, hidden_size=24, xlora_depth=3, xlora_size=5, xlora_dropout_p=0.0, enable_softmax=False,
                                 top_k_lora=2, use_trainable_adapters=True), "left", build=save_xlora),
         bert("adalora-bert", on(cls, peft.AdaLoraConfig, init_r=4, target_r=2, tfinal=1, total_step=6, lora_alpha=5, orth_reg_weight=0.1,

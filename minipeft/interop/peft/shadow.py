@@ -27,6 +27,7 @@ from minipeft.interop.peft.fields import (
     optional,
     plain,
     read,
+    whole,
 )  # fmt: skip
 from minipeft.interop.peft.names import prefix_of
 from minipeft.interop.peft.spec import Key, Spec, Trial, turned
@@ -40,12 +41,12 @@ KNOWN = COMMON | TARGETS | EXCLUDED | WHOLE | INIT | {
     "shadow_alpha": read(NUMBER, 0.1),
     "shadow_dropout": read(RATE, 0.2),
     "shadow_model": read(among("mirror"), "mirror"),
-    "shadow_num_hidden_layers": read(optional(COUNT)),
+    "shadow_num_hidden_layers": read(optional(whole(0))),  # 0 is what none is
     "shadow_hidden_size": read(optional(COUNT)),
     "shadow_num_attention_heads": read(optional(COUNT)),
     "shadow_intermediate_size": read(optional(COUNT)),
     "share_embeddings": read(FLAG, True),
-    "update_hidden_size": read(optional(COUNT)),
+    "update_hidden_size": read(optional(whole(0))),
     "auxiliary_loss_weight": read(NOT_NEGATIVE, 0.05),
     "layers_to_transform": plain(IGNORED, None, LAYERS),
     "layers_pattern": plain(IGNORED, None, NAME_OR_NAMES),

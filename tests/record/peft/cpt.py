@@ -18,4 +18,6 @@ def cases(on):
         on.llama("cpt", peft.CPTConfig, "left", **two),
         on.llama("cpt-decay", peft.CPTConfig, **three, **decay, **eps),
         on.gpt2("cpt-gpt2", peft.CPTConfig, **two, **decay, **eps),
+        on.mistral("cpt", peft.CPTConfig, "left", **three, opt_weighted_loss_type="none"),
+        on.llama_tied("cpt", peft.CPTConfig, **two, **decay, opt_projection_epsilon=0.7),
     ]

@@ -21,5 +21,6 @@ def cases(on):
         on.llama_cls("p-tuning", encoder, num_virtual_tokens=3, encoder_hidden_size=6),
         on.bert_cls("p-tuning-bert", encoder, num_virtual_tokens=3, encoder_hidden_size=6),
         on.gpt2("prefix-tuning-left-gpt2", prefix, "left", num_virtual_tokens=3),
+        on.llama("prompt-tuning-norms", prompt, num_virtual_tokens=2, modules_to_save=["post_attention_layernorm"]),
         on.llama("prefix-tuning-zero", prefix, num_virtual_tokens=3, init_weights="zero"),
     ]

@@ -1,4 +1,4 @@
-"""WaveFT, with filters whose tables in PEFT are exact."""
+"""WaveFT, with filters whose tables in PEFT are exact, and one whose is not."""
 
 import peft
 
@@ -19,5 +19,6 @@ def cases(on):
         on.bert_cls("waveft-bert", peft.WaveFTConfig, n_frequency=40, scaling=3.0, wavelet_family="coif1",
                     target_modules=["query", "value"]),
         on.t5("waveft-t5", peft.WaveFTConfig, n_frequency=40, scaling=3.0, wavelet_family="db5", target_modules=["q", "wo"]),
+        on.bert_cls("waveft-sym6", peft.WaveFTConfig, n_frequency=40, scaling=3.0, wavelet_family="sym6", target_modules=["query"]),
         on.vit("waveft-vit", peft.WaveFTConfig, n_frequency=40, scaling=3.0, target_modules=["q_proj", "fc2"]),
     ]  # fmt: skip
