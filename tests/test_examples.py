@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampled import in_turn
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=[pytest.mark.wide] if "fine_tune" in p.stem else [], id=p.stem) for p in EXAMPLES]
-)
+@pytest.mark.parametrize("path", in_turn(EXAMPLES, every=2), ids=lambda p: p.stem)
 def test_it_runs(path, tmp_path):
     env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     few = ["4"] if path.stem.startswith("03") else []  # steps of training

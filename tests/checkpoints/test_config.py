@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sampled import in_turn
 
 from minipeft import limits
 from minipeft.adapted import Adapted
@@ -264,7 +265,7 @@ def test_junk_in_any_field_is_one_line_or_is_read(name):
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", in_turn(CONFIGS, every=4))
 def test_what_a_configuration_claims_is_not_made(name, tmp_path):
     """Every count of a configuration, at what no model has: the folder is refused, or read, within a second."""
     shutil.copytree(ROOT / name, tmp_path / "base")

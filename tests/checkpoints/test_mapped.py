@@ -1,14 +1,17 @@
 """A base that is mapped into memory is the base that is read."""
 
+import itertools
 import json
 import os
 import struct
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sampled import one_each
 
 from minipeft.adapted import Adapted
 from minipeft.attaching import attach
@@ -30,8 +33,11 @@ def everything(monkeypatch):
     monkeypatch.setattr(mapped, "READ_AT_ONCE", 0)
 
 
-@pytest.mark.parametrize("dtype", [None, np.float64, "bfloat16", "nf4"], ids=str)
-@pytest.mark.parametrize("folder", BASES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("folder", "dtype"),
+    one_each(itertools.product(BASES, [None, np.float64, "bfloat16", "nf4"]), itemgetter(0)),
+    ids=lambda x: getattr(x, "name", str(x)),
+)
 def test_it_equals_the_base_that_is_read(folder, dtype, monkeypatch):
     try:
         read = load(folder, dtype)

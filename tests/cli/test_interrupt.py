@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from sampled import in_turn
 
 from minipeft.conformance.laws import LAWS
 from minipeft.processes import deaf_to_interrupts, descendants
@@ -60,8 +59,9 @@ SLOWER = (
 )
 
 
+@pytest.mark.wide
 @linux
-@pytest.mark.parametrize(("number", "status"), in_turn([(signal.SIGINT, 130), (signal.SIGTERM, 143)], every=2))
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_check_shows_the_methods_it_has_checked(started, tmp_path, number, status):
     process = started("check", "ia3", *SLOWER, "--json", tmp_path / "out.json")
     got, out, _ = ended(process, f"ia3: {5 * len(LAWS)} hold", number)

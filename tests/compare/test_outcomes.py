@@ -27,7 +27,7 @@ def numbers(outcome):
 SOME = ["lora", "prompt_tuning", "eva", "full", "qlora", "adapter_fusion", "x_lora", "lora_ga"]
 
 
-@pytest.mark.parametrize("name", in_turn(SOME, every=4))
+@pytest.mark.parametrize("name", in_turn(SOME, every=8))
 def test_an_outcome(task, name):
     found = job.measure(task, name)
     assert found.trained > 0 and found.share > 0 and found.base_unchanged and not found.note

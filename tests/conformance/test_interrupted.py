@@ -97,7 +97,9 @@ def test_what_was_judged_is_kept(number, status, tmp_path):
         pytest.param(
             ["verify", "diff", "minipeft", NAME, "--case", "loha.forward.usual"], {}, id="diff", marks=pytest.mark.wide
         ),
-        pytest.param(["verify", "bisect", NAME, "--case", "loha.forward.usual"], {}, id="bisect"),
+        pytest.param(
+            ["verify", "bisect", NAME, "--case", "loha.forward.usual"], {}, id="bisect", marks=pytest.mark.wide
+        ),
     ],
 )
 def test_nobody_is_left_behind(words, env, tmp_path):

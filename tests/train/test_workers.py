@@ -173,9 +173,8 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize(
-    "who", ["worker", *(pytest.param(w, marks=pytest.mark.wide) for w in ("interrupted", "itself"))]
-)
+@pytest.mark.wide
+@pytest.mark.parametrize("who", ["worker", "interrupted", "itself"])
 def test_a_command_that_is_ended_leaves_nobody_behind(who, tmp_path):
     words = command(tmp_path, "--steps", 5000, "--workers", 2)
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -63,28 +63,26 @@ def test_dropout_makes_blocks_of_one_factor_the_identity():
     """As often as it says, in training alone; W' stays the rotated weight else."""
     rng = np.random.default_rng(0)
     W, x = rng.standard_normal((5, 16)), np.eye(16)
-    method = BOFT(block=2, factors=2, block_dropout=0.3)
+    method = BOFT(block=4, factors=2, block_dropout=0.3)
     a = drawn(method, W, moved=0.7)
     np.testing.assert_allclose(one_part.output(method, a, x, W).T, weight_of(method, W, a), atol=1e-13)
     spared = []
-    for seed in range(200):
+    for seed in range(50):
         got = one_part.output(method, a, x, W, train=True, rng=np.random.default_rng(seed)).T
         best = None
         for factor in range(2):
-            for mask in range(256):  # which of the eight blocks were spared
-                keep = np.ones((2, 8))
-                keep[factor] = [mask >> k & 1 for k in range(8)]
+            for mask in range(16):  # which of the four blocks were spared
+                keep = np.ones((2, 4))
+                keep[factor] = [mask >> k & 1 for k in range(4)]
                 if np.allclose(got, weight_of(method, W, a | dict(R=a["R"] * keep[..., None, None])), atol=1e-12):
-                    best = factor, 8 - bin(mask).count("1")
+                    best = factor, 4 - bin(mask).count("1")
                     break
             if best:
                 break
         assert best is not None
         spared.append(best)
-        if seed == 24:
-            break
     factors, counts = zip(*spared)
-    assert set(factors) == {0, 1} and abs(np.mean(counts) / 8 - 0.3) < 5 * np.sqrt(0.21 / (8 * len(counts)))
+    assert set(factors) == {0, 1} and abs(np.mean(counts) / 4 - 0.3) < 5 * np.sqrt(0.21 / (4 * len(counts)))
 
 
 @pytest.mark.hf
