@@ -35,9 +35,9 @@ def as_torch(what: str, W: Any) -> tuple[Any, Any, Any]:
     U, S, Vt = singular(what, W)
     narrow, (m, n) = np.asarray(W, np.float32), W.shape
     if m >= n:  # tall from ⌊1.5 n⌋ on: then R's, of W = Q R
-        other = _svd32(narrow if m < n * 3 // 2 else np.linalg.qr(narrow)[1])[2]
+        other = _svd32(narrow if m < n * 3 // 2 else _qr(narrow)[1])[2]
     else:  # L's, of W = L Q; up to 20 m by way of a lower bidiagonal matrix, which LAPACK makes of what is a little wider than tall
-        Q, R = np.linalg.qr(narrow.T)
+        Q, R = _qr(narrow.T)
         L = R.T if n >= 20 * m or m == 1 else np.pad(R.T, ((0, 2), (0, 3)))
         other = _svd32(L)[2][:m, :m] @ Q.T
     sign = np.where((other * Vt).sum(axis=1) < 0, -1.0, 1.0)
@@ -49,6 +49,13 @@ def _svd32(W: np.ndarray) -> tuple[Any, Any, Any]:
     from scipy.linalg import svd
 
     return svd(W, full_matrices=False, check_finite=False)
+
+
+def _qr(W: np.ndarray) -> tuple[Any, Any]:
+    """LAPACK's, in the dtype of W: its zeros are those of float32."""
+    from scipy.linalg import qr
+
+    return qr(W, mode="economic", check_finite=False)
 
 
 def orthonormal(what: str, R: Any) -> Any:
@@ -88,10 +95,10 @@ def randomised(M: np.ndarray, random: np.ndarray, steps: int = 2, signs: bool = 
     """
     wide = M.shape[0] < M.shape[1]
     M = M.T if wide else M
-    Q, _ = np.linalg.qr(M @ random)
+    Q, _ = _qr(M @ random)
     for _ in range(steps):
-        Q, _ = np.linalg.qr(M.T @ Q)
-        Q, _ = np.linalg.qr(M @ Q)
+        Q, _ = _qr(M.T @ Q)
+        Q, _ = _qr(M @ Q)
     U, S, Vt = as_torch("what the directions leave", Q.T @ M) if signs else np.linalg.svd(Q.T @ M, full_matrices=False)
     return (Vt.T, S, (Q @ U).T) if wide else (Q @ U, S, Vt)
 
