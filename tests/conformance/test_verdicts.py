@@ -55,7 +55,7 @@ def test_where_nothing_concerns_an_implementation():
 def test_what_is_required():
     there = ["forward", "grad", "load", "merge", "unmerge"]
     assert required("forward, gradient,files,merge", there) == {
-        "forward": ("forward",), "gradient": ("grad",), "files": ("load",), "merge": ("merge",)
+        "forward": ("forward",), "gradient": ("grad",), "files": ("load", "save"), "merge": ("merge",)
     }  # fmt: skip
     for words, line in (
         ("gard", r"--require gard: expected checks or groups, of .*\(did you mean grad"),
