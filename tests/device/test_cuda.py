@@ -225,10 +225,17 @@ OPS = {
     "block_matmul with one block": (lambda x, R: ops.block_matmul(x, R), [normal(3, 5, 12), normal(1, 4, 4)]),
     "matmul": (lambda x, y: ops.matmul(x, y), [normal(3, 1, 5, 7), normal(1, 4, 7, 6)]),
     "rms_norm": (lambda x, w: ops.rms_norm(x, w, eps=1e-5), [normal(3, 5, 777), normal(777)]),
+    "rms_norm by four": (lambda x, w: ops.rms_norm(x, w, eps=1e-5) + ops.rms_norm(x, w, eps=1e-5), [normal(3, 5, 776), normal(776)]),
+    "layer_norm by four": (lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-5) + ops.layer_norm(x, w, b, eps=1e-5), [normal(3, 5, 300), normal(300), normal(1, 300)[0]]),
+    "add": (lambda x, y: ops.add(x, y), [normal(3, 160, 160), normal(1, 3, 160, 160)[0]]),
     "layer_norm": (lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-5), [normal(3, 5, 300), normal(300), normal(300)]),
     "silu_mul": (lambda x, y: ops.silu_mul(x, y), [normal(3, 5, 77), normal(3, 5, 77) + 1]),
+    "silu_mul by four": (lambda x, y: ops.silu_mul(x, y), [normal(3, 5, 76), normal(3, 5, 76) + 1]),
+    "silu_mul that is broadcast": (lambda x, y: ops.silu_mul(x, y), [normal(3, 5, 76), normal(5, 76) + 1]),
     "gelu": (lambda x: ops.gelu(x), [normal(3, 5, 77)]),
+    "gelu by four": (lambda x: ops.gelu(x), [normal(3, 4, 77)]),
     "gelu_tanh": (lambda x: ops.gelu_tanh(x), [normal(3, 5, 77)]),
+    "gelu_tanh by four": (lambda x: ops.gelu_tanh(x), [normal(3, 4, 77)]),
     "rope": (lambda x: ops.rope(ops.swapaxes(x, a=1, b=2), **dict(zip(("cos", "sin"), constants(*turned(2, 1, 6, 4))))), [normal(2, 6, 5, 8)]),
     "attention": (lambda q, k, v: ops.attention(q, k, v, constants(causal(6))[0], scale=0.3), [normal(3, 4, 6, 8), normal(3, 2, 6, 8), normal(3, 2, 6, 5)]),
     "attention with a bias": (lambda q, k, v, b: ops.attention(q, k, v, b, scale=0.3),
@@ -308,6 +315,25 @@ def test_a_kernel_equals_its_composition(name, dtype, cuda, measured):
         ratio = abs(to_host(got[k]) - want).max() / (UNIT[dtype] * cond)
         measured("kernels", ratio, dtype)
         assert got[k].dtype == dtype and ratio <= 8, (k, ratio)
+
+
+@pytest.mark.parametrize("wide", ["x", "y"])
+def test_a_low_rank_beside_what_is_wide(wide, cuda, measured, monkeypatch):
+    """As one product of longer rows, forward where the result is wide, and back where x is."""
+    from minipeft.engine.fast import cuda_lowrank, cuda_products
+
+    taken = []
+    monkeypatch.setattr(cuda_lowrank, "CACHE", 0)
+    monkeypatch.setattr(cuda_products, "joined", lambda *args: taken.append(cuda_lowrank.joined(*args)) or taken[-1])
+    n, m = (8, 64) if wide == "y" else (64, 8)
+    W = normal(m, n)
+    monkeypatch.setitem(OPS, "wide", (lambda x, A, B: ops.linear_lowrank(x, constants(W)[0], A, B, s=0.5), [normal(2, 50, n), normal(3, n), normal(m, 3)]))  # fmt: skip
+    got, _ = gradients("wide", given("wide", np.float32))
+    assert [found is not None for found in taken] == [wide == "y", wide == "x"]
+    for k, (want, cond) in exact("wide").items():
+        ratio = abs(to_host(got[k]) - want).max() / (UNIT[np.float32] * cond)
+        measured("kernels", ratio, np.float32)
+        assert ratio <= 8, (k, ratio)
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if "attention" in name])

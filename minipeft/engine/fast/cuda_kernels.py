@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from minipeft.engine.backend import xp
 from minipeft.engine.tensor import Array
 
+TYPES = {"float32": "float", "float64": "double"}
 MANY = 64  # arrays of a kernel that updates several
 
 _SOURCE = r"""
@@ -37,41 +39,63 @@ __device__ __forceinline__ T max_of(T v) {
 #define EACH(i, n) for (int i = threadIdx.x; i < (n); i += blockDim.x)
 #define ROW(a, n) ((a) + (long long)blockIdx.x * (n))
 
-extern "C" __global__ void rms_forward(const T* x, const T* w, T* y, T* rstd, int n, T eps) {
+// norms of rows of n, WIDE numbers of a row at a time: NAME and NAME_by_four
+template <int WIDE> struct __align__(WIDE * sizeof(T) > 16 ? 16 : WIDE * sizeof(T)) Some { T at[WIDE]; };
+#define SOME(x, from) Some<WIDE> x = *(const Some<WIDE>*)((from) + i)
+#define EACH_SOME(n) for (int i = WIDE * threadIdx.x; i < (n); i += WIDE * blockDim.x)
+#define EACH_OF_SOME for (int e = 0; e < WIDE; e++)
+#define BOTH(name, parameters, arguments)                                                  \
+    extern "C" __global__ void name parameters { name##_of<1> arguments; }                 \
+    extern "C" __global__ void name##_by_four parameters { name##_of<4> arguments; }
+template <int WIDE> __device__ __forceinline__ void rms_forward_of(const T* x, const T* w, T* y, T* rstd, int n, T eps) {
     x = ROW(x, n); y = ROW(y, n);
     T s = 0;
-    EACH(i, n) s += x[i] * x[i];
+    EACH_SOME(n) { SOME(a, x); EACH_OF_SOME s += a.at[e] * a.at[e]; }
     T r = 1 / sqrt(sum_of(s) / n + eps);
-    EACH(i, n) y[i] = x[i] * r * w[i];
+    EACH_SOME(n) { SOME(a, x); SOME(b, w); EACH_OF_SOME a.at[e] = a.at[e] * r * b.at[e]; *(Some<WIDE>*)(y + i) = a; }
     if (!threadIdx.x) rstd[blockIdx.x] = r;
 }
+BOTH(rms_forward, (const T* x, const T* w, T* y, T* rstd, int n, T eps), (x, w, y, rstd, n, eps))
 // gradients are added to `more`, which may be null, or be where they go
-extern "C" __global__ void rms_backward(const T* g, const T* x, const T* w, const T* rstd, const T* more, T* gx, int n) {
+template <int WIDE> __device__ __forceinline__ void rms_backward_of(const T* g, const T* x, const T* w, const T* rstd, const T* more, T* gx, int n) {
     g = ROW(g, n); x = ROW(x, n); gx = ROW(gx, n); if (more) more = ROW(more, n);
     T r = rstd[blockIdx.x], s = 0;
-    EACH(i, n) s += g[i] * w[i] * x[i];
+    EACH_SOME(n) { SOME(a, g); SOME(b, w); SOME(c, x); EACH_OF_SOME s += a.at[e] * b.at[e] * c.at[e]; }
     T along = sum_of(s) / n * r * r;
-    EACH(i, n) gx[i] = (g[i] * w[i] - x[i] * along) * r + (more ? more[i] : (T)0);
+    EACH_SOME(n) {
+        SOME(a, g); SOME(b, w); SOME(c, x);
+        EACH_OF_SOME a.at[e] = (a.at[e] * b.at[e] - c.at[e] * along) * r;
+        if (more) { SOME(d, more); EACH_OF_SOME a.at[e] += d.at[e]; }
+        *(Some<WIDE>*)(gx + i) = a;
+    }
 }
-extern "C" __global__ void layer_forward(const T* x, const T* w, const T* b, T* y, T* mean, T* rstd, int n, T eps) {
+BOTH(rms_backward, (const T* g, const T* x, const T* w, const T* rstd, const T* more, T* gx, int n), (g, x, w, rstd, more, gx, n))
+template <int WIDE> __device__ __forceinline__ void layer_forward_of(const T* x, const T* w, const T* b, T* y, T* mean, T* rstd, int n, T eps) {
     x = ROW(x, n); y = ROW(y, n);
     T s = 0;
-    EACH(i, n) s += x[i];
+    EACH_SOME(n) { SOME(a, x); EACH_OF_SOME s += a.at[e]; }
     T m = sum_of(s) / n;
     s = 0;
-    EACH(i, n) s += (x[i] - m) * (x[i] - m);
+    EACH_SOME(n) { SOME(a, x); EACH_OF_SOME s += (a.at[e] - m) * (a.at[e] - m); }
     T r = 1 / sqrt(sum_of(s) / n + eps);
-    EACH(i, n) y[i] = (x[i] - m) * r * w[i] + b[i];
+    EACH_SOME(n) { SOME(a, x); SOME(c, w); SOME(d, b); EACH_OF_SOME a.at[e] = (a.at[e] - m) * r * c.at[e] + d.at[e]; *(Some<WIDE>*)(y + i) = a; }
     if (!threadIdx.x) { mean[blockIdx.x] = m; rstd[blockIdx.x] = r; }
 }
-extern "C" __global__ void layer_backward(const T* g, const T* x, const T* w, const T* mean, const T* rstd, const T* more, T* gx, int n) {
+BOTH(layer_forward, (const T* x, const T* w, const T* b, T* y, T* mean, T* rstd, int n, T eps), (x, w, b, y, mean, rstd, n, eps))
+template <int WIDE> __device__ __forceinline__ void layer_backward_of(const T* g, const T* x, const T* w, const T* mean, const T* rstd, const T* more, T* gx, int n) {
     g = ROW(g, n); x = ROW(x, n); gx = ROW(gx, n); if (more) more = ROW(more, n);
     T m = mean[blockIdx.x], r = rstd[blockIdx.x], s = 0, along = 0;
-    EACH(i, n) { T gw = g[i] * w[i]; s += gw; along += gw * (x[i] - m) * r; }
+    EACH_SOME(n) { SOME(a, g); SOME(b, w); SOME(c, x); EACH_OF_SOME { T gw = a.at[e] * b.at[e]; s += gw; along += gw * (c.at[e] - m) * r; } }
     s = sum_of(s) / n;
     along = sum_of(along) / n;
-    EACH(i, n) gx[i] = (g[i] * w[i] - s - (x[i] - m) * r * along) * r + (more ? more[i] : (T)0);
+    EACH_SOME(n) {
+        SOME(a, g); SOME(b, w); SOME(c, x);
+        EACH_OF_SOME a.at[e] = (a.at[e] * b.at[e] - s - (c.at[e] - m) * r * along) * r;
+        if (more) { SOME(d, more); EACH_OF_SOME a.at[e] += d.at[e]; }
+        *(Some<WIDE>*)(gx + i) = a;
+    }
 }
+BOTH(layer_backward, (const T* g, const T* x, const T* w, const T* mean, const T* rstd, const T* more, T* gx, int n), (g, x, w, mean, rstd, more, gx, n))
 // p (rows of s), in place: softmax(scale p + bias); the bias lies at strides over (b, h, t, s)
 extern "C" __global__ void softmax_rows(T* p, const T* bias, T* tops, int s, int t, int h, T scale, long long sb, long long sh, long long st, long long ss) {
     long long row = blockIdx.x;
@@ -115,28 +139,24 @@ extern "C" __global__ void entropy_backward(const T* x, const long long* labels,
 }
 // (b, h, t, 2 half) at strides xb, xh, xt -> strides yb, yh, yt; cos and sin at strides cb, ct; sign turns back. Of both halves WIDE numbers
 // that lie together at a time
-struct __align__(16) Four { T at[4]; };
-template <int WIDE, typename Some>
-__device__ __forceinline__ void turn(const T* x, T* y, const T* cos_, const T* sin_, unsigned h, unsigned t, unsigned half, T sign, long long xb, long long xh, long long xt,
-                                     long long yb, long long yh, long long yt, long long cb, long long ct, unsigned total) {
+#define ROPE (const T* x, T* y, const T* cos_, const T* sin_, int h_, int t_, int half_, T sign, long long xb, long long xh, long long xt, long long yb, long long yh, long long yt, long long cb, long long ct, int total_)
+template <int WIDE> __device__ __forceinline__ void rope_of ROPE {
+    const unsigned h = h_, t = t_, half = half_, total = total_;
     for (unsigned j = blockIdx.x * blockDim.x + threadIdx.x; j < total; j += gridDim.x * blockDim.x) {
         unsigned i = j % (half / WIDE) * WIDE, at = j / (half / WIDE), pos = at % t, head = at / t % h, row = at / t / h;
-        const T* from = x + row * xb + head * xh + pos * xt + i;
+        const T *from = x + row * xb + head * xh + pos * xt, *cosines = cos_ + row * cb + pos * ct, *sines = sin_ + row * cb + pos * ct;
         T* to = y + row * yb + head * yh + pos * yt + i;
-        Some lo = *(const Some*)from, hi = *(const Some*)(from + half);
-        Some c = *(const Some*)(cos_ + row * cb + pos * ct + i), s = *(const Some*)(sin_ + row * cb + pos * ct + i), low, high;
-        for (int e = 0; e < WIDE; e++) {
+        SOME(lo, from); SOME(hi, from + half); SOME(c, cosines); SOME(s, sines);
+        Some<WIDE> low, high;
+        EACH_OF_SOME {
             low.at[e] = lo.at[e] * c.at[e] - hi.at[e] * sign * s.at[e];
             high.at[e] = hi.at[e] * c.at[e] + lo.at[e] * sign * s.at[e];
         }
-        *(Some*)to = low;
-        *(Some*)(to + half) = high;
+        *(Some<WIDE>*)to = low;
+        *(Some<WIDE>*)(to + half) = high;
     }
 }
-struct One { T at[1]; };
-#define ROPE const T *x, T *y, const T *cos_, const T *sin_, int h, int t, int half, T sign, long long xb, long long xh, long long xt, long long yb, long long yh, long long yt, long long cb, long long ct, int total
-extern "C" __global__ void rope(ROPE) { turn<1, One>(x, y, cos_, sin_, h, t, half, sign, xb, xh, xt, yb, yh, yt, cb, ct, total); }
-extern "C" __global__ void rope_by_four(ROPE) { turn<4, Four>(x, y, cos_, sin_, h, t, half, sign, xb, xh, xt, yb, yh, yt, cb, ct, total); }
+BOTH(rope, ROPE, (x, y, cos_, sin_, h_, t_, half_, sign, xb, xh, xt, yb, yh, yt, cb, ct, total_))
 // the bits of bfloat16, four numbers at a time: x and y lie at multiples of 16 bytes
 __device__ __forceinline__ unsigned upper_half(float v) {
     unsigned bits = __float_as_uint(v);
@@ -176,13 +196,17 @@ extern "C" __global__ void adamw(const Many many, const int* t, const double* lr
 
 @cache
 def _module(dtype: str) -> Any:
-    type_ = {"float32": "float", "float64": "double"}[dtype]
-    return xp.RawModule(code=f"#define T {type_}\n#define MANY {MANY}\n{_SOURCE}", options=("-std=c++17",))
+    return xp.RawModule(code=f"#define T {TYPES[dtype]}\n#define MANY {MANY}\n{_SOURCE}", options=("-std=c++17",))
 
 
 @cache
 def _kernel(name: str, dtype: str) -> Any:
     return _module(dtype).get_function(name)
+
+
+def by_four(name: str, n: int, *arrays: Array) -> str:
+    """The name of the kernel, of the two that there are of it, that is for these arrays: of rows of n, a whole number of fours or not."""
+    return f"{name}_by_four" if n % 4 == 0 and aligned(*arrays) else name
 
 
 def run(name: str, like: Array, blocks: int, args: tuple, width: int = 256) -> None:
@@ -206,9 +230,52 @@ def number(like: Array, x: float) -> Any:
     return like.dtype.type(x)
 
 
+def elementwise(given: str, made: str, body: str, name: str) -> Callable:
+    """A function of arrays, as CuPy's ElementwiseKernel; of dense arrays alike four numbers are loaded and stored at a time."""
+
+    def call(*arrays: Array) -> Any:
+        one = arrays[0]
+        alike = all(a.shape == one.shape and a.dtype == one.dtype and a.flags.c_contiguous for a in arrays)
+        if (
+            not alike
+            or one.dtype.name not in TYPES
+            or not one.size
+            or one.size % 4
+            or any(a.data.ptr % 16 for a in arrays)
+        ):
+            return _of_any(given, made, body, name)(*arrays)
+        out = [xp.empty(one.shape, one.dtype) for _ in made.split(",")]
+        blocks = min(65535, math.ceil(one.size / 1024))
+        _by_four(given, made, body, name, one.dtype.name)((blocks,), (256,), (*arrays, *out, one.size // 4))
+        return out[0] if len(out) == 1 else tuple(out)
+
+    return call
+
+
 @cache
-def elementwise(given: str, made: str, body: str, name: str) -> Any:
+def _of_any(given: str, made: str, body: str, name: str) -> Any:
     return xp.ElementwiseKernel(given, made, body, name)
+
+
+@cache
+def _by_four(given: str, made: str, body: str, name: str, dtype: str) -> Any:
+    ins, outs = ([variable.split()[-1] for variable in some.split(",")] for some in (given, made))
+    heads = [f"const T* {x}_" for x in ins] + [f"T* {x}_" for x in outs]
+    code = f"""#define T {TYPES[dtype]}
+    struct __align__(16) Four {{ T at[4]; }};
+    extern "C" __global__ void {name}({", ".join(heads)}, long long n_) {{
+        for (long long i_ = blockIdx.x * 256LL + threadIdx.x; i_ < n_; i_ += gridDim.x * 256LL) {{
+            Four {", ".join([f"{x}4_ = ((const Four*){x}_)[i_]" for x in ins] + [f"{x}4_" for x in outs])};
+            #pragma unroll
+            for (int e_ = 0; e_ < 4; e_++) {{
+                T {", ".join([f"{x} = {x}4_.at[e_]" for x in ins] + outs)};
+                {body}
+                {" ".join(f"{x}4_.at[e_] = {x};" for x in outs)}
+            }}
+            {" ".join(f"((Four*){x}_)[i_] = {x}4_;" for x in outs)}
+        }}
+    }}"""
+    return xp.RawKernel(code, name, options=("-std=c++17",))
 
 
 @cache

@@ -12,7 +12,8 @@ from minipeft.engine.fast.cuda_kernels import aligned, number, on_tensor_cores
 from minipeft.engine.tensor import Array
 
 MOST = 64  # of a rank
-BLOCKS = 512  # of a kernel, so that every multiprocessor has some
+BLOCKS = 264  # of a kernel, so that every multiprocessor has some
+CACHE = 32 << 20  # bytes of a result that are more than what lies in the cache when they are read again
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ def narrow(x: Array, M: Array, alpha: float = 1.0) -> Array:
     if not _suits(r, x, M):
         return product(x, M.T, alpha=alpha)
     x, h = _dense(x), xp.empty((n, r), x.dtype)
-    steps = (step // M.itemsize for step in M.strides)
-    _start("lowrank_narrow", r, (-(-n // 16),), (x, _step(x), M, *steps, h, n, k, r, number(x, alpha)), [x])
+    steps = [step // M.itemsize for step in M.strides]
+    args = (x, _step(x), M, *steps, h, n, k, r, number(x, alpha))
+    _start("lowrank_narrow", r, (-(-n // 16),), args, [x, M] if steps[1] == 1 else [x])
     return h
 
 
@@ -89,9 +91,8 @@ def gather(h: Array, x: Array | Made, turned: bool = False) -> Array:
         return product(x.T, h) if turned else product(h.T, x)
     h, wide = xp.ascontiguousarray(h), _dense(made.x.reshape(n, k))
     beside = [0 if a is None else a for a in (made.y, made.w, made.m, made.s, made.b)]
-    columns = -(-k // 32)
-    parts = max(1, min(BLOCKS // columns, n // 256))
-    each = 8 * -(-n // (8 * parts))
+    columns = -(-k // 256)
+    each = 32 * -(-n // (32 * max(1, min(BLOCKS // columns, n // 32))))
     parts = -(-n // each)
     out = xp.empty((k, r) if turned else (r, k), h.dtype)
     to = out if parts == 1 else xp.empty((parts, *out.shape), h.dtype)
@@ -99,9 +100,16 @@ def gather(h: Array, x: Array | Made, turned: bool = False) -> Array:
     rows = [a for a in (wide, made.y, made.w, made.b) if a is not None]
     _start("lowrank_gather", r, (columns, parts), args, rows, made.by)
     if parts > 1:
-        args = (to, out, r * k, parts, number(h, 1), 0, 0, 0, 0)
-        _start("lowrank_sum", r, (-(-r * k // 256),), args, rows, made.by)
+        _summed(r, (to, out, 1.0), None, rows, made.by)
     return out
+
+
+def _summed(r: int, one: tuple, other: tuple | None, wide: list[Array], made: str = "x") -> None:
+    """Add up parts, (parts, out, factor) and perhaps (parts, out)."""
+    parts, out, by = one
+    more = (0, 0, 0, 0) if other is None else (*other, other[1].size, len(other[0]))
+    blocks = -(-out.size // 32) + -(-more[2] // 32)
+    _start("lowrank_sum", r, (blocks,), (parts, out, out.size, len(parts), number(out, by), *more), wide, made)
 
 
 def both(x: Array, M: Array, h: Array, alpha: float) -> tuple[Array, Array]:
@@ -110,12 +118,36 @@ def both(x: Array, M: Array, h: Array, alpha: float) -> tuple[Array, Array]:
     if not _suits(r, x, M, h) or r > 16:
         return narrow(x, M.T, alpha), gather(h, x, turned=True)
     x, M, h = _dense(x), *(xp.ascontiguousarray(a) for a in (M, h))
-    rows, columns = -(-n // 128), 128 * -(-k // (128 * min(-(-BLOCKS // (2 * -(-n // 128))), -(-k // 128))))
+    rows, columns = -(-n // 128), 128 * -(-k // (128 * min(-(-BLOCKS // -(-n // 128)), -(-k // 128))))
     parts = -(-k // columns)
     xM, xh = xp.empty((n, r), x.dtype), xp.empty((k, r), x.dtype)
     xMs, xhs = xp.empty((parts, n, r), x.dtype), xp.empty((rows, k, r), x.dtype)
     args = (x, _step(x), M, h, xMs, xhs, n, k, r, columns)
     _start("lowrank_both", r, (rows, parts), args, [x], shared=4 * 4 * 32 * (128 + 4))
-    sums = (xMs, xM, n * r, parts, number(x, alpha), xhs, xh, k * r, rows)
-    _start("lowrank_sum", r, (-(-(n + k) * r // 256),), sums, [x])
+    _summed(r, (xMs, xM, alpha), (xhs, xh), [x])
     return xM, xh
+
+
+def joined(x: Array, W: Array, h: Array, M: Array) -> Array | None:
+    """x Wᵀ + h Mᵀ as one product of longer rows, where that moves less than to add the second (n, m) to the first; else None.
+
+    For x (n, k), W (m, k), h (n, r) and M (m, r); of W and M either axis may be dense.
+    """
+    (n, k), m, r = x.shape, len(W), h.shape[1]
+    if n * k + 2 * m * k > n * m or 4 * n * m < CACHE or k % 4 or not _suits(r, x, W, h, M):
+        return None
+    x, more = _dense(x), 4 * -(-r // 4)
+    if M.strides[0] == M.itemsize and W.strides[0] == W.itemsize:  # their transposes, one under the other
+        long = xp.empty((k + more, m), x.dtype)
+        long[:k], long[k : k + r], long[k + r :] = W.T, M.T, 0
+        return product(_beside(x, h, more), long)
+    return product(_beside(x, h, more), _beside(W, M, more).T)
+
+
+def _beside(x: Array, h: Array, more: int) -> Array:
+    """x (n, k) with h (n, r) beside it, and zeros up to k + more."""
+    (n, k), r = x.shape, h.shape[1]
+    x, out = _dense(x), xp.empty((n, k + more), x.dtype)
+    args = (x, _step(x), xp.ascontiguousarray(h), out, n, k, r, more)
+    _start("lowrank_beside", r, (min(65535, -(-n * (k + more) // 1024)),), args, [x, out])
+    return out

@@ -11,7 +11,7 @@ from minipeft.engine.bfloat16 import Bfloat16
 from minipeft.engine.fast import replaces
 from minipeft.engine.fast.cuda_blas import product
 from minipeft.engine.fast.cuda_kernels import spread
-from minipeft.engine.fast.cuda_lowrank import Made, both, gather, narrow, widen
+from minipeft.engine.fast.cuda_lowrank import Made, both, gather, joined, narrow, widen
 from minipeft.engine.fast.layout import in_blocks
 from minipeft.engine.ops import operands, rows
 from minipeft.engine.tensor import Array, Onto
@@ -58,6 +58,10 @@ def _onto(g: Array, W: Any, shape: tuple, low: tuple | None = None) -> Onto:
     """The gradient g W, if there is a W, and h A, if `low` is (h, A), added by the products themselves to what is there."""
 
     def onto(have: Array | None, ours: bool) -> Array:
+        if have is None and low is not None and W is not None and type(W) is not Bfloat16:
+            whole = joined(rows(g), W.T, low[0], low[1].T)
+            if whole is not None:
+                return whole.reshape(shape)
         y = None if have is None else rows(have)
         out = y if ours and y is not None else xp.empty((math.prod(shape[:-1]), shape[-1]), g.dtype)
         if low is not None:
@@ -88,9 +92,13 @@ def linear_lowrank(
     x: Array, W: Any, A: Array, B: Array, b: Array | None = None, *, s: float, wanted: tuple = (), again: tuple = ()
 ) -> Any:
     x2 = rows(x)
-    (xV, V), h = factors(x2, W), narrow(x2, A, s)
-    y = widen(h, B, xp.empty((len(x2), len(W)), x.dtype), b=b)
-    product(xV, V.T, out=y, beta=1.0)
+    h, y = narrow(x2, A, s), None
+    if b is None and type(W) is not Bfloat16:
+        y = joined(x2, W, h, B)
+    if y is None:
+        y = widen(h, B, xp.empty((len(x2), len(W)), x.dtype), b=b)
+        xV, V = factors(x2, W)
+        product(xV, V.T, out=y, beta=1.0)
     kept, shape = _kept(x, again) if True in wanted[1:3] else None, x.shape
 
     def vjp(g: Array, wanted: tuple) -> tuple:

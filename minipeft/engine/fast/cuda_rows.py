@@ -7,7 +7,7 @@ from typing import Any
 from minipeft.engine import ops
 from minipeft.engine.backend import xp
 from minipeft.engine.fast import replaces
-from minipeft.engine.fast.cuda_kernels import aligned, dense, elementwise, number, run, spread
+from minipeft.engine.fast.cuda_kernels import by_four, dense, elementwise, number, run, spread
 from minipeft.engine.fast.cuda_lowrank import Made
 from minipeft.engine.fast.layout import heads_last
 from minipeft.engine.tensor import Array, Onto
@@ -18,7 +18,7 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
     x, w = dense(x, w)
     n = x.shape[-1]
     y, rstd = xp.empty(x.shape, x.dtype), xp.empty(x.size // max(n, 1), x.dtype)
-    run("rms_forward", x, rstd.size, (x, w, y, rstd, n, number(x, eps)), n)
+    run(by_four("rms_forward", n, x, w, y), x, rstd.size, (x, w, y, rstd, n, number(x, eps)), n)
 
     def vjp(g: Array, wanted: tuple) -> tuple:
         (g,), gw = dense(g), None
@@ -39,8 +39,9 @@ def _onto(x: Array, kernel: str, args: tuple) -> Onto:
     def onto(have: Array | None, ours: bool) -> Array:
         more = None if have is None else xp.ascontiguousarray(have)
         gx = more if ours and more is not None else xp.empty(x.shape, x.dtype)
-        n = x.shape[-1]
-        run(kernel, x, x.size // max(n, 1), (*args, 0 if more is None else more, gx, n), n)
+        n, g, w = x.shape[-1], args[0], args[2]
+        name = by_four(kernel, n, *(a for a in (g, x, w, gx, more) if a is not None))
+        run(name, x, x.size // max(n, 1), (*args, 0 if more is None else more, gx, n), n)
         return gx
 
     return Onto(onto)
@@ -51,7 +52,7 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
     x, w, b = dense(x, w, b)
     n = x.shape[-1]
     y, mean, rstd = xp.empty(x.shape, x.dtype), *(xp.empty(x.size // max(n, 1), x.dtype) for _ in range(2))
-    run("layer_forward", x, rstd.size, (x, w, b, y, mean, rstd, n, number(x, eps)), n)
+    run(by_four("layer_forward", n, x, w, b, y), x, rstd.size, (x, w, b, y, mean, rstd, n, number(x, eps)), n)
 
     def normed() -> Array:
         return (x.reshape(-1, n) - mean[:, None]) * rstd[:, None]
@@ -67,6 +68,18 @@ def layer_norm(x: Array, w: Array, b: Array, *, eps: float) -> Any:
 
     vjp.again = Made("(x - m) * s * w + b", again, x, w=w, b=b, m=mean, s=rstd)  # type: ignore[attr-defined]
     return y, vjp
+
+
+LARGE = 1 << 16  # numbers, from which on more counts than to begin
+
+
+def _large(x: Any, y: Any) -> bool:
+    return getattr(x, "size", 0) >= LARGE and x.shape == getattr(y, "shape", None) and x.dtype == y.dtype
+
+
+@replaces(ops.add, "cupy", when=_large)
+def add(x: Array, y: Array) -> Any:
+    return elementwise("T x, T y", "T z", "z = x + y;", "add")(x, y), (lambda g: g, lambda g: g)
 
 
 _SIGMOID = "T s = x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x));"
@@ -135,10 +148,10 @@ def rope(x: Array, *, cos: Array, sin: Array) -> Any:
         if x.strides[-1] != x.itemsize:
             x = xp.ascontiguousarray(x)
         at = [s // x.itemsize for s in (*x.strides[:3], *y.strides[:3])]
-        four = d % 8 == 0 and aligned(x, y, cos, sin)
-        total = x.size // (8 if four else 2)
+        name = by_four("rope", d // 2, x, y, cos, sin)
+        total = x.size // (2 if name == "rope" else 8)
         args = (x, y, cos, sin, h, t, d // 2, number(x, sign), *at, steps[0], steps[2], total)
-        spread("rope_by_four" if four else "rope", x, total, args)
+        spread(name, x, total, args)
         return y
 
     y = turned(x, xp.empty(x.shape, x.dtype), 1.0)

@@ -31,7 +31,7 @@ lowrank_narrow(const float* x, long long step, const float* M, long long mr, lon
     const int first = 16 * blockIdx.x, top = first + (LANE >> 2), q = LANE & 3;
     const float *x0 = x + (top < n ? top : 0) * step, *x1 = x + (top + 8 < n ? top + 8 : 0) * step;
     float sum[RANKS][4] = {};
-    const int EACH = 4;
+    const int EACH = RANKS > 2 ? 4 : 8;
     for (int at = 16 * WARP; at < k; at += 16 * WARPS * EACH) {
         float a[EACH][2][4];
 #pragma unroll
@@ -51,8 +51,10 @@ lowrank_narrow(const float* x, long long step, const float* M, long long mr, lon
             for (int i8 = 0; i8 < RANKS; i8++) {
                 int rank = 8 * i8 + (LANE >> 2);
                 float b[4];
+                if (mk == 1) load4(b, M + rank * mr, col, rank < r ? k : 0);
+                else
 #pragma unroll
-                for (int j = 0; j < 4; j++) b[j] = rank < r && col + j < k ? M[rank * mr + (col + j) * mk] : 0;
+                    for (int j = 0; j < 4; j++) b[j] = rank < r && col + j < k ? M[rank * mr + (col + j) * mk] : 0;
 #pragma unroll
                 for (int j = 0; j < 2; j++) {
                     Factor<2> g;
@@ -75,7 +77,7 @@ lowrank_narrow(const float* x, long long step, const float* M, long long mr, lon
 
 // z = y + h Mᵀ + b for h (n, r) and M (k, r) at strides mk, mr; y and b may be null, y may be z: 64 rows and 128 columns a block.
 // There is too little to sum up here for tensor cores to gain anything.
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 3)
 lowrank_widen(const float* y, long long ystep, const float* h, const float* M, long long mk, long long mr, const float* b, float* z, long long zstep, int n, int k, int r) {
     __shared__ __align__(16) float hs[8 * WARPS][RANK], Ms[8][132];
     const int first = 8 * WARPS * blockIdx.x, from = 128 * blockIdx.y, col = from + 4 * LANE;
@@ -142,65 +144,52 @@ __device__ __forceinline__ void made4(float* to, const float* xs, long long step
         to[i] = MADE;
     }
 }
-// each part c of out (r, k) = hᵀ X for h (n, r) and X (n, k): 32 columns a block, whose warps share the rows of a part
+// each part of out (r, k) = hᵀ X at strides outr, outk, for h (n, r) and X (n, k): `rows` rows a part, 32 columns a warp
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 lowrank_gather(const float* h, const float* x, long long step, const float* y, const float* w, const float* m, const float* s, const float* b, float* out, int n, int k, int r,
-               int rows, long long part_, long long outr, long long outk) {
-    __shared__ float parts[WARPS / 2][RANK][36];
-    const int q = LANE & 3, g = LANE >> 2, col = 32 * blockIdx.x + 4 * g, end = min(n, rows * ((int)blockIdx.y + 1));
+               int rows, long long part, long long outr, long long outk) {
+    const int q = LANE & 3, g = LANE >> 2, col = 32 * (WARPS * blockIdx.x + WARP) + 4 * g, end = min(n, rows * ((int)blockIdx.y + 1));
     float sum[2][RANKS][4] = {};
     const int EACH = 4;
-    for (int at = rows * blockIdx.y + 8 * WARP; at < end; at += 8 * WARPS * EACH) {
-        float a[EACH][2][4];
+    for (int at = rows * blockIdx.y; at < end; at += 8 * EACH) {
+        float a[EACH][2][4], f[EACH][RANKS][2];
 #pragma unroll
         for (int i = 0; i < EACH; i++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                int row = at + 8 * WARPS * i + q + 4 * j;
+                const int row = at + 8 * i + 4 * j + q;
                 if (row < end) made4(a[i][j], x, step, y, w, m, s, b, row, col, k);
                 else a[i][j][0] = a[i][j][1] = a[i][j][2] = a[i][j][3] = 0;
+#pragma unroll
+                for (int i8 = 0; i8 < RANKS; i8++) f[i][i8][j] = row < end && 8 * i8 + g < r ? h[(long long)row * r + 8 * i8 + g] : 0;
             }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            int row = at + 8 * WARPS * i + q;
+            Factor<4> c[2];
+#pragma unroll
+            for (int t = 0; t < 2; t++) c[t].set(0, a[i][0][2 * t]), c[t].set(1, a[i][0][2 * t + 1]), c[t].set(2, a[i][1][2 * t]), c[t].set(3, a[i][1][2 * t + 1]);
 #pragma unroll
             for (int i8 = 0; i8 < RANKS; i8++) {
-                int rank = 8 * i8 + g;
-                Factor<2> f;
+                Factor<2> other;
+                other.set(0, f[i][i8][0]), other.set(1, f[i][i8][1]);
 #pragma unroll
-                for (int j = 0; j < 2; j++) f.set(j, row + 4 * j < end && rank < r ? h[(long long)(row + 4 * j) * r + rank] : 0);
-#pragma unroll
-                for (int t = 0; t < 2; t++) {
-                    Factor<4> c;
-                    c.set(0, a[i][0][2 * t]), c.set(1, a[i][0][2 * t + 1]), c.set(2, a[i][1][2 * t]), c.set(3, a[i][1][2 * t + 1]);
-                    multiply(sum[t][i8], c, f);
-                }
+                for (int t = 0; t < 2; t++) multiply(sum[t][i8], c[t], other);
             }
         }
     }
-    for (int half = WARPS / 2; half; half /= 2) {  // the warps' sums, in pairs; the tile's rows are columns 4 g + (0 or 1) + 2 t
-        float(*mine)[36] = parts[WARP % half];
-        __syncthreads();
-        if (WARP >= half && WARP < 2 * half)
+    out += blockIdx.y * part;
 #pragma unroll
-            for (int t = 0; t < 2; t++)
-                for (int i8 = 0; i8 < RANKS; i8++)
-                    for (int e = 0; e < 4; e++) mine[8 * i8 + 2 * q + (e & 1)][4 * g + 2 * t + (e >> 1)] = sum[t][i8][e];
-        __syncthreads();
-        if (WARP < half)
+    for (int i8 = 0; i8 < RANKS; i8++)
 #pragma unroll
-            for (int t = 0; t < 2; t++)
-                for (int i8 = 0; i8 < RANKS; i8++)
-                    for (int e = 0; e < 4; e++) sum[t][i8][e] += mine[8 * i8 + 2 * q + (e & 1)][4 * g + 2 * t + (e >> 1)];
-    }
-    if (WARP == 0)
-#pragma unroll
-        for (int t = 0; t < 2; t++)
-            for (int i8 = 0; i8 < RANKS; i8++)
-                for (int e = 0; e < 4; e++) {
-                    int rank = 8 * i8 + 2 * q + (e & 1), at = col + 2 * t + (e >> 1);
-                    if (rank < r && at < k) out[blockIdx.y * part_ + rank * outr + at * outk] = sum[t][i8][e];
-                }
+        for (int e = 0; e < 2; e++) {
+            const float four[4] = {sum[0][i8][e], sum[0][i8][2 + e], sum[1][i8][e], sum[1][i8][2 + e]};  // columns col, col + 1, …
+            const int rank = 8 * i8 + 2 * q + e;
+            if (rank >= r) continue;
+            if (outk == 1) store4(out + rank * outr, col, k, four);
+            else
+                for (int i = 0; i < 4; i++)
+                    if (col + i < k) out[rank * outr + (col + i) * outk] = four[i];
+        }
 }
 #if RANK <= 16
 // both in one pass, each in parts: h (n, r) = x M for M (k, r) and out (k, r) = xᵀ y for y (n, r), of x (n, k): 128 rows and `columns`
@@ -283,14 +272,34 @@ lowrank_both(const float* x, long long step, const float* M, const float* y, flo
 }
 #endif
 
-// sums of parts, of n numbers each, of two kinds
-extern "C" __global__ void __launch_bounds__(256)
+// sums of parts, of n numbers each, of two kinds: 32 numbers a block, whose warps share the parts
+extern "C" __global__ void __launch_bounds__(32 * WARPS)
 lowrank_sum(const float* parts, float* out, int n, int count, float by, const float* parts2, float* out2, int n2, int count2) {
-    int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= n) i -= n, n = n2, count = count2, parts = parts2, out = out2, by = 1;
-    if (i >= n) return;
+    __shared__ float some[WARPS][32];
+    int i = blockIdx.x, blocks = (n + 31) / 32;
+    if (i >= blocks) i -= blocks, n = n2, count = count2, parts = parts2, out = out2, by = 1;
+    i = 32 * i + LANE;
     float x = 0;
-#pragma unroll 8
-    for (int c = 0; c < count; c++) x += parts[(long long)c * n + i];
+    if (i < n)
+#pragma unroll 4
+        for (int c = WARP; c < count; c += WARPS) x += parts[(long long)c * n + i];
+    some[WARP][LANE] = x;
+    __syncthreads();
+    if (WARP || i >= n) return;
+    x = 0;
+    for (int w = 0; w < WARPS; w++) x += some[w][LANE];
     out[i] = by * x;
+}
+
+// out (n, k + more) = x (n, k) with h (n, r) and zeros beside it; k and more are multiples of 4
+extern "C" __global__ void __launch_bounds__(256) lowrank_beside(const float* x, long long step, const float* h, float* out, int n, int k, int r, int more) {
+    const int width = (k + more) / 4;
+    for (unsigned i = blockIdx.x * 256 + threadIdx.x; i < (unsigned)n * width; i += gridDim.x * 256) {
+        const int row = i / width, col = 4 * (i % width);
+        float a[4];
+        if (col < k) load4(a, x + row * step, col, k);
+        else
+            for (int e = 0; e < 4; e++) a[e] = col - k + e < r ? h[(long long)row * r + col - k + e] : 0;
+        store4(out + (long long)row * (k + more), col, k + more, a);
+    }
 }
