@@ -3,10 +3,10 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from recorded import ANEW, CASES, COARSE, ROOT
 from sampled import one_each
 
 from minipeft.attaching import attach
@@ -19,18 +19,6 @@ from minipeft.method import METHODS, load_methods
 from minipeft.model.batch import batch
 
 load_methods()
-
-ROOT = Path(__file__).parents[1] / "data" / "peft"
-CASES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("*/*") if p.name != "base")
-COARSE = {
-    "llama/loftq-rounds": "bitsandbytes holds the scales of what the rounds before leave in float32",
-    "llama/oft-coft": "PEFT measures the rotation against a radius in float32",
-    "bert-cls/waveft-sym6": "PEFT's filter is right to 10⁻¹² alone",
-}
-
-ANEW = {
-    c for c in CASES if "/psoft" in c
-}  # PEFT finds the singular vectors anew: how far apart the two are depends on the processor
 
 
 @pytest.fixture(scope="module")
