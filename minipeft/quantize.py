@@ -53,6 +53,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minipeft.engine import backend
 from minipeft.engine.backend import once, read_only, to_device, to_host, xp
 from minipeft.engine.bfloat16 import rounded
 from minipeft.engine.weight import Weight
@@ -71,6 +72,7 @@ NF4_CODEBOOK = np.array(
 # fmt: on
 
 CONSTANTS = 256  # constants in one block of the second quantisation
+CHUNK = 1 << 18  # bytes of codes whose values are looked up at once
 
 
 def normal_float() -> np.ndarray:
@@ -169,12 +171,19 @@ class FourBits(Weight):
 
     def dequantize(self) -> Any:
         """The array of `shape` in `dtype`: the product in float32, rounded once, or first to what `rounds` says."""
-        values = _pairs(self.code)[self.codes].reshape(-1)[: self.size]
-        constants = xp.repeat(self.constants(), min(self.block, self.size))[: self.size]
-        product = (values * constants).reshape(self.shape)
+        pairs, whole = xp.empty(len(self.codes), xp.uint64), self.size // self.block * self.block
+        step = CHUNK if backend.name() == "numpy" else max(len(pairs), 1)
+        for at in range(0, len(pairs), step):  # NumPy makes of indices so many of eight bytes
+            pairs[at : at + step] = _pairs(self.code)[self.codes[at : at + step]]
+        values, constants = pairs.view(xp.float32)[: self.size], self.constants()
+        blocks, rest = values[:whole].reshape(-1, self.block), values[whole:]
+        blocks *= constants[: len(blocks), None]
+        if len(rest):
+            rest *= constants[-1]
+        product = values.reshape(self.shape)
         if self.rounds:
             product = rounded(product) if self.rounds == "bfloat16" else product.astype(self.rounds)
-        return product.astype(self.dtype)
+        return product.astype(self.dtype, copy=False)
 
     def to_arrays(self) -> dict[str, Any]:
         """All of it as arrays by name, to be stored: the fields, the dtype as an empty array `like` of it."""
@@ -229,8 +238,8 @@ class FourBits(Weight):
 
 @once
 def _pairs(code: str) -> np.ndarray:
-    """(256, 2) both values of every byte."""
-    return CODEBOOKS[code][np.stack(np.divmod(np.arange(256), 16), 1)]
+    """(256,) the bits of both values of every byte, the first in the lower half."""
+    return CODEBOOKS[code][np.stack(np.divmod(np.arange(256), 16), 1)].view(np.uint64)[:, 0]
 
 
 @once

@@ -72,10 +72,6 @@ class Bfloat16(Weight):
         """The array in float32, exactly."""
         return _wide(self.values)
 
-    def factor(self) -> Bfloat16:
-        """Itself: products round their other factor too."""
-        return self
-
     def again(self, x: Any) -> Bfloat16:
         """Other numbers in bfloat16."""
         return bfloat16(x)
@@ -100,7 +96,9 @@ def rounded(x: Any) -> Any:
 
 
 def _wide(bits: Any) -> Any:
-    return (bits.astype(xp.uint32) << 16).view(xp.float32)
+    wide = bits.astype(xp.uint32)
+    wide <<= 16
+    return wide.view(xp.float32)
 
 
 def _bits(x: Any) -> Any:

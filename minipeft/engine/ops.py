@@ -20,6 +20,7 @@ from minipeft.engine import backend
 from minipeft.engine.backend import xp
 from minipeft.engine.bfloat16 import Bfloat16, rounded
 from minipeft.engine.tensor import Array, Put, composed, op
+from minipeft.engine.weight import widened
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -309,8 +310,8 @@ def rms_norm(x: Array, w: Array, *, eps: float) -> Any:
 def linear(x: Array, W: Array, b: Array | None = None) -> Any:
     """x Wᵀ + b for x (..., in), W (out, in), b (out,) or None.
 
-    W may be a `Bfloat16`, a constant: then x, and in the gradient of x the factor g, are rounded to bfloat16 as well,
-    and summed up in their own type. The gradient is that of the product without roundings.
+    W may be a `Weight`, a constant, which is an array while a product needs it. Beside a `Bfloat16` x, and in the gradient of x the
+    factor g, are rounded to bfloat16 as well, and summed up in their own type. The gradient is that of the product without roundings.
     """
     xV, V = operands(x, W)
     y = xV @ V.T
@@ -422,8 +423,8 @@ def rows(x: Array) -> Array:
 
 
 def operands(x: Array, W: Any) -> tuple[Array, Array]:
-    """x and W as they meet in a product: beside a W held in bfloat16 x is rounded to that as well."""
-    return (rounded(x), W.dequantize()) if type(W) is Bfloat16 else (x, W)
+    """x and W as they meet in a product: W as an array; beside one held in bfloat16 x is rounded to that as well."""
+    return rounded(x) if type(W) is Bfloat16 else x, widened(W)
 
 
 def _mean(x: Array) -> Array:

@@ -1,7 +1,8 @@
 """How a base weight is held: as an array, or as a `Weight`, which stands for one.
 
-What it is held in is asked here alone. `widened(W)` is the array, `factor(W)` what a product takes (a matrix in bfloat16
-stays so), `form(W)` the name of the form: "" of an array, "bfloat16", "nf4". `again(x, W)` holds new numbers as W is held.
+What it is held in is asked here alone. `widened(W)` is the array, `factor(W)` what a product takes, which widens what is held
+in fewer bits each time, forward and backward, and keeps none of it, `form(W)` the name of the form: "" of an array, "bfloat16", "nf4".
+`again(x, W)` holds new numbers as W is held.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ class Weight:
         raise TypeError(f"{type(self).__name__} does not say what it holds")
 
     def factor(self) -> Any:
-        """What a product with another array takes."""
-        return self.dequantize()
+        """What a product with another array takes: itself, or an array that is there."""
+        return self
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dequantize()[index]
 
     def again(self, x: Any) -> Any:
         """Other numbers, held in this form where that loses nothing but a rounding."""

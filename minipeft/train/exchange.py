@@ -18,7 +18,6 @@ import numpy as np
 
 from minipeft.engine.backend import xp
 from minipeft.errors import Bad
-from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
 
 
@@ -39,7 +38,9 @@ class Exchange:
         """What each rank says, by rank. Raises `Bad` if one has failed or is gone."""
         return [word]
 
-    def summed(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[Arrays, list[Any]]:
+    def summed(
+        self, mine: Sequence[Mapping[str, Any]], count: int, word: Any, mark: Any
+    ) -> tuple[Mapping[str, Any], list[Any]]:
         """The arrays of all `count` parts added up in their order, `mine` being those of `share(self, count)`, and what each rank says.
 
         Raises `Bad` unless the ranks have one mark, which tells batches apart.
@@ -114,14 +115,14 @@ class Packed:
         self.nbytes = sum(n * dtype.itemsize for dtype, n in self.sizes.items())
 
     def put(self, arrays: Mapping[str, Any], vectors: Mapping[Any, Any]) -> Lying:
-        """Write arrays there, unless they lie in vectors of their own, which are copied whole."""
+        """Write arrays there; those that lie in vectors of their own are copied whole."""
+        made = Lying(self, vectors)
         if isinstance(arrays, Lying):
             for dtype, vector in vectors.items():
                 vector[...] = arrays.vectors[dtype]
-        made = Lying(self, vectors)
-        if not isinstance(arrays, Lying):
-            for k, there in made.items():
-                there[...] = arrays[k]
+        else:
+            for k in self.places:
+                made[k][...] = arrays[k]
         return made
 
     def together(self, arrays: Mapping[str, Any]) -> Lying:
@@ -142,22 +143,31 @@ class Packed:
         )
 
 
-class Lying(dict):
-    """Arrays by name, parts of `vectors`, one for each type."""
+class Lying(Mapping):
+    """Arrays by name, parts of `vectors`, one for each type. A part is made when it is asked for."""
 
     def __init__(self, packed: Packed, vectors: Mapping[Any, Any]) -> None:
         self.packed, self.vectors = packed, vectors
-        super().__init__({k: vectors[dtype][at].reshape(shape) for k, (dtype, at, shape) in packed.places.items()})
+
+    def __getitem__(self, name: str) -> Any:
+        dtype, at, shape = self.packed.places[name]
+        return self.vectors[dtype][at].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed.places)
+
+    def __len__(self) -> int:
+        return len(self.packed.places)
 
 
-def scaled(arrays: Arrays, by: float) -> Arrays:
+def scaled(arrays: Mapping[str, Any], by: float) -> Mapping[str, Any]:
     """The arrays times a number."""
     if isinstance(arrays, Lying):
         return Lying(arrays.packed, {dtype: v * by for dtype, v in arrays.vectors.items()})
     return {k: x * by for k, x in arrays.items()}
 
 
-def added(parts: Sequence[Arrays]) -> Arrays:
+def added(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The sum of arrays of the same names, one part after the other."""
     total = parts[0]
     for more in parts[1:]:

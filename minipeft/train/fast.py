@@ -154,16 +154,15 @@ class Recorded:
     def __call__(self, micro: Sequence[Batch], at: tuple) -> float:
         """One step; returns the loss. `at` is (learning rate, clip, seed, t, steps)."""
         base, _, seed, t, _ = at
-        replayed = lambda adapted, batch, theta, rng: self.gradients(batch, rng)
         if not self.plain:
-            loss = one(self.adapted, micro, self.state, self.optimiser, self.factors, at, replayed, self.exchange)
+            loss = one(self.adapted, micro, self.state, self.optimiser, self.factors, at, self._replayed, self.exchange)
             self._back_in_place()
             return loss
         self.t.fill(t)
         self.lr.fill(base)
         if len(micro) == 1 and self.state.parts == 1:
             return finite_loss(self.whole(micro[0], np.random.default_rng([seed, t, 0])), t)
-        how: dict[str, Any] = dict(seed=(seed, t), by=replayed, exchange=self.exchange, parts=self.state.parts)
+        how: dict[str, Any] = dict(seed=(seed, t), by=self._replayed, exchange=self.exchange, parts=self.state.parts)
         value, grads = accumulated(self.adapted, micro, self.theta, **how)
         loss = finite_loss(value, t)
         if self.sums is None:
@@ -174,9 +173,13 @@ class Recorded:
         self.updates()
         return loss
 
-    def _gradients(self, batch: Batch, rng: Any) -> tuple[Any, Arrays]:
+    def _replayed(self, adapted: Adapted, batch: Batch, theta: Any, rng: Any) -> tuple[Any, Lying]:
+        loss, *vectors = self.gradients(batch, rng)
+        return loss, Lying(self.packed, dict(zip(self.packed.sizes, vectors, strict=True)))
+
+    def _gradients(self, batch: Batch, rng: Any) -> tuple[Any, ...]:
         loss, grads = self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)
-        return loss, self.packed.together(grads)
+        return loss, *self.packed.put(grads, self.packed.vectors()).vectors.values()
 
     def _whole(self, batch: Batch, rng: Any) -> Any:
         loss, grads = self.adapted.value_and_grad(batch, self.theta, train=True, rng=rng)

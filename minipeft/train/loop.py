@@ -70,7 +70,7 @@ def accumulated(
     by: Callable | None = None,
     exchange: Exchange = ALONE,
     parts: int = 1,
-) -> tuple[Any, Arrays]:
+) -> tuple[Any, Mapping[str, Any]]:
     """Loss and gradients of several micro-batches as if they were one batch, each weighted by its counted labels.
 
     Each is cut by rows into `parts` first, which the ranks of the exchange share out; the gradients of part p of all
@@ -82,9 +82,9 @@ def accumulated(
     total = sum(map(sum, weights)) or 1
     alone = weights == [[total]]  # the one there is counts whole: no copy is made
 
-    def part(p: int) -> tuple[Any, Arrays]:
+    def part(p: int) -> tuple[Any, Mapping[str, Any]]:
         loss: Any = 0.0
-        grads: list[Arrays] = []
+        grads: list[Mapping[str, Any]] = []
         for i, (pieces, w) in enumerate(zip(cut, weights)):
             if p < len(pieces):
                 rng = np.random.default_rng([*seed, i * parts + p])
@@ -105,7 +105,7 @@ def accumulated(
     return total_loss, grads
 
 
-def _rows_first(arrays: Arrays) -> Arrays:
+def _rows_first(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arrays as they travel: what follows adds numbers up in the order in which they lie."""
     if isinstance(arrays, Lying):
         return arrays
@@ -307,14 +307,14 @@ def _factor(adapter: Adapter, key: str) -> float:
     return factor(adapter.at.get(site, adapter.method), name)  # "": the shared site is the method's own
 
 
-def _hook(which: str, adapted: Adapted, state: State, grads: Arrays, t: int, total: int) -> Arrays:
+def _hook(which: str, adapted: Adapted, state: State, grads: Any, t: int, total: int) -> Any:
     """Let every method see the step; returns the gradients, and writes changed arrays into the state."""
     for a in adapted.in_use:
         if getattr(type(a.method), which) is getattr(Method, which):
             continue
         prefix = f"{a.name}/"
 
-        def mine(arrays: Arrays, a: Any = a, prefix: str = prefix) -> dict[str, Arrays]:
+        def mine(arrays: Mapping[str, Any], a: Any = a, prefix: str = prefix) -> dict[str, Arrays]:
             own = {k: arrays[prefix + k] for k in a.arrays if k in a.trained}
             return {
                 s: v
@@ -324,7 +324,7 @@ def _hook(which: str, adapted: Adapted, state: State, grads: Arrays, t: int, tot
 
         step = Step(t, total, mine(state.theta), mine(grads), a.grouped(a.stored), state.own[a.name])
         getattr(a.method, which)(step)
-        grads = grads | {f"{prefix}{s}:{n}": g for s, group in step.grads.items() for n, g in group.items()}
+        grads = {**grads, **{f"{prefix}{s}:{n}": g for s, group in step.grads.items() for n, g in group.items()}}
         for s, group in step.theta.items():
             for n, x in group.items():
                 state.theta[f"{prefix}{s}:{n}"] = x

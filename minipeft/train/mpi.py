@@ -70,7 +70,9 @@ class World(Exchange):
             raise
         return words
 
-    def summed(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[Arrays, list[Any]]:
+    def summed(
+        self, mine: Sequence[Mapping[str, Any]], count: int, word: Any, mark: Any
+    ) -> tuple[Mapping[str, Any], list[Any]]:
         given = {dtype: xp.empty((len(mine), n), dtype) for dtype, n in self.packed.sizes.items()}
         for i, arrays in enumerate(mine):
             self.packed.put(arrays, {dtype: table[i] for dtype, table in given.items()})

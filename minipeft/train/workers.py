@@ -23,7 +23,6 @@ from minipeft.model.batch import Batch
 from minipeft.processes import cores, deaf_to_interrupts, end_with_parent
 from minipeft.shown import shortly
 from minipeft.train.exchange import Exchange, Failure, Lying, Packed, failure, refuse_failures, share, shares
-from minipeft.train.optimisers import Arrays
 from minipeft.train.state import State
 
 MOST = 1024
@@ -102,7 +101,9 @@ class Workers(Exchange):
             other.close()
             return Failure(f"its process {_ended(pid)}; the training ends with it")
 
-    def summed(self, mine: Sequence[Arrays], count: int, word: Any, mark: Any) -> tuple[Arrays, list[Any]]:
+    def summed(
+        self, mine: Sequence[Mapping[str, Any]], count: int, word: Any, mark: Any
+    ) -> tuple[Mapping[str, Any], list[Any]]:
         for i, arrays in zip(share(self, count), mine, strict=True):
             self.packed.put(arrays, {dtype: table[i] for dtype, table in self.tables.items()})
         words = self.met(word, mark)
