@@ -40,7 +40,7 @@ def _named(head: str) -> str:
 
 def told(name: str) -> list[str]:
     """Both, as blocks of Markdown for the method's page."""
-    links = [f"[{head}](../deviations.md#{head})" for head in sections(name)]
+    links = [f"[{head}](../deviations.md#{head.lower()})" for head in sections(name)]
     blocks = [
         f"Examined by hand: {', '.join(links)}." if links else "Nobody that was asked, but for what Differs says."
     ]

@@ -1,5 +1,7 @@
 """A method's page tells what the field found, and which deviations concern it."""
 
+import re
+
 from minipeft.method import METHODS, load_methods
 from minipeft.site import judged
 
@@ -31,6 +33,17 @@ def test_who_has_the_method():
 def test_which_sections_concern_a_method():
     of = {name: judged.sections(name, DEVIATIONS) for name in ("lora", "lora_ga", "dora", "loha")}
     assert of == {"lora": ["it-combine"], "lora_ga": ["it-lora-ga-reload"], "dora": ["it-dora"], "loha": []}
+
+
+def test_links_lead_to_anchors():
+    text = (judged.DOCS / "deviations.md").read_text(encoding="utf-8")
+    anchors = {
+        line[3:].lower() for line in text.splitlines() if line.startswith("## ")
+    }  # as slugs are made of single words
+    links = {
+        a for name in METHODS for block in judged.told(name) for a in re.findall(r"deviations\.md#([^)]*)\)", block)
+    }
+    assert "ours" in links and links <= anchors
 
 
 def test_every_section_concerns_some_method_or_all():
