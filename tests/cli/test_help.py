@@ -44,10 +44,10 @@ def examples():
             line = line.replace("METHOD", "lora").replace("OTHER", "dora")
             if " peft" in line:
                 marks = [pytest.mark.hf]
-            elif words == ("verify", "field"):  # environments made by pip
+            elif words in (("verify", "field"), ("site",)):  # environments made by pip; the extra [site]
                 marks = [pytest.mark.slow]
             else:
-                marks = [pytest.mark.wide] if len(found) % 4 or words in (("compare",), ("bench",), ("site",)) else []
+                marks = [pytest.mark.wide] if len(found) % 4 or words in (("compare",), ("bench",)) else []
             found.append(pytest.param(line, marks=marks, id=line))
     return found
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from sampled import in_turn
 
 from minipeft.conformance import cases as files
 from minipeft.conformance.mutants import surviving
@@ -18,7 +17,8 @@ load_methods()
 SHIPPED = sorted(files.methods_in())
 
 
-@pytest.mark.parametrize("method", in_turn(SHIPPED, every=13))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SHIPPED)
 def test_every_small_error_is_told_or_explained(method):
     found = survey(METHODS[method])
     assert not found.faults and found.killed

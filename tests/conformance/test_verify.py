@@ -218,7 +218,7 @@ def test_what_is_required_and_not_answered_is_a_failure_of_the_run(tmp_path, cap
         shown = capsys.readouterr()
         assert ended.value.code == status and line in shown.out + shown.err, shown
         if status != 2:
-            assert ("PASS 1 of 2 (1 not answered: delta)" in shown.out) and "asked: 3 of the" in shown.out
+            assert ("PASS 2 of 3 (1 not answered: delta)" in shown.out) and "asked: 4 of the" in shown.out
     assert "required and not answered: delta" in (tmp_path / "r.xml").read_text()
 
 

@@ -254,8 +254,10 @@ def written(m: Any, arch: Arch, **more: Any) -> Config:
     return transposed(arch) | dict(init_lora_weights=True) | more
 
 
-def refuse_turned(model: Model, adapter: Adapter) -> Adapter:
-    """Raises `Bad` for weights that are stored as (in, out), where PEFT has no such variant."""
+def refuse_turned(model: Model | None, adapter: Adapter) -> Adapter:
+    """Raises `Bad` for weights that are stored as (in, out), where PEFT has no such variant; a linear alone is not."""
+    if model is None:
+        return adapter
     for site, m in adapter.at.items():
         if type(m) is type(adapter.method) and model.names.is_transposed(site.removesuffix(".weight")):
             raise Bad(
