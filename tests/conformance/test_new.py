@@ -125,7 +125,8 @@ def test_a_planted_mistake_is_found_where_it_is(language, tmp_path, monkeypatch,
     assert result.outcome == "FAIL"
     with pytest.raises(SystemExit) as ended:
         command_line(["verify", "bisect", name, "--case", "lora.forward.usual"])
-    assert ended.value.code == 1 and "\ndeparts at 2.low" in capsys.readouterr().out
+    beside = "; minipeft has no b" if language == "c" else ""  # which traces the bias too
+    assert ended.value.code == 1 and capsys.readouterr().out.endswith(f"\ndeparts at 2.low{beside}\n")
 
 
 # --- compiled programs read what they are given by themselves ---------------------------------------------------------
